@@ -1,0 +1,86 @@
+"""Turn conversations into ChatML segments. Knows no token ids.
+
+One turn becomes five segments, and only the marked ones are trained:
+
+    <|im_start|>   user\\n        1 + 1 = ?   <|im_end|>   \\n
+    <|im_start|>   assistant\\n   2.          <|im_end|>   \\n
+     control        text          text         control      text
+                                  ^ trained    ^ trained
+
+The renderer is the only place that decides what is trained. Everything after it copies the mark;
+nothing searches token ids for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from minimind.data.conversation import Message
+
+START = "<|im_start|>"
+END = "<|im_end|>"
+
+TrainOn = Literal["all", "last"]
+
+# The Jinja form of `render`, saved with every run so that other tools build the same prompt.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a rendered conversation, tokenized on its own.
+
+    Attributes:
+        text: the characters; for a control segment, the control token's name.
+        control: True if `text` is one control token rather than text.
+        weight: how much its tokens count in the loss; 0 means context only.
+    """
+
+    text: str
+    control: bool = False
+    weight: float = 0.0
+
+
+_OPEN = Segment(START, control=True)
+_CLOSE = Segment(END, control=True)
+_NEWLINE = Segment("\n")
+
+
+def render(messages: Sequence[Message], train_on: TrainOn = "all") -> list[Segment]:
+    """Render a whole conversation for training.
+
+    The assistant's content and the `<|im_end|>` that closes it carry the message's weight; all
+    else has weight 0. With `train_on="last"` only the last assistant message is trained.
+    """
+    last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
+    segments: list[Segment] = []
+    for index, message in enumerate(messages):
+        trained = message.role == "assistant" and (train_on == "all" or index == last)
+        weight = message.weight if trained else 0.0
+        segments += _header(message.role)
+        segments.append(Segment(message.content, weight=weight))
+        segments.append(Segment(END, control=True, weight=weight) if weight else _CLOSE)
+        segments.append(_NEWLINE)
+    return segments
+
+
+def render_prompt(messages: Iterable[Message]) -> list[Segment]:
+    """Render the messages and open the assistant's turn: what a model is given to answer.
+
+    For any conversation this is a prefix, segment by segment, of `render` at that turn.
+    """
+    segments: list[Segment] = []
+    for message in messages:
+        segments += [*_header(message.role), Segment(message.content), _CLOSE, _NEWLINE]
+    return segments + _header("assistant")
+
+
+def _header(role: str) -> list[Segment]:
+    return [_OPEN, Segment(role + "\n")]

@@ -1,0 +1,339 @@
+"""Keep Examples as flat arrays: in memory, or tokenized once to a folder and memory-mapped.
+
+    input_ids   row 0 ......|row 1 ...|row 2 ..........     uint16 or uint32
+    loss_mask   0000 1111 ..|...                            bool
+    table       12, ...     | 9, ...  | 19, ...             one ROW per row
+
+Knows no steps, no batches and no model.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minimind.data.chatml import TrainOn
+from minimind.data.conversation import Conversation, DataError, irregularities
+from minimind.data.masking import Example, Truncation, encode_conversations, truncate
+from minimind.data.reader import read_conversations
+from minimind.tokenizer import Tokenizer
+
+Array: TypeAlias = "npt.NDArray[Any]"
+
+FORMAT = 1  # raised whenever the same input would give other ids, masks or files
+BLOCK_ROWS = 2048
+OnBadRow = Literal["stop", "skip"]
+
+
+# One entry per row, beside the tokens.
+ROW = np.dtype(
+    [
+        ("length", "<u4"),  # tokens
+        ("inputs", "<u4"),  # tokens before the last trained one: what training reads
+        ("trained", "<u4"),  # trained tokens
+        ("key", "<u8"),  # equal for rows whose prompt is the same text; see `prompt_key_of`
+        ("file", "<u2"),  # index among the files
+        ("line", "<u4"),
+    ]
+)
+
+
+class Dataset(Sequence[Example]):
+    """A sequence of Examples over flat arrays.
+
+    Attributes:
+        table: (rows,) of ROW.
+        starts: (rows,) where each row begins in the flat arrays.
+    """
+
+    def __init__(
+        self, input_ids: Array, loss_mask: Array, weights: Array | None, table: Array
+    ) -> None:
+        self.input_ids, self.loss_mask, self.weights = input_ids, loss_mask, weights
+        self.table = table
+        lengths = table["length"].astype(np.int64)
+        self.starts: Array = np.cumsum(lengths) - lengths
+
+    @classmethod
+    def from_examples(cls, examples: Iterable[Example]) -> Dataset:
+        """Copy Examples into memory."""
+        rows = list(examples)
+        weighted = any(row.weights is not None for row in rows)
+        return cls(
+            _flat([row.input_ids for row in rows], np.uint32),
+            _flat([row.loss_mask for row in rows], np.bool_),
+            _flat([_weights(row) for row in rows], np.float32) if weighted else None,
+            np.array([_entry(row) for row in rows], ROW),
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        span = self._span(index)
+        weights = None if self.weights is None else self.weights[span].tolist()
+        return Example(self.input_ids[span].tolist(), self.loss_mask[span].tolist(), weights)
+
+    def select(self, rows: Array) -> Dataset:
+        """The same arrays, only these rows (indices or a mask)."""
+        out = copy.copy(self)
+        out.table, out.starts = self.table[rows], self.starts[rows]
+        return out
+
+    def split(self, fraction: float) -> tuple[Dataset, Dataset]:
+        """Split off about `fraction` of the rows by what their prompt says.
+
+        Rows with the same prompt go the same way, and a row's side doesn't depend on the others:
+        shuffling or appending rows moves none.
+        """
+        chosen = self.table["key"] < np.uint64(min(1.0, fraction) * (2**64 - 1))
+        return self.select(~chosen), self.select(chosen)
+
+    def without_prompts_of(self, other: Dataset) -> Dataset:
+        """Only the rows whose prompt doesn't stand in `other`."""
+        return self.select(~np.isin(self.table["key"], other.table["key"]))
+
+    def hash(self) -> str:
+        """SHA-256 over ids and masks of all rows, in order."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.input_ids[self._span(index)].astype("<u4").tobytes())
+            digest.update(self.loss_mask[self._span(index)].tobytes())
+        return digest.hexdigest()
+
+    def _span(self, index: int) -> slice:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index}: the dataset has {len(self)} rows")
+        start = int(self.starts[index])
+        return slice(start, start + int(self.table["length"][index]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOptions:
+    """How rows become Examples. All of it is part of the cache's key."""
+
+    max_length: int = 512
+    truncation: Truncation = "turns"
+    train_on: TrainOn = "all"
+    system: str | None = None
+    prompt_key: str | None = None
+    answer_key: str | None = None
+    on_bad_row: OnBadRow = "stop"
+
+
+@dataclass(kw_only=True, slots=True)
+class DataReport:
+    """What became of the rows of the files, by count."""
+
+    rows: int = 0  # legal rows read
+    kept: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)
+    turns: Counter[str] = field(default_factory=Counter)  # legal but unusual orders
+    bad: Counter[str] = field(default_factory=Counter)  # rejected rows by kind
+    unsupervised: int = 0  # dropped: nothing in them is trained
+    truncated: int = 0  # rows that lost trained tokens, dropped ones included
+    dropped_long: int = 0  # of these, rows of which nothing was left
+    tokens_lost: int = 0  # trained tokens lost to truncation
+    tokens: int = 0
+    trained: int = 0
+
+
+def build_dataset(
+    paths: Sequence[str | os.PathLike[str]],
+    tokenizer: Tokenizer,
+    options: DataOptions,
+    cache: Path | None = None,
+) -> tuple[Dataset, DataReport, Path]:
+    """Tokenize files once; the second time, map what the first time wrote.
+
+    The key is made of the files' content, the tokenizer and the options. Standard input has no
+    content yet when the key is made, so it is tokenized each time.
+
+    Args:
+        paths: JSONL, gzipped JSONL or JSON array files; "-" is standard input.
+        tokenizer: decides the ids.
+        options: how rows become Examples.
+        cache: folder of cached datasets; default `cache_directory()`.
+
+    Returns:
+        The dataset, what became of the rows, and the folder (with rejected.jsonl if rows were bad).
+
+    Raises:
+        DataError: a file or, unless `options.on_bad_row` is "skip", a row can't be used.
+    """
+    names = [os.fspath(path) for path in paths]
+    key = hashlib.sha256(
+        json.dumps([FORMAT, tokenizer.fingerprint, asdict(options), names]).encode()
+    )
+    for name in names:
+        key.update(_content_hash(name))
+    root = cache or cache_directory()
+    folder = root / key.hexdigest()[:32]
+    if "-" in names or not (folder / "report.json").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=root, prefix="building-"))
+        try:
+            _write(names, tokenizer, options, scratch)
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return *_read(folder), folder
+
+
+def cache_directory() -> Path:
+    """`$MINIMIND_CACHE`, or `minimind` in the user's cache folder."""
+    if named := os.environ.get("MINIMIND_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimind"
+
+
+def prompt_key_of(conversation: Conversation) -> int:
+    """64 bits of a hash over all that stands before the first answer, normalized.
+
+    Normalized: Unicode NFKC, case-folded, white space and punctuation left out, so that "Hi!" and
+    "hi" are one prompt. Rows without an answer use all their messages.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for message in conversation.messages:
+        if message.role == "assistant":
+            break
+        text = unicodedata.normalize("NFKC", message.content).casefold()
+        kept = "".join(character for character in text if character.isalnum())
+        digest.update(f"{message.role}\0{kept or text}\0".encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _content_hash(name: str) -> bytes:
+    digest = hashlib.sha256()
+    if name != "-":
+        with suppress(OSError), open(name, "rb") as file:  # the reader says what is wrong with it
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.digest()
+
+
+def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder: Path) -> None:
+    """Stream files through the data chain into flat arrays: memory doesn't grow with rows."""
+    report = DataReport()
+    with (
+        open(folder / "input_ids.bin", "wb") as ids,
+        open(folder / "loss_mask.bin", "wb") as masks,
+        open(folder / "weights.bin", "wb") as weights,
+        open(folder / "table.bin", "wb") as rows,
+        open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejected,
+    ):
+
+        def on_error(error: DataError) -> None:
+            report.bad[error.kind] += 1
+            entry = {"path": error.path, "line": error.line, "kind": error.kind}
+            entry |= {"fact": error.fact, "remedy": error.remedy, "excerpt": error.excerpt}
+            rejected.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+        conversations = read_conversations(
+            names,
+            prompt_key=options.prompt_key,
+            answer_key=options.answer_key,
+            system=options.system,
+            on_error=on_error if options.on_bad_row == "skip" else None,
+        )
+        weighted = False
+        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+        for sources, kept in _blocks(conversations, tokenizer, options, report):
+            _flat([row.input_ids for row in kept], dtype).tofile(ids)
+            _flat([row.loss_mask for row in kept], np.bool_).tofile(masks)
+            _flat([_weights(row) for row in kept], np.float32).tofile(weights)
+            weighted |= any(row.weights is not None for row in kept)
+            pairs = zip(kept, sources, strict=True)
+            table = [_entry(row, source, names.index(source.path)) for row, source in pairs]
+            np.array(table, ROW).tofile(rows)
+    if not weighted:
+        (folder / "weights.bin").unlink()
+    if not report.bad:
+        (folder / "rejected.jsonl").unlink()
+    head = {"dtype": dtype.__name__, "weighted": weighted, "report": asdict(report)}
+    (folder / "report.json").write_text(json.dumps(head, indent=1), encoding="utf-8")
+
+
+def _blocks(
+    conversations: Iterator[Conversation],
+    tokenizer: Tokenizer,
+    options: DataOptions,
+    report: DataReport,
+) -> Iterator[tuple[list[Conversation], list[Example]]]:
+    """Yield the rows that train, some thousand at a time, with their Examples; count all others."""
+    while block := list(islice(conversations, BLOCK_ROWS)):
+        sources: list[Conversation] = []
+        kept: list[Example] = []
+        whole = encode_conversations(block, tokenizer, train_on=options.train_on)
+        for conversation, full in zip(block, whole, strict=True):
+            report.rows += 1
+            report.shapes[conversation.shape] += 1
+            report.turns.update(irregularities(conversation))
+            wanted = sum(full.loss_mask)
+            if not wanted:
+                report.unsupervised += 1
+                continue
+            row = truncate(full, options.max_length, tokenizer, options.truncation)
+            trained = sum(row.loss_mask)
+            report.truncated += trained < wanted
+            report.tokens_lost += wanted - trained
+            if not trained:
+                report.dropped_long += 1
+                continue
+            report.kept += 1
+            report.tokens += len(row)
+            report.trained += trained
+            sources.append(conversation)
+            kept.append(row)
+        yield sources, kept
+
+
+def _weights(row: Example) -> Sequence[float]:
+    return row.loss_mask if row.weights is None else row.weights
+
+
+def _flat(parts: list[Sequence[Any]], dtype: npt.DTypeLike) -> Array:
+    return np.fromiter(chain.from_iterable(parts), dtype, sum(len(part) for part in parts))
+
+
+def _entry(row: Example, source: Conversation | None = None, file: int = 0) -> tuple[int, ...]:
+    """The row's ROW. Its first token is never trained: nothing stands before it."""
+    trained = [index for index, mark in enumerate(row.loss_mask) if mark and index]
+    key, line = (0, 0) if source is None else (prompt_key_of(source), source.line)
+    return len(row), trained[-1] if trained else 0, len(trained), key, file, line
+
+
+def _read(folder: Path) -> tuple[Dataset, DataReport]:
+    head = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    counts = head["report"]
+    for name in ("shapes", "turns", "bad"):
+        counts[name] = Counter(counts[name])
+    dataset = Dataset(
+        _map(folder / "input_ids.bin", head["dtype"]),
+        _map(folder / "loss_mask.bin", np.bool_),
+        _map(folder / "weights.bin", np.float32) if head["weighted"] else None,
+        _map(folder / "table.bin", ROW),
+    )
+    return dataset, DataReport(**counts)
+
+
+def _map(path: Path, dtype: npt.DTypeLike) -> Array:
+    if path.stat().st_size == 0:  # an empty file can't be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")

@@ -1,0 +1,66 @@
+"""Read plain text for pretraining and cut it into Examples. Knows no conversations.
+
+A text file is one document; in JSONL each row's "text" is one. Every token is trained, the first
+one predicted from <|endoftext|>, and <|endoftext|> is what ends the document:
+
+    document    Once upon a time ...
+    window 0    <|endoftext|> Once upon a          loss_mask 0 1 1 1
+    window 1    a time ... <|endoftext|>           loss_mask 0 1 1 1
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from minimind.data.conversation import DataError
+from minimind.data.masking import Example
+from minimind.tokenizer import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Yield a file's documents.
+
+    Raises:
+        DataError: a JSONL row without a "text" string, or bytes that aren't UTF-8.
+    """
+    try:
+        if path.suffix != ".jsonl":
+            yield path.read_text(encoding="utf-8")
+            return
+        with path.open(encoding="utf-8") as file:
+            for line, text in enumerate(file, 1):
+                if text.strip():
+                    yield _text_of(text, str(path), line)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "not_utf8", f"not UTF-8 text ({error.reason})", "convert it to UTF-8", str(path)
+        ) from error
+
+
+def encode_documents(
+    documents: Iterable[str], tokenizer: Tokenizer, max_length: int
+) -> Iterator[Example]:
+    """Cut documents into windows of at most `max_length` inputs; each token is trained once."""
+    end = tokenizer.encode_control(END_OF_TEXT)
+    for document in documents:
+        ids = [end, *tokenizer.encode(document), end]
+        for start in range(0, len(ids) - 1, max_length):
+            window = ids[start : start + max_length + 1]
+            yield Example(window, [False] + [True] * (len(window) - 1))
+
+
+def _text_of(line: str, path: str, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError("bad_json", f"not JSON ({error})", "mend the row", path, number) from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise DataError(
+            "no_text", 'no "text" string in the row', 'use {"text": "..."}', path, number, line[:80]
+        )
+    text: str = row["text"]
+    return text

@@ -1,0 +1,232 @@
+"""Plan optimizer steps over Examples and lay each step's rows end to end. Knows no model.
+
+The plan is a pure function of (lengths, seed, epoch, tokens per step): each epoch shuffles the rows
+and cuts their run into steps of equal tokens, at the row ends nearest to the equal cuts. A step is
+then cut into micro-batches: that changes neither its rows nor its loss, only how much memory it
+takes. There is no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minimind.data.dataset import Dataset
+from minimind.data.masking import Example
+
+IGNORE_INDEX = -100
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Many rows end to end; what a model is given at once.
+
+        row            a  a  a  b  b
+        input_ids      5  7  2  5  9
+        positions      0  1  2  0  1
+        labels       -100 2  8 -100 2     what each position must predict, already shifted
+        cu_seqlens     0        3     5
+        supervised        1  2     4      where labels isn't -100
+
+    A row's inputs end just before its last trained token: nothing later would be learned from.
+
+    Attributes:
+        input_ids: (T,) int64
+        positions: (T,) int64
+        labels: (T,) int64, IGNORE_INDEX where nothing is trained.
+        cu_seqlens: (rows + 1,) int32
+        supervised: (S,) int64 indices into labels.
+        weights: (S,) float32 loss factors, or None where all are 1.
+        lengths: tokens of each row, on the host.
+        max_seqlen: the largest of lengths.
+        num_supervised: S, on the host.
+        rows: each row's index among the examples.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    cu_seqlens: Tensor
+    supervised: Tensor
+    weights: Tensor | None
+    lengths: tuple[int, ...]
+    max_seqlen: int
+    num_supervised: int
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device; to CUDA from pinned memory, without waiting."""
+        if device.type == "cpu":
+            return self
+
+        def move(x: Tensor) -> Tensor:
+            return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            positions=move(self.positions),
+            labels=move(self.labels),
+            cu_seqlens=move(self.cu_seqlens),
+            supervised=move(self.supervised),
+            weights=None if self.weights is None else move(self.weights),
+        )
+
+
+class Steps(Sequence[list[Batch]]):
+    """The optimizer steps of a whole run; `steps[i]` builds the micro-batches of step i.
+
+    Indexing costs the same anywhere, so a run goes on where it stopped without reading what it had.
+    """
+
+    def __init__(
+        self, dataset: Dataset, tokens_per_step: int, tokens_per_batch: int, epochs: int, seed: int
+    ) -> None:
+        self.dataset = dataset
+        self.tokens_per_step, self.tokens_per_batch = tokens_per_step, tokens_per_batch
+        self.epochs, self.seed = epochs, seed
+        self.lengths = dataset.table["inputs"].astype(np.int64)
+        self.rows = np.flatnonzero(self.lengths)  # a row without a trained token has length 0
+        self.tokens_per_epoch = int(self.lengths.sum())
+        wanted = round(self.tokens_per_epoch / tokens_per_step)
+        self.steps_per_epoch = min(max(1, wanted), len(self.rows))
+        self._length = epochs * self.steps_per_epoch
+        self._planned: tuple[int, list[Ints]] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> list[Batch]:  # type: ignore[override]
+        rows = self.rows_of(index)
+        return [
+            make_batch(self.dataset, group)
+            for group in cut(rows, self.lengths[rows], self.tokens_per_batch)
+        ]
+
+    def first(self, count: int | None) -> Steps:
+        """Only the first `count` steps; None keeps all."""
+        if count is not None:
+            self._length = min(self._length, count)
+        return self
+
+    def rows_of(self, index: int) -> Ints:
+        """The rows that step `index` trains on."""
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"step {index}: the run has {len(self)} steps; use 0 to {len(self) - 1}"
+            )
+        epoch, step = divmod(index, self.steps_per_epoch)
+        if self._planned is None or self._planned[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            self._planned = epoch, _equal_parts(order, self.lengths[order], self.steps_per_epoch)
+        return self._planned[1][step]
+
+
+def make_steps(
+    examples: Iterable[Example],
+    *,
+    tokens_per_step: int,
+    tokens_per_batch: int | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+) -> Steps:
+    """Plan a run: every row with a trained token once per epoch, shuffled by seed and epoch.
+
+    Args:
+        examples: a Dataset, or Examples (copied into one).
+        tokens_per_step: tokens of one optimizer step, on average.
+        tokens_per_batch: tokens of one micro-batch, at most: bounds memory, changes nothing else.
+            Default: a whole step.
+        epochs: how often to go over all rows.
+        seed: decides the order.
+
+    Returns:
+        A sized sequence of steps, each a list of Batch.
+
+    Raises:
+        ValueError: no row has a trained token, a row is longer than `tokens_per_batch`, or a
+            number isn't positive.
+    """
+    dataset = examples if isinstance(examples, Dataset) else Dataset.from_examples(examples)
+    for name, number in (("tokens_per_step", tokens_per_step), ("epochs", epochs)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; use a positive number")
+    steps = Steps(dataset, tokens_per_step, 2**62, epochs, seed)
+    if not len(steps.rows):
+        raise ValueError(
+            f"none of {len(dataset)} rows has a trained token; "
+            "check that rows have an assistant message that fits into max_length"
+        )
+    longest = int(steps.lengths.max())
+    if tokens_per_batch is not None:
+        if longest > tokens_per_batch:
+            raise ValueError(
+                f"a row has {longest} tokens and tokens_per_batch is {tokens_per_batch}; "
+                f"raise tokens_per_batch to at least {longest} or lower max_length"
+            )
+        steps.tokens_per_batch = tokens_per_batch
+    return steps
+
+
+def make_batch(dataset: Dataset, rows: Ints) -> Batch:
+    """Lay rows end to end; each has at least one trained token."""
+    counts = dataset.table["inputs"][rows].astype(np.int64)
+    starts = dataset.starts[rows]
+    ends = np.cumsum(counts)
+    positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    source = np.repeat(starts, counts) + positions
+    trained = np.asarray(dataset.loss_mask[source + 1])
+    labels = np.where(trained, dataset.input_ids[source + 1].astype(np.int64), IGNORE_INDEX)
+    supervised = np.flatnonzero(trained)
+    weights = None if dataset.weights is None else dataset.weights[source[supervised] + 1]
+    return Batch(
+        input_ids=torch.from_numpy(dataset.input_ids[source].astype(np.int64)),
+        positions=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+        supervised=torch.from_numpy(supervised),
+        weights=None if weights is None else torch.from_numpy(np.array(weights)),
+        lengths=tuple(counts.tolist()),
+        max_seqlen=int(counts.max()),
+        num_supervised=len(supervised),
+        rows=tuple(rows.tolist()),
+    )
+
+
+def cut(rows: Ints, lengths: Ints, budget: int) -> list[Ints]:
+    """Cut rows into as few groups of at most `budget` tokens as a balanced greedy cut finds.
+
+    Each row, longest first, joins the group with the fewest tokens (Graham 1969, LPT).
+    """
+    for groups in range(max(1, -(-int(lengths.sum()) // budget)), len(rows) + 1):
+        loads = [0] * groups
+        members: list[list[int]] = [[] for _ in loads]
+        for index in np.argsort(-lengths, kind="stable"):
+            lightest = loads.index(min(loads))
+            loads[lightest] += int(lengths[index])
+            members[lightest].append(int(index))
+        if max(loads) <= budget:
+            return [rows[sorted(group)] for group in members]
+    raise AssertionError("a row longer than the budget was let through")
+
+
+def _equal_parts(order: Ints, lengths: Ints, parts: int) -> list[Ints]:
+    """Cut a run of rows into `parts` non-empty runs of about equal tokens."""
+    ends = np.cumsum(lengths)
+    targets = ends[-1] * np.arange(1, parts) / parts
+    cuts = np.searchsorted(ends - lengths / 2, targets)
+    # At least one row each: push cuts apart from the left, then from the right.
+    steps = np.arange(1, parts)
+    cuts = np.maximum.accumulate(np.maximum(cuts - steps, 0)) + steps
+    cuts = np.minimum(cuts, len(order) - parts + steps)
+    return np.split(order, cuts)

@@ -1,0 +1,364 @@
+"""Read and write a model directory in Hugging Face's layout. Knows no training and no unpickling.
+
+    config.json                 ModelConfig, token ids, dtype
+    model.safetensors           the weights (or shards that model.safetensors.index.json lists)
+    tokenizer.json, ...         the tokenizer's own files
+    tokenizer_config.json       also its own, with our chat template put in
+    chat_template.jinja         our chat template, where newer readers look
+    generation_config.json      where to stop
+
+Reading is strict: every weight the config asks for, in its shape, and no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minimind.data.chatml import CHAT_TEMPLATE
+from minimind.model.config import ModelConfig
+from minimind.model.transformer import Transformer
+from minimind.tokenizer import Tokenizer
+
+BASE = Path(__file__).parents[1] / "base"
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors spells them; the rest is quantized
+
+# What a hub repository is asked for: neither .bin files nor copies in other formats.
+_WANTED = [
+    "config.json",
+    "model*.safetensors",
+    _INDEX,
+    "tokenizer*",
+    "*.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+]
+
+
+def load(
+    path_or_name: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Transformer, Tokenizer]:
+    """Load a pretrained model and its tokenizer.
+
+        load()                                    the base that is part of this package
+        load("runs/sft-1")                        a directory
+        load("HuggingFaceTB/SmolLM2-135M")        a hub name, kept in Hugging Face's cache
+
+    Tokens of ChatML that the base lacks are added, each with the mean of the existing rows, and
+    a UserWarning says so.
+
+    Raises:
+        FileNotFoundError: no such directory or hub name, or a file is missing there.
+        ValueError: the config asks for what `Transformer` can't do, or the weights don't fit it.
+    """
+    directory = _locate(path_or_name)
+    config = ModelConfig.from_hf(
+        _read_json(directory / "config.json"), str(directory / "config.json")
+    )
+    tokenizer = Tokenizer.load(directory)
+    weights = _read_weights(directory, config, torch.device(device), dtype)
+    config = _fit_vocabulary(config, weights, tokenizer, directory)
+    with torch.device("meta"):  # shapes only: the weights read above become the parameters
+        model = Transformer(config)
+    model.load_state_dict(weights, assign=True)
+    return model, tokenizer
+
+
+def save(
+    directory: str | Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a directory that `load`, transformers, vLLM and llama.cpp's converter open.
+
+    The files are written beside their places and moved there at the end, the weights last, so
+    that a failure leaves an existing directory as it was. The chat template is always ours.
+
+    Args:
+        directory: is made if absent; what a model directory consists of is replaced in it.
+        model: may be wrapped by `torch.compile`.
+        tokenizer: the one it was trained with.
+        dtype: of the weights on disk; None keeps the model's.
+
+    Raises:
+        ValueError: the tokenizer has ids that the model has no rows for.
+        FileExistsError: the directory holds a sharded model, which one file can't replace.
+    """
+    directory = Path(directory)
+    config = model.config
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model rows for "
+            f"{config.vocab_size}; save the tokenizer that was loaded with the model"
+        )
+    if (directory / _INDEX).exists():
+        raise FileExistsError(
+            f"{directory}: holds a sharded model, and some readers would go on reading its shards; "
+            "save to another directory"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or model.head_weight.dtype
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as name:
+        staging = Path(name)
+        tokenizer.save(staging)
+        _write_chat_template(staging, tokenizer, directory)
+        _write_json(staging / "config.json", _config_json(config, tokenizer, dtype))
+        _write_json(staging / "generation_config.json", _generation_json(tokenizer))
+        weights = {
+            _plain_name(key): value.detach().to("cpu", dtype).contiguous()
+            for key, value in model.state_dict().items()
+        }
+        # One file whatever its size: every reader maps it, and a tied head was never in the dict.
+        save_file(weights, staging / _WEIGHTS, metadata={"format": "pt"})
+        shutil.copymode(staging / "config.json", staging / _WEIGHTS)  # safetensors says 0600
+        for file in sorted(staging.iterdir(), key=lambda file: file.name == _WEIGHTS):
+            os.replace(file, directory / file.name)
+
+
+# Finding
+
+
+def _locate(path_or_name: str | Path | None) -> Path:
+    if path_or_name is None:
+        return BASE
+    path = Path(path_or_name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FileNotFoundError(f"{path_or_name}: is a file; give the model's directory")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path_or_name)):
+        return _download(str(path_or_name))
+    raise FileNotFoundError(
+        f"{path_or_name}: no such directory; give a model directory or a hub name like org/model"
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and seldom needed
+
+    try:
+        # Asks the hub for the newest version; offline (HF_HUB_OFFLINE=1) it takes the cache's.
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (OSError, ValueError) as error:  # all of the hub's errors are one of the two
+        fact = str(error).strip().splitlines() or [type(error).__name__]
+        raise FileNotFoundError(
+            f"{name}: no such directory, and no such model on the hub or in its cache "
+            f"({fact[0]}); check the name and the connection"
+        ) from error
+
+
+# Reading
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.parent}: no {path.name}; give a directory in Hugging Face's layout"
+        )
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); fetch the file again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds no JSON object; fetch the file again")
+    return value
+
+
+def _read_weights(
+    directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Every parameter under its name; the files' headers are checked before a tensor is read."""
+    with torch.device("meta"):
+        expected = {key: value.shape for key, value in Transformer(config).state_dict().items()}
+    with ExitStack() as stack:
+        sources = {}  # plain name -> (open file, name in the file)
+        for path in _weight_files(directory):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{path}: not a whole safetensors file ({error}); fetch it again"
+                ) from None
+            for key in file.keys():  # noqa: SIM118  # not a dict
+                name = _plain_name(key)
+                if name in sources:
+                    raise ValueError(f"{path}: {name} is there twice; keep one of the two")
+                sources[name] = file, key
+        extra_head = config.tie_word_embeddings and _HEAD in sources
+        found = {}
+        for name, (file, key) in sources.items():
+            # Old Llama files hold the rotary frequencies; they are computed here.
+            if name.endswith("rotary_emb.inv_freq") or (extra_head and name == _HEAD):
+                continue
+            header = file.get_slice(key)
+            found[name] = torch.Size(header.get_shape()), header.get_dtype()
+        _check(expected, found, directory)
+        if extra_head and not torch.equal(*(_tensor(*sources[n]) for n in (_HEAD, _EMBEDDING))):
+            raise ValueError(
+                f"{directory}: {_HEAD} differs from {_EMBEDDING}, but config.json ties them; "
+                "set tie_word_embeddings to false to keep both"
+            )
+        # A copy, never a view of the file: what happens to the file later is no concern of ours.
+        return {name: _tensor(*sources[name]).to(device, dtype, copy=True) for name in expected}
+
+
+def _tensor(file: safe_open, key: str) -> Tensor:
+    tensor = file.get_tensor(key)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The single file where there is one, as transformers prefers, else the shards."""
+    if (directory / _WEIGHTS).is_file():
+        return [directory / _WEIGHTS]
+    index = directory / _INDEX
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index}: has no weight_map; fetch the file again")
+        shards = sorted({str(shard) for shard in weight_map.values()})
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise ValueError(f"{index}: names {shard!r}; a shard lies in the same directory")
+            if not (directory / shard).is_file():
+                raise FileNotFoundError(f"{directory}: no {shard}, which {_INDEX} lists; fetch it")
+        return [directory / shard for shard in shards]
+    pickles = sorted(file for end in ("bin", "pth", "pt") for file in directory.glob(f"*.{end}"))
+    if pickles:
+        raise FileNotFoundError(
+            f"{directory}: only {pickles[0].name}, a pickle, which could run any code; "
+            f"turn it into safetensors:\n{_conversion(pickles[0])}"
+        )
+    raise FileNotFoundError(f"{directory}: no {_WEIGHTS}; give a directory that holds weights")
+
+
+def _conversion(pickle: Path) -> str:
+    """A command that rewrites a pickle of tensors, without running what it may hold."""
+    return (
+        'python -c "import sys, torch; from safetensors.torch import save_file; '
+        "save_file({k: v.clone() for k, v in torch.load(sys.argv[1], weights_only=True, "
+        f"map_location='cpu').items()}}, sys.argv[2])\" '{pickle}' '{pickle.parent / _WEIGHTS}'"
+    )
+
+
+def _plain_name(key: str) -> str:
+    """Without the marks of torch.compile (`_orig_mod`) and of DDP (`module`)."""
+    return ".".join(part for part in key.split(".") if part not in ("_orig_mod", "module"))
+
+
+def _check(
+    expected: Mapping[str, torch.Size],
+    found: Mapping[str, tuple[torch.Size, str]],
+    directory: Path,
+) -> None:
+    """Say everything that doesn't fit in one error."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    for name, (shape, dtype) in found.items():
+        if name not in expected:
+            problems.append(f"{name} is unexpected")
+        elif shape != expected[name]:
+            problems.append(f"{name} is {list(shape)}, not {list(expected[name])}")
+        elif dtype not in _FLOATS:
+            problems.append(f"{name} holds {dtype}, not floating-point numbers")
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        listed = "".join(f"\n    {line}" for line in problems[:10] + more)
+        raise ValueError(
+            f"{directory}: {len(problems)} of its weights don't fit its config.json; use the two "
+            f"files of one model{listed}"
+        )
+
+
+def _fit_vocabulary(
+    config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, directory: Path
+) -> ModelConfig:
+    """Give the ChatML tokens that the tokenizer had to add their rows, and say so."""
+    ids = {tokenizer.encode_control(token) for token in tokenizer.added_chatml}
+    new = range(config.vocab_size, tokenizer.vocab_size)
+    if not ids.issuperset(new):
+        raise ValueError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size - len(ids & set(new))} ids and "
+            f"the model rows for {config.vocab_size}; use the two of one model"
+        )
+    for name in (_EMBEDDING, _HEAD):
+        if new and name in weights:
+            rows = weights[name]
+            mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
+            weights[name] = torch.cat([rows, mean.expand(len(new), -1)])
+    if tokenizer.notice:
+        rows = f"; {len(new)} rows were added, each the mean of the others" if new else ""
+        warnings.warn(
+            f"{directory}: {tokenizer.notice}{rows}. They mean nothing before training",
+            stacklevel=3,
+        )
+    return dataclasses.replace(config, vocab_size=config.vocab_size + len(new))
+
+
+# Writing
+
+
+def _config_json(
+    config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype
+) -> dict[str, object]:
+    dtype_name = str(dtype).removeprefix("torch.")
+    return {
+        **config.to_hf(),
+        # Named even where null: Llama's defaults in transformers are 1 and 2.
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.end_id,
+        "pad_token_id": tokenizer.pad_id,
+        "torch_dtype": dtype_name,  # transformers before 4.56
+        "dtype": dtype_name,
+    }
+
+
+def _generation_json(tokenizer: Tokenizer) -> dict[str, object]:
+    """Where to stop, and nothing of how to sample: that was the base's, for the base."""
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _write_chat_template(staging: Path, tokenizer: Tokenizer, directory: Path) -> None:
+    """Put our template in both places where readers look: its own file, and the tokenizer's."""
+    template = ("{{ bos_token }}" if tokenizer.bos_id is not None else "") + CHAT_TEMPLATE
+    if tokenizer.had_chat_template not in (None, template):
+        warnings.warn(
+            f"{directory}: the base's own chat template is replaced; the model is trained with "
+            "plain ChatML, without a system prompt that no one asked for",
+            stacklevel=3,
+        )
+    (staging / "chat_template.jinja").write_text(template, encoding="utf-8")  # transformers 5
+    path = staging / "tokenizer_config.json"  # transformers 4 and llama.cpp's converter
+    _write_json(path, _read_json(path) | {"chat_template": template})
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,306 @@
+"""A decoder of the Llama, Qwen2 and Qwen3 families on flat tokens. Knows no text and no loss.
+
+Parameter names are Hugging Face's, so a state dict is a checkpoint. Tokens come as one flat run of
+documents, without padding; linear layers don't see where one ends, attention does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from minimind.model.attention import Documents, packed_attention
+from minimind.model.cache import KVCache
+from minimind.model.config import ModelConfig
+from minimind.model.rope import inverse_frequencies
+
+# Shape letters: T tokens of all documents, C hidden size, V vocabulary, H query heads,
+# K key/value heads, D head dimension.
+
+# (layer, q, k, v) -> attended; what the queries may see is the caller's choice.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+LayerAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Transformer(nn.Module):
+    """The whole model: `model.*` is the decoder, `lm_head` the product with the vocabulary.
+
+    A tied head has no parameter of its own; `head_weight` is the embedding then.
+
+    Source: the modeling files of Llama, Qwen2 and Qwen3 in transformers, for names and formulas.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C) the matrix whose product with a hidden state gives the logits."""
+        tied = self.config.tie_word_embeddings
+        weight = self.model.embed_tokens.weight if tied else self.lm_head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_weight.device
+
+    def initialize(self, seed: int = 0, std: float = 0.02) -> Transformer:
+        """Fill with fresh weights: normal, the layers' output projections scaled down by depth.
+
+        Source: GPT-2 (Radford et al. 2019, section 2.3) for the scaling by depth.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        by_depth = (2 * self.config.num_hidden_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 1:
+                nn.init.ones_(parameter)
+            else:
+                scale = by_depth if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                nn.init.normal_(parameter, std=std * scale, generator=generator)
+        return self
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        documents: Documents,
+        select: Tensor | None = None,
+        activation_checkpointing: bool = False,
+    ) -> Tensor:
+        """Read documents and return the states that the head turns into logits.
+
+        Args:
+            input_ids: (T,) int64
+            positions: (T,) int64, each document's own, from 0.
+            documents: where each document ends.
+            select: (S,) the positions in the flat run whose states are wanted; None for all. What
+                the last layer does for other positions alone isn't computed.
+            activation_checkpointing: compute each layer again in the backward pass, to save memory.
+
+        Returns:
+            (T, C), or (S, C) with `select`.
+        """
+        attend = partial(packed_attention, documents)
+        states: Tensor = self.model(input_ids, positions, attend, select, activation_checkpointing)
+        return states
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Score every next token of a rectangular batch, causally.
+
+        Args:
+            input_ids: (batch, tokens) int64
+
+        Returns:
+            (batch, tokens, V)
+        """
+        rows, tokens = input_ids.shape
+        documents = Documents.of([tokens] * rows, input_ids.device)
+        positions = torch.arange(tokens, device=input_ids.device).repeat(rows)
+        states = self.hidden_states(input_ids.reshape(-1), positions, documents)
+        return F.linear(states, self.head_weight).view(rows, tokens, -1)
+
+    def prefill(self, prompts: list[Tensor], cache: KVCache) -> Tensor:
+        """Read one prompt per row into an empty cache.
+
+        Returns:
+            (rows, V) logits of the token that follows each prompt.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        documents = Documents.of(lengths, self.device)
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
+        last = documents.cu_seqlens[1:].long() - 1
+        attend = partial(cache.attend_prompts, documents)
+        states = self.model(torch.cat(prompts), positions, attend, select=last)
+        cache.advance(lengths)
+        return F.linear(states, self.head_weight)
+
+    def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Read one more token per row.
+
+        Args:
+            input_ids: (rows,)
+            cache: holds everything before.
+
+        Returns:
+            (rows, V) logits of the token that follows.
+        """
+        cache.begin_token()
+        states = self.model(input_ids, cache.next_positions, cache.attend_token)
+        cache.advance([1] * len(input_ids))
+        return F.linear(states, self.head_weight)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm. Named `model` inside `Transformer`, as in Hugging Face."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.config = config
+        self._frequencies: dict[torch.device, tuple[Tensor, float]] = {}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        select: Tensor | None = None,
+        activation_checkpointing: bool = False,
+    ) -> Tensor:
+        """See `Transformer.hidden_states`."""
+        x = self.embed_tokens(input_ids)  # (T, C)
+        cos, sin = self.rotation(positions)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            arguments = (x, cos, sin, partial(attend, index), select if index == last else None)
+            if activation_checkpointing:
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+        out: Tensor = self.norm(x)
+        return out
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(T,) positions -> cos and sin, each (T, 1, D/2) float32: a float16 angle would be wrong."""
+        device = positions.device
+        if (
+            device not in self._frequencies
+        ):  # not a buffer: it is no weight, and never half precision
+            frequencies, scaling = inverse_frequencies(self.config)
+            self._frequencies[device] = frequencies.to(device), scaling
+        frequencies, scaling = self._frequencies[device]
+        angles = positions[:, None, None] * frequencies
+        return angles.cos() * scaling, angles.sin() * scaling
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then a gated MLP, each on a normalized copy and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, select: Tensor | None
+    ) -> Tensor:
+        """(T, C) -> (T, C), or (S, C) at the selected positions."""
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, attend, select)
+        x = (x if select is None else x.index_select(0, select)) + attended
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, and q/k norm or biases where the config has them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, head_dim = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = nn.Linear(width, heads * head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(heads * head_dim, width, bias=config.o_bias)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
+        self.head_dim = head_dim
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, select: Tensor | None
+    ) -> Tensor:
+        """(T, C) -> (T, C), or (S, C) at the selected positions."""
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, H, D)
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, D)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, D)
+        q = rotate(self.q_norm(q), cos, sin)
+        k = rotate(self.k_norm(k), cos, sin)
+        attended = attend(q.to(v.dtype), k.to(v.dtype), v).flatten(1)  # (T, H * D)
+        if select is not None:
+            attended = attended.index_select(0, select)
+        out: Tensor = self.o_proj(attended)
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, C) -> (T, C)"""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class RMSNorm(nn.Module):
+    """Scale to unit root mean square, times a weight. Source: Zhang & Sennrich 2019, 1910.07467."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)"""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle. Source: Su et al., 2104.09864.
+
+    Args:
+        x: (T, heads, D)
+        cos: (T, 1, D/2)
+        sin: (T, 1, D/2)
+    """
+    out: Tensor = _Rotate.apply(x, cos, sin)
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the rotation back: nothing of x needs to be kept."""
+
+    @staticmethod
+    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(
+            x.dtype
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, cos, sin = inputs
+        ctx.save_for_backward(cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        cos, sin = ctx.saved_tensors
+        return _Rotate.forward(grad, cos, -sin), None, None

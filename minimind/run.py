@@ -1,0 +1,307 @@
+"""Drive a training run: bar, metrics, validation, checkpoints. Shared by commands.
+
+    runs/NAME-1/
+        config.json, model.safetensors, ...   the best weights: a Hugging Face folder
+        last/                    the last weights, likewise
+        checkpoints/             what --resume goes on from
+        metrics.jsonl run.json   what happened, and with which options and versions
+
+Knows no rows and no arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from tqdm import tqdm
+
+from minimind.data.packing import Batch, Steps
+from minimind.model.attention import Documents
+from minimind.model.pretrained import save
+from minimind.model.transformer import Transformer
+from minimind.tokenizer import Tokenizer
+from minimind.training.checkpoint import load_checkpoint, save_checkpoint
+from minimind.training.loop import StepResult, TrainConfig, TrainState, train
+from minimind.training.loss import token_losses
+from minimind.training.precision import Precision, autocast
+from minimind.version import __version__
+
+
+class TrainingError(RuntimeError):
+    """A run that can't go on; the last checkpoint is intact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run needs besides the model and the steps.
+
+    Attributes:
+        out: the run's folder; it exists.
+        validation: batches to measure the loss on, none for no validation.
+        eval_every: steps between two validations.
+        save_every: steps between two checkpoints, 0 for none before the end.
+        save_dtype: of the weights written for use; checkpoints are float32 always.
+        identity: what a checkpoint must agree with to be gone on from.
+        say: prints a line.
+        max_minutes: stop between two steps after this long, with a checkpoint.
+    """
+
+    out: Path
+    validation: list[Batch]
+    eval_every: int
+    save_every: int
+    save_dtype: torch.dtype
+    identity: dict[str, Any]
+    say: Callable[[str], None]
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        steps: optimizer steps done in all.
+        first_loss, best_loss, last_loss: validation loss before, at its best, at the end; None
+            without validation data.
+        best_step: where the best was.
+        finished: False if it stopped before its last step.
+        supervised_per_second: over the training of this call, validation and saving left out.
+    """
+
+    steps: int
+    first_loss: float | None
+    best_loss: float | None
+    last_loss: float | None
+    best_step: int
+    finished: bool
+    supervised_per_second: float
+
+
+def fit(
+    model: Transformer, tokenizer: Tokenizer, steps: Steps, config: TrainConfig, run: Run
+) -> Outcome:
+    """Train to the end of `steps` from the newest checkpoint of `run.out`, or from the beginning.
+
+    Raises:
+        TrainingError: the loss isn't finite, or a checkpoint belongs to another run.
+    """
+    state = TrainState(model, config)
+    history = _resume(model, state, run)
+    started = time.monotonic()
+    training_seconds, supervised = 0.0, 0
+    deadline = math.inf if run.max_minutes is None else started + 60 * run.max_minutes
+    with _Metrics(run.out / "metrics.jsonl", state.step) as metrics:
+
+        def validate() -> None:
+            loss = validation_loss(model, run.validation, state.precision)
+            metrics.write({"step": state.step, "validation_loss": loss})
+            history.add(state.step, loss)
+            if history.best_step == state.step:
+                save(run.out, model, tokenizer, run.save_dtype)
+
+        if run.validation and not history.steps:
+            validate()
+        bar = tqdm(
+            _timed(train(model, steps, config, state)),
+            total=len(steps),
+            initial=state.step,
+            unit="step",
+            dynamic_ncols=True,
+        )
+        for result, seconds in bar:
+            loss = float(result.loss)
+            if not math.isfinite(loss):
+                raise TrainingError(_not_finite(result, loss, run))
+            supervised += result.supervised
+            training_seconds += seconds
+            metrics.write(_line(result, loss, seconds))
+            bar.set_postfix_str(
+                f"loss {loss:.3f}, lr {result.learning_rate:.1e}, "
+                f"{supervised / training_seconds:,.0f} supervised tokens/s"
+            )
+            last = result.step == len(steps)
+            if run.validation and (last or result.step % run.eval_every == 0):
+                validate()
+                bar.write(
+                    f"step {result.step}: validation loss {history.losses[-1]:.4f}", sys.stderr
+                )
+            stopping = time.monotonic() > deadline
+            if last or stopping or (run.save_every and result.step % run.save_every == 0):
+                extra = {"identity": run.identity, "steps": history.steps, "losses": history.losses}
+                save_checkpoint(run.out / "checkpoints", model, state, extra)
+            if stopping:
+                break
+        bar.close()
+
+    save(run.out / "last", model, tokenizer, run.save_dtype)
+    if not run.validation:
+        save(run.out, model, tokenizer, run.save_dtype)
+    return Outcome(
+        steps=state.step,
+        first_loss=history.losses[0] if history.losses else None,
+        best_loss=min(history.losses, default=None),
+        last_loss=history.losses[-1] if history.losses else None,
+        best_step=history.best_step if history.losses else state.step,
+        finished=state.step == len(steps),
+        supervised_per_second=supervised / training_seconds if training_seconds else 0.0,
+    )
+
+
+def validation_loss(model: Transformer, batches: list[Batch], precision: Precision) -> float:
+    """The mean loss per supervised token over batches, whatever their cut."""
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad(), autocast(precision, model.device):
+        for host in batches:
+            batch = host.to(model.device)
+            documents = Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen)
+            states = model.hidden_states(
+                batch.input_ids, batch.positions, documents, select=batch.supervised
+            )
+            labels = batch.labels.index_select(0, batch.supervised)
+            losses = token_losses(states, model.head_weight, labels, batch.weights)
+            total += float(losses.double().sum())
+            count += batch.num_supervised
+    model.train()
+    return total / count
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: the device isn't there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"device {name}: {first_line}; use auto, cpu or cuda") from error
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what isn't in half precision anyway
+    return device
+
+
+def new_folder(name: str, root: Path = Path("runs")) -> Path:
+    """The first of runs/NAME-1, runs/NAME-2, ... that isn't there."""
+    number = 1
+    while (root / f"{name}-{number}").exists():
+        number += 1
+    return root / f"{name}-{number}"
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides data and options."""
+    found = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
+    names = ("torch", "tokenizers", "safetensors", "numpy")
+    return {"minimind": __version__} | found | {name: version(name) for name in names}
+
+
+def peak_memory() -> str:
+    """The most memory this process has held, on the GPU too where there is one."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
+    peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"
+    if torch.cuda.is_available():
+        peak += f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
+    return peak
+
+
+class _History:
+    """Validation losses so far."""
+
+    def __init__(self, steps: list[int], losses: list[float]) -> None:
+        self.steps, self.losses = steps, losses
+
+    def add(self, step: int, loss: float) -> None:
+        self.steps.append(step)
+        self.losses.append(loss)
+
+    @property
+    def best_step(self) -> int:
+        return self.steps[self.losses.index(min(self.losses))]
+
+
+class _Metrics:
+    """metrics.jsonl, without lines of steps that will be done again."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n") and step and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> _Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, values: dict[str, float]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+
+def _resume(model: Transformer, state: TrainState, run: Run) -> _History:
+    extra, passed_over = load_checkpoint(run.out / "checkpoints", model, state)
+    for sentence in passed_over:
+        run.say(sentence)
+    if extra is None:
+        return _History([], [])
+    for name, value in run.identity.items():
+        if extra["identity"].get(name) != value:
+            raise TrainingError(
+                f"{run.out}: its checkpoint was trained with {name} "
+                f"{extra['identity'].get(name)}, this run has {value}; "
+                "use the same data and options, or another --out"
+            )
+    run.say(f"going on from step {state.step}")
+    return _History(extra["steps"], extra["losses"])
+
+
+def _timed(results: Iterator[StepResult]) -> Iterator[tuple[StepResult, float]]:
+    """Each result with the seconds its step took, the caller's own work left out."""
+    while True:
+        start = time.perf_counter()
+        result = next(results, None)
+        if result is None:
+            return
+        float(result.loss)  # on CUDA, wait for the step
+        yield result, time.perf_counter() - start
+
+
+def _line(result: StepResult, loss: float, seconds: float) -> dict[str, float]:
+    return {
+        "step": result.step,
+        "loss": loss,
+        "learning_rate": result.learning_rate,
+        "grad_norm": float(result.grad_norm),
+        "tokens": result.tokens,
+        "supervised": result.supervised,
+        "seconds": round(seconds, 4),
+    }
+
+
+def _not_finite(result: StepResult, loss: float, run: Run) -> str:
+    rows = ", ".join(str(row) for row in result.rows[:20])
+    return (
+        f"step {result.step}: the loss is {loss}; its rows are {rows}. Lower --learning-rate "
+        f"or use --precision fp32; checkpoints in {run.out} are from before it"
+    )

@@ -1,0 +1,331 @@
+"""`python -m minimind.sft data.jsonl`: fine-tune a model on conversations, from rows to answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from minimind.data.conversation import DataError
+from minimind.data.dataset import DataOptions, Dataset, build_dataset
+from minimind.data.packing import Batch, Steps, make_steps
+from minimind.model.pretrained import load
+from minimind.run import (
+    Outcome,
+    Run,
+    TrainingError,
+    choose_device,
+    fit,
+    new_folder,
+    peak_memory,
+    versions,
+)
+from minimind.sampler import generate
+from minimind.summary import loss_plot, model_card, prompt_of, show_row, summarize
+from minimind.tokenizer import Tokenizer
+from minimind.training.loop import TrainConfig
+
+CONVERSATIONS_PER_STEP = 16  # the guide's batch size
+BASE_LEARNING_RATE = 1e-3  # for the embedded base: measured, see benchmarks/RESULTS.md
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTOptions:
+    """Fine-tune a pretrained model on a file of conversations.
+
+    Exit codes: 0 done, 1 the run failed, 2 a wrong option, 3 data that can't be used,
+    130 interrupted (--resume goes on).
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
+    model: str | None = None
+    """A Hugging Face folder or hub name to start from; default: the small embedded base."""
+    out: Path | None = None
+    """The run's folder; default: a new runs/NAME-N."""
+    epochs: int = 10
+    """How often to go over all rows."""
+    max_steps: int | None = None
+    """Stop the schedule after this many optimizer steps, whatever --epochs says."""
+    limit: int | None = None
+    """Use only the first rows, this many."""
+    tokens_per_step: int | None = None
+    """Tokens of one optimizer step; default: 16 times the data's mean row."""
+    tokens_per_batch: int = 4096
+    """Tokens in memory at once, at most; bounds memory, changes nothing else."""
+    val_data: str | None = None
+    """A file of conversations to validate on; rows with its prompts are left out of training."""
+    val_fraction: float = 0.05
+    """Share of the rows to validate on, chosen by their prompt's text; 0 for none."""
+    eval_every: int | None = None
+    """Steps between two validations; default: an epoch."""
+    save_every: int | None = None
+    """Steps between two checkpoints; default: an epoch."""
+    save_dtype: Annotated[str, tyro.conf.arg(metavar="{fp32,bf16}")] = "fp32"
+    """Type of the weights written for use: fp32 or bf16."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Decides the order of rows."""
+    resume: bool = False
+    """Go on from the newest checkpoint of --out, or begin if it has none."""
+    overwrite: bool = False
+    """Delete what is in --out first."""
+    dry_run: bool = False
+    """Print what would be trained, and stop."""
+    config: Path | None = None
+    """A JSON file of options, by their names; options on the command line go first."""
+    data: Annotated[DataOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=DataOptions)
+    training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "tokens_per_batch", "max_steps", "limit", "tokens_per_step")
+        for name in (*positive, "eval_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; use a positive number")
+        if not self.files:
+            raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
+        if self.save_dtype not in ("fp32", "bf16"):
+            raise ValueError(f"--save-dtype is {self.save_dtype}; use fp32 or bf16")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on and --overwrite deletes; use one of them")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs --out, the folder of the run to go on with")
+
+
+def run(options: SFTOptions) -> None:
+    """Prepare, show what will be trained, train, and answer a few validation prompts."""
+    device = choose_device(options.device)
+    name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
+    out = options.out or new_folder(name)
+    _check_folder(out, options)
+    model, tokenizer = load(options.model)
+    dataset, report, folder = build_dataset(options.files, tokenizer, options.data)
+    if options.limit:
+        dataset = dataset.select(torch.arange(min(options.limit, len(dataset))).numpy())
+    training, validation = _split(dataset, tokenizer, options)
+    steps = _plan(training, options)
+
+    print("\n".join(summarize(report, training, validation, steps)))
+    print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
+    if options.dry_run:
+        return
+
+    _prepare_folder(out, options)
+    rejected = folder / "rejected.jsonl"
+    if rejected.exists():
+        shutil.copy(rejected, out / rejected.name)
+    print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
+    model.to(device)
+    per_epoch = min(steps.steps_per_epoch, len(steps))
+    identity = {
+        "data": training.hash(),
+        "tokenizer": tokenizer.fingerprint,
+        "tokens per step": steps.tokens_per_step,
+        "seed": options.seed,
+        "training options": json.loads(json.dumps(asdict(options.training))),
+    }
+    outcome = fit(
+        model,
+        tokenizer,
+        steps,
+        options.training,
+        Run(
+            out=out,
+            validation=_validation_batches(validation, options),
+            eval_every=options.eval_every or per_epoch,
+            save_every=options.save_every or per_epoch,
+            save_dtype=torch.bfloat16 if options.save_dtype == "bf16" else torch.float32,
+            identity=identity,
+            say=print,
+        ),
+    )
+    _record(out, options, identity, outcome)
+    _report(out, outcome)
+    _answer_some(out, validation if len(validation) else training, device)
+    print(f"\nchat with it:\n    python -m minimind.chat --model {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
+    _speak_utf8()
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        return _fail(EXIT_USAGE, error)
+    try:
+        run(options)
+    except DataError as error:
+        return _fail(EXIT_DATA, error)
+    except FileExistsError as error:
+        return _fail(EXIT_USAGE, error)
+    except TrainingError as error:
+        return _fail(EXIT_FAILED, error)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        remedy = f"out of memory with --tokens-per-batch {options.tokens_per_batch}; halve it, "
+        return _fail(EXIT_FAILED, f"{remedy}or use --activation-checkpointing ({error})")
+    except (ValueError, OSError) as error:
+        return _fail(EXIT_FAILED, error)
+    except KeyboardInterrupt:
+        return _fail(
+            EXIT_INTERRUPTED, "interrupted; the same command with --out and --resume goes on"
+        )
+    return EXIT_OK
+
+
+def parse(argv: list[str]) -> SFTOptions:
+    """Options from the command line, those of a --config file first.
+
+    Raises:
+        ValueError: a value or a combination that can't be, or an unreadable --config.
+        SystemExit: 0 for --help, 2 for an unknown option or a value of the wrong kind.
+    """
+    argv = [*_config_arguments(argv), *argv]
+    options = tyro.cli(SFTOptions, args=argv, prog="python -m minimind.sft")
+    if options.model is None and not any(a.startswith("--learning-rate") for a in argv):
+        faster = replace(options.training, learning_rate=BASE_LEARNING_RATE)
+        options = replace(options, training=faster)
+    return options
+
+
+def _config_arguments(argv: list[str]) -> list[str]:
+    """Spell a --config file's options as arguments, so that they are checked like them."""
+    named = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--config"]
+    named += [a.partition("=")[2] for a in argv if a.startswith("--config=")]
+    arguments: list[str] = []
+    for path in named:
+        try:
+            options = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--config {path}: {error}; use a JSON object of options") from error
+        if not isinstance(options, dict):
+            raise ValueError(f'--config {path}: not a JSON object; use {{"epochs": 3}}')
+        for name, value in options.items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(f"--{option}" if value else f"--no-{option}")
+            elif value is not None:
+                values = value if isinstance(value, list) else [value]
+                arguments += [f"--{option}", *(str(v) for v in values)]
+    return arguments
+
+
+def _check_folder(out: Path, options: SFTOptions) -> None:
+    if out.exists() and any(out.iterdir()) and not (options.resume or options.overwrite):
+        raise FileExistsError(
+            f"{out} exists and isn't empty; --resume goes on with it, --overwrite deletes it, "
+            "or name another --out"
+        )
+
+
+def _prepare_folder(out: Path, options: SFTOptions) -> None:
+    if options.overwrite and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _split(dataset: Dataset, tokenizer: Tokenizer, options: SFTOptions) -> tuple[Dataset, Dataset]:
+    """Training and validation rows; no prompt stands in both."""
+    if options.val_data is None:
+        return dataset.split(options.val_fraction)
+    validation, _, _ = build_dataset([options.val_data], tokenizer, options.data)
+    training = dataset.without_prompts_of(validation)
+    if removed := len(dataset) - len(training):
+        print(f"{removed} rows left out of training: their prompts stand in {options.val_data}")
+    return training, validation
+
+
+def _plan(training: Dataset, options: SFTOptions) -> Steps:
+    if not len(training):
+        raise ValueError("no row is left to train on; check the data, --val-data and --max-length")
+    mean = float(training.table["inputs"].mean())
+    return make_steps(
+        training,
+        tokens_per_step=options.tokens_per_step or math.ceil(CONVERSATIONS_PER_STEP * mean),
+        tokens_per_batch=max(options.tokens_per_batch, options.data.max_length),
+        epochs=options.epochs,
+        seed=options.seed,
+    ).first(options.max_steps)
+
+
+def _validation_batches(validation: Dataset, options: SFTOptions) -> list[Batch]:
+    if not len(validation):
+        return []
+    budget = max(options.tokens_per_batch, options.data.max_length)
+    return make_steps(validation, tokens_per_step=2**40, tokens_per_batch=budget)[0]
+
+
+def _record(out: Path, options: SFTOptions, identity: dict[str, Any], outcome: Outcome) -> None:
+    record = {
+        "options": asdict(options),
+        "identity": identity,
+        "versions": versions(),
+        "outcome": asdict(outcome),
+        "command": ["python", "-m", "minimind.sft", *sys.argv[1:]],
+    }
+    text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
+    (out / "run.json").write_text(text + "\n", encoding="utf-8")
+    (out / "README.md").write_text(model_card(record), encoding="utf-8")
+    loss_plot(out / "metrics.jsonl", out / "loss.png")
+
+
+def _report(out: Path, outcome: Outcome) -> None:
+    if outcome.best_loss is not None:
+        print(
+            f"validation loss per supervised token: {outcome.first_loss:.4f} before, "
+            f"{outcome.best_loss:.4f} at its best, {outcome.last_loss:.4f} at the end\n"
+            f"{out} holds the best (step {outcome.best_step}), {out / 'last'} the last "
+            f"(step {outcome.steps})"
+        )
+    print(f"{outcome.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
+
+
+def _answer_some(out: Path, rows: Dataset, device: torch.device, count: int = 3) -> None:
+    """Answer a few prompts with the weights that were kept, greedily."""
+    model, tokenizer = load(out, device=str(device))
+    for index in range(min(count, len(rows))):
+        prompt = prompt_of(rows[index])
+        ids = list(
+            generate(
+                model, prompt, temperature=0.0, max_new_tokens=128, stop_ids=tokenizer.stop_ids
+            )
+        )
+        print(f"\n{tokenizer.decode(prompt, skip_control=True).strip()}")
+        print(tokenizer.decode(ids, skip_control=True))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(
+        error
+    )
+
+
+def _fail(code: int, error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _speak_utf8() -> None:
+    """Print Korean under any locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Say in words and pictures what a run trains and what came of it. Prints nothing itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimind.data.dataset import DataReport, Dataset
+from minimind.data.masking import Example
+from minimind.data.packing import Steps
+from minimind.tokenizer import Tokenizer
+
+GREEN, RESET = "\033[32m", "\033[0m"
+
+
+def summarize(
+    report: DataReport, training: Dataset, validation: Dataset, steps: Steps
+) -> list[str]:
+    """The lines printed before step 1: what will be trained, and what will not."""
+    counts = ", ".join(f"{count:,} {shape}" for shape, count in report.shapes.most_common())
+    lines = [f"rows: {report.rows:,} read ({counts})"]
+    if report.bad:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.bad.most_common())
+        lines.append(f"rejected: {kinds}; listed in rejected.jsonl")
+    if report.turns:
+        kinds = ", ".join(f"{count:,} {name}" for name, count in report.turns.most_common())
+        lines.append(f"unusual turns, kept: {kinds}")
+    if report.unsupervised:
+        lines.append(f"dropped: {report.unsupervised:,} rows with nothing to train on")
+    if report.truncated:
+        lines.append(
+            f"truncated: {report.truncated:,} rows lose {report.tokens_lost:,} supervised tokens "
+            f"({report.dropped_long:,} of them wholly); raise --max-length to keep them"
+        )
+    table = training.table
+    tokens, trained = int(table["length"].sum()), int(table["trained"].sum())
+    low, middle, high, top = np.percentile(table["length"], [5, 50, 95, 100])
+    lines += [
+        f"training: {len(training):,} rows, {tokens:,} tokens, {trained:,} supervised "
+        f"({trained / tokens:.0%}); validation: {len(validation):,} rows",
+        f"tokens per row: {low:.0f} (5%), {middle:.0f} (median), {high:.0f} (95%), {top:.0f} (max)",
+        f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
+        f"{steps.steps_per_epoch:,} an epoch",
+    ]
+    return lines
+
+
+def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:
+    """One row as the model sees it; what is trained in green, or between ⟦ ⟧."""
+    left, right = (GREEN, RESET) if colour else ("⟦", "⟧")
+    parts: list[str] = []
+    start = 0
+    ids, mask = list(example.input_ids), list(example.loss_mask)
+    for stop in range(1, len(ids) + 1):
+        if stop == len(ids) or mask[stop] != mask[start]:
+            text = tokenizer.decode(ids[start:stop])
+            parts.append(left + text + right if mask[start] else text)
+            start = stop
+    return "".join(parts)
+
+
+def prompt_of(example: Example) -> list[int]:
+    """The ids before a row's first trained token."""
+    return list(example.input_ids[: list(example.loss_mask).index(True)])
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """A README for the run's folder, from what run.json holds."""
+    options, outcome, identity = record["options"], record["outcome"], record["identity"]
+    base = options["model"] or "minimind's embedded base"
+    losses = "no validation data"
+    if outcome["best_loss"] is not None:
+        losses = (
+            f"{outcome['first_loss']:.4f} before, {outcome['best_loss']:.4f} at its best "
+            f"(step {outcome['best_step']}), {outcome['last_loss']:.4f} at the end"
+        )
+    return (
+        f"# A chat model fine-tuned with minimind {record['versions']['minimind']}\n\n"
+        f"- base: {base}\n"
+        f"- data: {', '.join(options['files'])} (SHA-256 of ids and mask: {identity['data']})\n"
+        f"- validation loss per supervised token: {losses}\n"
+        f"- command: `{' '.join(record['command'])}`\n"
+        f"- format: ChatML; stops at `<|im_end|>`\n\n"
+        "Options and versions are in run.json, losses by step in metrics.jsonl.\n"
+    )
+
+
+def loss_plot(metrics: Path, picture: Path) -> None:
+    """Draw the losses by step, if the `plot` extra is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    axes = Figure(figsize=(7, 4), layout="constrained").subplots()
+    for name, label in (("loss", "training"), ("validation_loss", "validation")):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), label=label) if points else None
+    axes.set(xlabel="optimizer step", ylabel="loss per supervised token")
+    axes.legend()
+    axes.figure.savefig(picture)

@@ -1,0 +1,198 @@
+"""Train a model on steps of batches. Knows no files, no text and no progress bars.
+
+`train()` yields after each optimizer step; logging, evaluating, saving and stopping are the
+caller's, between two steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimind.data.packing import Batch
+from minimind.model.attention import Documents
+from minimind.model.transformer import Transformer
+from minimind.training.loss import summed_cross_entropy
+from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer
+from minimind.training.precision import Precision, autocast, resolve_precision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How to train. The defaults are the guide's.
+
+    Attributes:
+        learning_rate: the peak.
+        betas: AdamW's decay rates of the moments.
+        weight_decay: on matrices only.
+        max_grad_norm: gradients are clipped to this joint L2 norm.
+        warmup: share of the steps over which the learning rate rises.
+        floor_ratio: the last step's learning rate as a share of the peak.
+        precision: of the matrix products; weights and moments stay float32.
+        compile: compile the parts that work token by token.
+        activation_checkpointing: compute layers again in the backward pass, to save memory.
+    """
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    warmup: float = 0.03
+    floor_ratio: float = 0.1
+    precision: Precision = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        checks = {
+            "learning_rate": 0 < self.learning_rate < math.inf,
+            "betas": all(0 <= beta < 1 for beta in self.betas),
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "max_grad_norm": self.max_grad_norm > 0,
+            "warmup": 0 <= self.warmup <= 1,
+            "floor_ratio": 0 <= self.floor_ratio <= 1,
+        }
+        for name, fine in checks.items():
+            if not fine:
+                raise ValueError(f"{name} is {getattr(self, name)}; see TrainConfig for its range")
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did. `loss` and `grad_norm` stay on the device until they are read.
+
+    Attributes:
+        step: from 1.
+        loss: mean over the step's supervised tokens.
+        grad_norm: before clipping.
+        learning_rate: of this step.
+        tokens: read by the model.
+        supervised: predicted in the loss.
+        rows: indices of the step's examples.
+    """
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate: float
+    tokens: int
+    supervised: int
+    rows: tuple[int, ...]
+
+
+class TrainState:
+    """What, besides the weights, a run is made of between two steps."""
+
+    def __init__(self, model: Transformer, config: TrainConfig) -> None:
+        wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
+        if wrong:
+            raise ValueError(
+                f"the model's weights are {', '.join(sorted(wrong))}; load it with "
+                "dtype=torch.float32 (precision='bf16' computes in bfloat16 all the same)"
+            )
+        self.step = 0
+        self.precision = resolve_precision(config.precision, model.device)
+        self.optimizer = make_optimizer(
+            model, config.learning_rate, config.betas, config.weight_decay
+        )
+        # Small fp16 gradients would vanish: the loss is scaled up, and steps that overflow skipped.
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=self.precision == "fp16")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as tensors and numbers."""
+        return {
+            "step": self.step,
+            "precision": self.precision,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.step, self.precision = state["step"], state["precision"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def train(
+    model: Transformer,
+    steps: Sequence[list[Batch]],
+    config: TrainConfig | None = None,
+    state: TrainState | None = None,
+) -> Iterator[StepResult]:
+    """Train `model` in place, one optimizer step per item.
+
+    Args:
+        model: float32 weights, on the device to train on.
+        steps: lists of micro-batches; its length is the schedule's.
+        config: how; default `TrainConfig()`.
+        state: where to go on; default the beginning.
+
+    Yields:
+        One StepResult after each optimizer step. Between two of them the state is whole.
+
+    Raises:
+        ValueError: the weights aren't float32, or a step has no supervised token.
+    """
+    config = config or TrainConfig()
+    state = state or TrainState(model, config)
+    if config.compile:
+        model.compile_tokenwise()
+    warmup_steps = min(round(config.warmup * len(steps)), len(steps) - 1)
+    model.train()
+    while state.step < len(steps):
+        rate = learning_rate_at(
+            state.step, len(steps), config.learning_rate, warmup_steps, config.floor_ratio
+        )
+        yield train_step(model, steps[state.step], config, state, rate)
+
+
+def train_step(
+    model: Transformer, batches: list[Batch], config: TrainConfig, state: TrainState, rate: float
+) -> StepResult:
+    """One optimizer step over its micro-batches, divided once by all their supervised tokens."""
+    supervised = sum(batch.num_supervised for batch in batches)
+    if not supervised:
+        raise ValueError(
+            f"step {state.step + 1} has no supervised token; leave out rows without one"
+        )
+    total = torch.zeros((), device=model.device)
+    for batch in batches:
+        loss = batch_loss(model, batch, config, state.precision) / supervised
+        state.scaler.scale(loss).backward()
+        total += loss.detach()
+
+    state.scaler.unscale_(state.optimizer)
+    norm = clip_gradients(model.parameters(), config.max_grad_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    state.step += 1
+    rows = tuple(row for batch in batches for row in batch.rows)
+    tokens = sum(len(batch) for batch in batches)
+    return StepResult(state.step, total, norm, rate, tokens, supervised, rows)
+
+
+def batch_loss(
+    model: Transformer, batch: Batch, config: TrainConfig, precision: Precision
+) -> Tensor:
+    """The loss summed over a batch's supervised tokens."""
+    batch = batch.to(model.device)
+    documents = Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen)
+    with autocast(precision, model.device):
+        states = model.hidden_states(
+            batch.input_ids,
+            batch.positions,
+            documents,
+            select=batch.supervised,
+            activation_checkpointing=config.activation_checkpointing,
+        )
+        labels = batch.labels.index_select(0, batch.supervised)
+        return summed_cross_entropy(states, model.head_weight, labels, batch.weights)

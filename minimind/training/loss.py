@@ -1,0 +1,107 @@
+"""Cross-entropy of supervised positions, a few rows of logits at a time. Knows no batches.
+
+Full logits would be (tokens, vocabulary): gigabytes for a large vocabulary. Here a chunk of rows
+is scored, its loss and its gradients are taken at once, and its logits are thrown away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Shape letters: S supervised positions, C hidden size, V vocabulary.
+
+CHUNK_BYTES = 64 * 2**20  # of float32 logits alive at once; measured in benchmarks/RESULTS.md
+
+
+def summed_cross_entropy(
+    states: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Sum of -log p(label) over supervised positions, without full logits.
+
+    Args:
+        states: (S, C) what the head reads.
+        weight: (V, C) the head; it may be the tied embedding.
+        labels: (S,) int64, each a real id: ignored positions were left out before.
+        weights: (S,) float32 factor per position, or None for 1.
+
+    Returns:
+        A scalar, float32 (float64 where the inputs are); differentiable in states and weight.
+    """
+    if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
+        loss: Tensor = _SummedCrossEntropy.apply(states, weight, labels, weights)  # type: ignore[no-untyped-call]
+        return loss
+    return token_losses(states, weight, labels, weights).sum()
+
+
+def token_losses(
+    states: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """(S,) float32: -log p(label) at each position, for evaluation; no gradient."""
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(F.linear(states[rows], weight).float(), labels[rows], reduction="none")
+            for rows in _chunks(len(labels), len(weight))
+        ]
+        out = torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)
+        return out if weights is None else out * weights
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """The gradient of a sum is known before the sum is used: take it while the logits are there.
+
+    d loss / d logits = softmax(logits) - onehot(label), times the position's weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        # Autocast is off inside a Function: products run in its type, sums stay float32.
+        device = states.device.type
+        half = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else states.dtype
+        with torch.autocast(device, enabled=False):
+            rows, head = states.to(dtype), weight.to(dtype)
+            exact = torch.promote_types(dtype, torch.float32)
+            d_states = torch.empty_like(rows)
+            d_weight = torch.zeros_like(weight, dtype=exact)
+            loss = states.new_zeros((), dtype=exact)
+            for chunk in _chunks(len(labels), len(weight)):
+                logits = (rows[chunk] @ head.t()).to(exact)
+                target = labels[chunk, None]
+                factor = None if weights is None else weights[chunk, None]
+                # In place, three passes over the logits: exp(logits - top), its sum, the scaling.
+                top = logits.amax(-1, keepdim=True)
+                wanted = logits.gather(1, target) - top
+                total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+                losses = total.log() - wanted
+                loss += (losses if factor is None else losses * factor).sum()
+                scale = total.reciprocal() if factor is None else factor / total
+                d_logits = logits.mul_(scale)
+                one = torch.ones_like(scale) if factor is None else factor
+                d_logits.scatter_add_(1, target, -one.to(exact))
+                d_logits = d_logits.to(dtype)
+                torch.mm(d_logits, head, out=d_states[chunk])
+                if dtype == exact:
+                    d_weight.addmm_(d_logits.t(), rows[chunk])
+                else:
+                    d_weight += d_logits.t() @ rows[chunk]
+        ctx.save_for_backward(d_states.to(states.dtype), d_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_states, d_weight = ctx.saved_tensors
+        # Multiplied into new tensors: a second backward over a kept graph must find them unchanged.
+        return d_states * grad.to(d_states.dtype), d_weight * grad.to(d_weight.dtype), None, None

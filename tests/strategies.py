@@ -1,0 +1,112 @@
+"""Hypothesis strategies that the test files share. Knows no tokens.
+
+Every text that `texts` draws can be encoded as UTF-8; every conversation that `conversations` draws
+is legal, the usual and the unusual alike.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from minimind.data.conversation import Conversation, Message
+
+CONTROL_LOOKALIKES = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<|im_end|>\n<|im_start|>user\n",
+    "<|endoftext|>",
+    "<|pad|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_response>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "<|im_start",
+    "im_end|>",
+)
+EMOJI = ("👨‍👩‍👧‍👦", "🏳️‍🌈", "🇰🇷", "👍🏽", "☺️", "1️⃣", "\u200d", "\ufe0f")
+CONTROLS = (
+    "\0",
+    "\x1b[31m",
+    "\t",
+    "\r",
+    "\r\n",
+    "\n\n",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u202e",
+    "\ufeff",
+)
+WORDS = (
+    "Hello",
+    " world",
+    "안녕하세요",
+    " 세종대왕",
+    "你好",
+    " 1 + 1 = 2.",
+    "…",
+    "def f(x):\n    ",
+)
+
+_pieces = st.one_of(
+    st.sampled_from(WORDS),
+    st.sampled_from(CONTROL_LOOKALIKES),
+    st.sampled_from(EMOJI),
+    st.sampled_from(CONTROLS),
+    st.text(max_size=8),
+    st.text(alphabet=st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3), max_size=6),
+    st.text(alphabet=st.characters(min_codepoint=0x1100, max_codepoint=0x11FF), max_size=6),  # jamo
+    st.text(alphabet=st.characters(min_codepoint=0x3131, max_codepoint=0x318E), max_size=6),
+    st.text(alphabet=" \t\n\u00a0\u3000", max_size=3),
+    st.text(alphabet="0123456789.,", max_size=6),
+)
+
+# What may follow one another without breaking a rule, whatever the order.
+_EXCHANGES = (
+    ("user", "assistant"),
+    ("user", "assistant"),
+    ("user", "assistant", "tool", "assistant"),
+    ("assistant", "tool", "tool"),
+    ("assistant",),
+    ("user",),
+)
+
+
+def texts(min_size: int = 0) -> st.SearchStrategy[str]:
+    """Text of every kind that has broken a tokenizer; `min_size` is 0 or 1."""
+    joined = st.lists(_pieces, max_size=8).map("".join)
+    return joined.filter(len) if min_size else joined
+
+
+def messages(role: str | None = None) -> st.SearchStrategy[Message]:
+    """One legal Message, of the role or of any; an assistant's may have a weight, 0 too."""
+    if role is None:
+        return st.sampled_from(("system", "user", "assistant", "tool")).flatmap(messages)
+    weights = st.just(1.0)
+    if role == "assistant":
+        weights |= st.sampled_from((0.0, 0.25, 0.5, 2.0))
+    content = texts(min_size=0 if role == "tool" else 1)
+    return st.builds(Message, st.just(role), content, weights)
+
+
+@st.composite
+def conversations(
+    draw: st.DrawFn, *, answered: bool = False, max_exchanges: int = 4
+) -> Conversation:
+    """A legal Conversation.
+
+    Args:
+        answered: whether it must have an assistant's message.
+        max_exchanges: an exchange is one to four messages.
+    """
+    exchanges = draw(st.lists(st.sampled_from(_EXCHANGES), min_size=1, max_size=max_exchanges))
+    roles = [role for exchange in exchanges for role in exchange]
+    if answered and "assistant" not in roles:
+        roles.append("assistant")
+    if draw(st.booleans()):
+        roles.insert(0, "system")
+    return Conversation(tuple(draw(messages(role)) for role in roles))

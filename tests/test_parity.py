@@ -1,0 +1,126 @@
+"""Against transformers, in float32: the same weights give the same logits and the same answers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from checkpoints import LLAMA3, TINY, YARN, tiny_transformers_model, write_checkpoint
+
+import minimind
+from minimind.model.config import ModelConfig
+from minimind.model.transformer import Transformer
+
+TOLERANCE = 1e-4
+ROPES = {"plain": {}, "llama3": LLAMA3, "yarn": YARN}
+YARN_1E4 = {**YARN, "rope_theta": 1e4}
+BIASES = [
+    ("llama", {"attention_bias": True}),
+    ("llama", {"mlp_bias": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("qwen3", {"attention_bias": True}),
+]
+SHAPES = [
+    ("llama", {"num_key_value_heads": 1}),
+    ("qwen2", {"num_key_value_heads": 4}),
+    ("qwen3", {"head_dim": 8}),
+    ("qwen3", {"rms_norm_eps": 0.1}),
+    ("llama", {"hidden_size": 48, "head_dim": 128}),
+    ("llama", {"rope_parameters": {**YARN_1E4, "attention_factor": 1.5}}),
+    (
+        "llama",
+        {"rope_parameters": {**YARN_1E4, "beta_fast": 4.0, "truncate": False}},
+    ),
+    (
+        "llama",
+        {"rope_parameters": {**YARN_1E4, "mscale": 1.0, "mscale_all_dim": 0.7}},
+    ),
+]
+
+
+def ours_from(theirs) -> Transformer:
+    model = Transformer(ModelConfig.from_hf(theirs.config.to_dict()))
+    weights = {k: v for k, v in theirs.state_dict().items() if k in model.state_dict()}
+    model.load_state_dict(weights)
+    return model
+
+
+def assert_same_logits(theirs, tokens: int = 40) -> None:
+    torch.manual_seed(0)
+    input_ids = torch.randint(TINY["vocab_size"], (2, tokens))
+    with torch.no_grad():
+        expected = theirs(input_ids).logits
+        logits = ours_from(theirs).logits(input_ids)
+    assert expected.std() > 0.1  # logits that could differ
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_logits_are_those_of_transformers(model_type: str, tied: bool, rope: str) -> None:
+    # 300 tokens: beyond the original context of both ways to stretch it.
+    scaling = {"rope_theta": 5e5, **ROPES[rope]}
+    theirs = tiny_transformers_model(model_type, tie_word_embeddings=tied, rope_parameters=scaling)
+    assert_same_logits(theirs, tokens=300)
+
+
+@pytest.mark.parametrize(("model_type", "fields"), BIASES + SHAPES, ids=str)
+def test_every_other_option_gives_the_logits_of_transformers(model_type: str, fields) -> None:
+    assert_same_logits(tiny_transformers_model(model_type, **fields), tokens=200)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_which_kernel_transformers_uses_does_not_matter(attention: str) -> None:
+    theirs = tiny_transformers_model("qwen3")
+    theirs.set_attn_implementation(attention)
+    assert_same_logits(theirs)
+
+
+PROMPTS = [
+    f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    for question in (
+        "하늘은 왜 파란가요?",
+        "What is the capital of France?",
+        *(f"{a} + {b} = ?" for a, b in itertools.product(range(5), range(5))),
+        *(f"{a}에 {b}를 곱하면?" for a, b in itertools.product(range(5), range(5))),
+    )
+]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_greedy_answers_are_those_of_transformers_token_for_token(model_type, tmp_path) -> None:
+    assert len(PROMPTS) >= 50
+    theirs = write_checkpoint(tmp_path, model_type)
+    ours, tokenizer = minimind.load(tmp_path)
+    stop_ids = [tokenizer.end_id]
+    answers = set()
+    for prompt in PROMPTS:
+        prompt_ids = tokenizer.encode(prompt)
+        answer = list(
+            minimind.generate(ours, prompt_ids, temperature=0, max_new_tokens=20, stop_ids=stop_ids)
+        )
+        assert_greedy(theirs, prompt_ids, answer, 20, stop_ids)
+        answers.add(tuple(answer))
+    assert len(answers) > 5  # not one loop that everything falls into
+
+
+def assert_greedy(theirs, prompt_ids, answer, max_new_tokens, stop_ids) -> None:
+    """`answer` is what transformers generates, up to where its two best logits lie within 1e-4."""
+    output = theirs.generate(
+        torch.tensor([prompt_ids]),
+        attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop_ids,
+        pad_token_id=0,
+    )
+    expected = output[0, len(prompt_ids) :].tolist()
+    if answer == expected:
+        return
+    first = next(i for i, (a, b) in enumerate(itertools.zip_longest(answer, expected)) if a != b)
+    with torch.no_grad():
+        logits = theirs(output[:, : len(prompt_ids) + first]).logits[0, -1]
+    best, second = logits.topk(2).values.tolist()
+    assert best - second <= TOLERANCE, f"token {first}: {answer} is not {expected}"

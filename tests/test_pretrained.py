@@ -1,0 +1,526 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import TINY, read_json, write_checkpoint, write_json, write_tokenizer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
+
+from minimind.data.chatml import CHAT_TEMPLATE
+from minimind.data.conversation import Conversation, Message
+from minimind.data.masking import encode_conversation, encode_prompt
+from minimind.model import pretrained
+from minimind.model.pretrained import load, save
+from minimind.tokenizer import Tokenizer
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+TEXT = "It's 12,345 o'clock.\n\n  하늘이 파랗다 👩‍👩‍👧‍👦\t\u00a0\r\n"
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """A tiny tied Qwen3, as transformers writes it."""
+    write_checkpoint(tmp_path / "base", "qwen3", tie_word_embeddings=True)
+    return tmp_path / "base"
+
+
+def edit_weights(directory: Path, **changes: torch.Tensor | None) -> None:
+    """Replace weights of the file, add some, and leave out those that are None."""
+    weights = load_file(directory / "model.safetensors") | changes
+    kept = {name: value.clone() for name, value in weights.items() if value is not None}
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    write_json(path, read_json(path) | changes)
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(torch.arange(24).view(2, 12))
+
+
+# Loading
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_load_then_save_is_bit_equal(model_type, tied, dtype, tmp_path) -> None:
+    theirs = write_checkpoint(tmp_path / "base", model_type, tie_word_embeddings=tied)
+    theirs.to(dtype).save_pretrained(tmp_path / "base")
+    save(tmp_path / "saved", *load(tmp_path / "base", dtype=dtype))
+    before = load_file(tmp_path / "base/model.safetensors")
+    after = load_file(tmp_path / "saved/model.safetensors")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype == dtype
+        assert torch.equal(value, after[name]), name
+    save(tmp_path / "again", *load(tmp_path / "saved", dtype=dtype))
+    for name in sorted(os.listdir(tmp_path / "saved")):
+        again = tmp_path / "again" / name
+        assert (tmp_path / "saved" / name).read_bytes() == again.read_bytes(), name
+
+
+def test_a_tied_head_is_stored_once_and_tied_again(checkpoint, tmp_path) -> None:
+    model, tokenizer = load(checkpoint)
+    save(tmp_path / "saved", model, tokenizer)
+    assert HEAD not in load_file(tmp_path / "saved/model.safetensors")
+    again, _ = load(tmp_path / "saved")
+    assert again.head_weight is again.model.embed_tokens.weight
+    assert again.config.tie_word_embeddings
+
+
+def test_shards_are_read_as_one_file_would_be(tmp_path) -> None:
+    theirs = write_checkpoint(tmp_path)
+    whole, _ = load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    sharded, _ = load(tmp_path)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, sharded.state_dict()[name])
+
+
+def test_every_weight_is_a_copy_in_the_asked_dtype(checkpoint) -> None:
+    model, _ = load(str(checkpoint), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    before = logits_of(model)
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))  # in place, as another program might
+    assert torch.equal(logits_of(model), before)
+
+
+def test_missing_unexpected_and_misshapen_weights_are_one_error_that_lists_them(checkpoint) -> None:
+    weights = {
+        "model.norm.weight": None,
+        "model.layers.7.mlp.up_proj.weight": torch.zeros(2, 2),
+        "model.layers.0.mlp.up_proj.weight": torch.zeros(2, 2),
+        "model.layers.1.self_attn.k_norm.weight": torch.zeros(32, dtype=torch.int8),
+    }
+    edit_weights(checkpoint, **weights)
+    with pytest.raises(ValueError, match=r"4 of its weights don't fit its config\.json") as error:
+        load(checkpoint)
+    assert set(str(error.value).splitlines()[1:]) == {
+        "    model.norm.weight is missing",
+        "    model.layers.7.mlp.up_proj.weight is unexpected",
+        "    model.layers.0.mlp.up_proj.weight is [2, 2], not [96, 64]",
+        "    model.layers.1.self_attn.k_norm.weight holds I8, not floating-point numbers",
+    }
+
+
+def test_a_long_list_of_misfits_shows_ten_and_counts_the_rest(checkpoint) -> None:
+    edit_json(checkpoint / "config.json", hidden_size=32)
+    with pytest.raises(ValueError, match="weights don't fit") as error:
+        load(checkpoint)
+    lines = str(error.value).splitlines()
+    count = len(load_file(checkpoint / "model.safetensors"))
+    unaffected = 4  # q_norm and k_norm of two layers
+    assert f": {count - unaffected} of its weights" in lines[0]
+    assert len(lines) == 1 + 10 + 1
+    assert lines[-1].strip() == f"and {count - unaffected - 10} more"
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_marks_of_compiling_and_of_ddp_are_taken_off(checkpoint, prefix: str) -> None:
+    expected = logits_of(load(checkpoint)[0])
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({prefix + k: v for k, v in weights.items()}, checkpoint / "model.safetensors")
+    assert torch.equal(logits_of(load(checkpoint)[0]), expected)
+    deep = {k.replace("layers.0.", "layers.0._orig_mod."): v for k, v in weights.items()}
+    save_file(deep, checkpoint / "model.safetensors")
+    assert torch.equal(logits_of(load(checkpoint)[0]), expected)
+
+
+def test_the_same_weight_under_two_names_is_an_error(checkpoint) -> None:
+    edit_weights(checkpoint, **{"_orig_mod.model.norm.weight": torch.ones(64)})
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is there twice; keep one"):
+        load(checkpoint)
+
+
+def test_rotary_frequencies_in_old_files_are_passed_over(checkpoint) -> None:
+    expected = logits_of(load(checkpoint)[0])
+    edit_weights(checkpoint, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)})
+    assert torch.equal(logits_of(load(checkpoint)[0]), expected)
+
+
+def test_a_tied_head_that_is_stored_again_must_equal_the_embedding(checkpoint) -> None:
+    embedding = load_file(checkpoint / "model.safetensors")[EMBEDDING]
+    edit_weights(checkpoint, **{HEAD: embedding})
+    model, _ = load(checkpoint)
+    assert model.head_weight is model.model.embed_tokens.weight
+    edit_weights(checkpoint, **{HEAD: embedding * 2})
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs .* set tie_word_embeddings to"):
+        load(checkpoint)
+    edit_json(checkpoint / "config.json", tie_word_embeddings=False)
+    assert torch.equal(load(checkpoint)[0].head_weight, embedding * 2)
+
+
+def test_a_torn_weights_file_is_named(checkpoint) -> None:
+    path = checkpoint / "model.safetensors"
+    for size in (0, 100, path.stat().st_size // 2):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+            load(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "model.pt"])
+def test_a_pickle_is_refused_unread(checkpoint, name: str) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    with pytest.raises(FileNotFoundError, match=f"only {name}, a pickle, which could run any code"):
+        load(checkpoint)
+
+
+def test_the_command_that_a_refused_pickle_comes_with_converts_it(checkpoint) -> None:
+    expected = logits_of(load(checkpoint)[0])
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="turn it into safetensors:") as error:
+        load(checkpoint)
+    command = str(error.value).splitlines()[1]
+    assert "weights_only=True" in command
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
+    assert torch.equal(logits_of(load(checkpoint)[0]), expected)
+
+
+def test_a_directory_without_weights_or_config_says_so(checkpoint) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"base: no model\.safetensors; give a directory"):
+        load(checkpoint)
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"base: no config\.json; give a directory in"):
+        load(checkpoint)
+
+
+def test_a_broken_config_is_named(checkpoint) -> None:
+    path = checkpoint / "config.json"
+    for text, fact in (("{", "not JSON"), ("[]", "holds no JSON object"), ("\xff", "not JSON")):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"base/config\.json: {fact}.*; fetch the file again"):
+            load(checkpoint)
+
+
+def test_a_broken_index_is_named(checkpoint) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-1.safetensors")
+    index = checkpoint / "model.safetensors.index.json"
+    write_json(index, {"weight_map": {}})
+    with pytest.raises(ValueError, match=r"index\.json: has no weight_map; fetch"):
+        load(checkpoint)
+    write_json(index, {"weight_map": {EMBEDDING: "../elsewhere.safetensors"}})
+    with pytest.raises(ValueError, match=r"names '\.\./elsewhere.*; a shard lies in the same"):
+        load(checkpoint)
+    write_json(index, {"weight_map": {EMBEDDING: "model-2.safetensors"}})
+    with pytest.raises(FileNotFoundError, match=r"no model-2\.safetensors, which .* lists; fetch"):
+        load(checkpoint)
+
+
+# Finding
+
+
+def test_without_a_path_the_base_of_the_package_is_loaded(checkpoint, monkeypatch) -> None:
+    assert pretrained.BASE.is_relative_to(Path(pretrained.__file__).parents[1])
+    monkeypatch.setattr(pretrained, "BASE", checkpoint)
+    assert torch.equal(logits_of(load()[0]), logits_of(load(checkpoint)[0]))
+
+
+def test_a_path_that_is_no_directory_is_named(checkpoint) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: is a file; give the model's"):
+        load(checkpoint / "model.safetensors")
+    for path in ("./nowhere/at-all", "/nowhere", "runs/a/b", "../up/there"):
+        with pytest.raises(FileNotFoundError, match=f"^{path}: no such directory; give a model"):
+            load(path)
+
+
+def hub_cache(home: Path, name: str, source: Path) -> None:
+    """What Hugging Face's cache looks like after a download."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = home / "hub" / ("models--" + name.replace("/", "--"))
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    shutil.copytree(source, repository / "snapshots" / commit)
+
+
+def test_a_hub_name_is_found_in_the_cache_while_offline(checkpoint, tmp_path) -> None:
+    hub_cache(tmp_path / "home", "HuggingFaceTB/SmolLM2-135M", checkpoint)
+    script = (
+        "import minimind.model.pretrained as p, torch, sys\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+        "model, _ = p.load('HuggingFaceTB/SmolLM2-135M')\n"
+        "print(model.head_weight.double().sum().item())\n"
+        "try: p.load('HuggingFaceTB/no-such-model')\n"
+        "except FileNotFoundError as error: print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(pretrained.__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    total, error = done.stdout.splitlines()
+    assert float(total) == load(checkpoint)[0].head_weight.double().sum().item()
+    assert error.startswith("HuggingFaceTB/no-such-model: no such directory, and no such model on")
+    assert error.endswith("; check the name and the connection")
+
+
+# Vocabulary
+
+
+def test_a_base_without_chatml_gets_rows_that_are_the_mean_of_its_own(tmp_path) -> None:
+    for tied in (True, False):
+        base = tmp_path / f"tied-{tied}"
+        write_checkpoint(base, "llama", vocab_size=258, tie_word_embeddings=tied)
+        write_tokenizer(base, special=("<|endoftext|>",))
+        before = load_file(base / "model.safetensors")
+        with pytest.warns(UserWarning, match=r"no <\|im_start\|> and <\|im_end\|>.*; 2 rows"):
+            model, tokenizer = load(base)
+        rows = tokenizer.vocab_size - 258
+        assert rows >= 2
+        assert model.config.vocab_size == tokenizer.vocab_size
+        assert (model.head_weight is model.model.embed_tokens.weight) == tied
+        for name in (EMBEDDING, HEAD)[: 1 if tied else 2]:
+            weight = model.state_dict()[name]
+            assert torch.equal(weight[:258], before[name])
+            expected = before[name].mean(0).expand(rows, -1)
+            torch.testing.assert_close(weight[258:], expected)
+
+        save(base / "saved", model, tokenizer)
+        again, tokenizer_again = load(base / "saved")  # without a warning
+        assert torch.equal(logits_of(again), logits_of(model))
+        assert tokenizer_again.end_id == tokenizer.end_id
+        theirs = AutoModelForCausalLM.from_pretrained(base / "saved")
+        assert theirs.get_input_embeddings().weight.shape[0] == tokenizer.vocab_size
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_an_error(tmp_path) -> None:
+    write_checkpoint(tmp_path, "llama", vocab_size=200)
+    with pytest.raises(ValueError, match="tokenizer has 261 ids and the model rows for 200; use"):
+        load(tmp_path)
+    write_checkpoint(tmp_path, "llama", vocab_size=261)
+    model, tokenizer = load(tmp_path)
+    write_checkpoint(tmp_path, "llama", vocab_size=300)
+    small = model
+    larger_tokenizer = Tokenizer.load(pretrained.BASE / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ ids and the model rows for 261"):
+        save(tmp_path / "saved", small, larger_tokenizer)
+    assert not (tmp_path / "saved").exists()
+    assert tokenizer.vocab_size == 261
+
+
+# Saving
+
+
+def test_a_saved_directory_says_what_the_model_is_and_where_it_stops(checkpoint, tmp_path) -> None:
+    write_json(checkpoint / "generation_config.json", {"temperature": 0.6, "top_p": 0.9})
+    model, tokenizer = load(checkpoint)
+    save(tmp_path / "deep/saved", model, tokenizer, dtype=torch.bfloat16)
+    saved = tmp_path / "deep/saved"
+    config, generation = (
+        read_json(saved / "config.json"),
+        read_json(saved / "generation_config.json"),
+    )
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert config["eos_token_id"] == tokenizer.end_id
+    assert generation == {
+        "bos_token_id": None,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    assert tokenizer.end_id in generation["eos_token_id"]
+    assert generation["pad_token_id"] not in generation["eos_token_id"]
+    with safe_open(saved / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"BF16"}  # noqa: SIM118
+    modes = {path.name: path.stat().st_mode & 0o777 for path in saved.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_compiled_model_is_saved_under_plain_names(checkpoint, tmp_path) -> None:
+    model, tokenizer = load(checkpoint)
+    save(tmp_path / "saved", torch.compile(model, backend="eager"), tokenizer)
+    assert load_file(tmp_path / "saved/model.safetensors").keys() == model.state_dict().keys()
+
+
+def test_saving_again_replaces_the_files_and_keeps_the_others(checkpoint, tmp_path) -> None:
+    model, tokenizer = load(checkpoint)
+    save(tmp_path / "saved", model, tokenizer)
+    (tmp_path / "saved/notes.txt").write_text("mine")
+    with torch.no_grad():
+        model.head_weight.add_(1)
+    save(tmp_path / "saved", model, tokenizer)
+    assert (tmp_path / "saved/notes.txt").read_text() == "mine"
+    assert torch.equal(logits_of(load(tmp_path / "saved")[0]), logits_of(model))
+
+
+def test_a_failing_save_leaves_the_directory_as_it_was(checkpoint, tmp_path, monkeypatch) -> None:
+    model, tokenizer = load(checkpoint)
+    saved = tmp_path / "saved"
+    save(saved, model, tokenizer)
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with torch.no_grad():
+        model.head_weight.add_(1)
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrained, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(saved, model, tokenizer)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_a_sharded_model_is_not_half_replaced(checkpoint, tmp_path) -> None:
+    model, tokenizer = load(checkpoint)
+    write_json(checkpoint / "model.safetensors.index.json", {"weight_map": {}})
+    with pytest.raises(FileExistsError, match="holds a sharded model, and some readers"):
+        save(checkpoint, model, tokenizer)
+
+
+def test_the_saved_chat_template_is_ours_in_both_places(checkpoint, tmp_path) -> None:
+    save(tmp_path / "saved", *load(checkpoint))  # no template there before: no warning
+    hidden = "{{ 'You are a helpful assistant' }}" + CHAT_TEMPLATE
+    edit_json(checkpoint / "tokenizer_config.json", chat_template=hidden)
+    model, tokenizer = load(checkpoint)
+    with pytest.warns(UserWarning, match="the base's own chat template is replaced"):
+        save(tmp_path / "saved", model, tokenizer)
+    config = read_json(tmp_path / "saved/tokenizer_config.json")
+    assert config["chat_template"] == CHAT_TEMPLATE
+    assert (tmp_path / "saved/chat_template.jinja").read_text() == CHAT_TEMPLATE
+    save(tmp_path / "again", *load(tmp_path / "saved"))  # ours already: no warning
+
+
+# What transformers makes of it
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(our model, our tokenizer, its directory), with the embedded base's tokenizer."""
+    root = tmp_path_factory.mktemp("trained")
+    vocab_size = Tokenizer.load(pretrained.BASE / "tokenizer.json").vocab_size
+    write_checkpoint(root / "base", "qwen3", vocab_size=vocab_size, tie_word_embeddings=True)
+    (root / "base/tokenizer_config.json").unlink()
+    for path in pretrained.BASE.glob("tokenizer*.json"):
+        shutil.copy(path, root / "base")
+    model, tokenizer = load(root / "base")
+    save(root / "saved", model, tokenizer)
+    return model, tokenizer, root / "saved"
+
+
+def through_transformers(directory: Path, out: Path) -> Path:
+    """Their load and save."""
+    AutoModelForCausalLM.from_pretrained(directory).save_pretrained(out)
+    AutoTokenizer.from_pretrained(directory).save_pretrained(out)
+    return out
+
+
+def test_a_saved_run_opens_in_transformers_and_survives_their_save(trained, tmp_path) -> None:
+    model, tokenizer, saved = trained
+    first = through_transformers(saved, tmp_path / "first")
+    for directory in (saved, first, through_transformers(first, tmp_path / "second")):
+        theirs = AutoModelForCausalLM.from_pretrained(directory)
+        assert theirs.dtype == torch.float32
+        input_ids = torch.arange(64).view(2, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                model.logits(input_ids), theirs(input_ids).logits, atol=1e-4, rtol=0
+            )
+        eos = theirs.generation_config.eos_token_id
+        assert eos == list(tokenizer.stop_ids)
+        assert theirs.generation_config.pad_token_id == tokenizer.pad_id
+        ours_again, tokenizer_again = load(directory)
+        assert torch.equal(model.logits(input_ids), ours_again.logits(input_ids))
+        assert tokenizer_again.encode(TEXT) == tokenizer.encode(TEXT)
+        assert AutoTokenizer.from_pretrained(directory).encode(TEXT) == tokenizer.encode(TEXT)
+
+
+def conversations() -> list[tuple[Message, ...]]:
+    """200 conversations: Korean and English, one to five turns, all sorts of white space."""
+    texts = [
+        "안녕하세요? 오늘 날씨가 어때요?",
+        "What's the capital of France?\n\nAnswer in one word.",
+        "  leading and trailing spaces  ",
+        "\n\n\nnewlines\n\n",
+        "\ttabs\tand\r\ncarriage returns\r",
+        "12345 + 67890 = 80235",
+        "ㅋㅋㅋ ㅠㅠ 👩‍👩‍👧‍👦 한글 자모 ᄒ",
+        "def f(x):\n    return x  # 코드",
+        " ",
+        "\n",
+        "…“quotes” — and\u00a0no-break\u3000spaces",
+        "user\nassistant\n",
+    ]
+    roles = ("user", "assistant")
+    out = []
+    for number in range(200):
+        turns = 1 + number % 5
+        picked = [
+            texts[(number * 7 + turn * 5 + number // 12) % len(texts)] for turn in range(turns)
+        ]
+        messages = [Message(roles[turn % 2], text) for turn, text in enumerate(picked)]
+        if number % 3 == 0:
+            messages.insert(0, Message("system", texts[number % len(texts)]))
+        out.append(tuple(messages))
+    return out
+
+
+def test_their_chat_template_gives_the_training_ids(trained, tmp_path) -> None:
+    _, tokenizer, saved = trained
+    for directory in (saved, through_transformers(saved, tmp_path / "again")):
+        theirs = AutoTokenizer.from_pretrained(directory)
+        for messages in conversations():
+            dicts = [{"role": m.role, "content": m.content} for m in messages]
+            ids = theirs.apply_chat_template(dicts, return_dict=False)
+            assert ids == list(encode_conversation(Conversation(messages), tokenizer).input_ids)
+            ids = theirs.apply_chat_template(dicts, add_generation_prompt=True, return_dict=False)
+            assert ids == list(encode_prompt(messages, tokenizer))
+
+
+def test_content_that_spells_a_token_is_text_for_us_and_the_token_for_them(trained) -> None:
+    _, tokenizer, saved = trained
+    theirs = AutoTokenizer.from_pretrained(saved)
+    for token in ("<|im_end|>", "<|endoftext|>", "<think>", "<tool_call>"):
+        messages = (Message("user", f"what is {token}?"), Message("assistant", "a token"))
+        ours = encode_conversation(Conversation(messages), tokenizer).input_ids
+        dicts = [{"role": m.role, "content": m.content} for m in messages]
+        parsed = theirs.apply_chat_template(dicts, return_dict=False)
+        control = tokenizer.encode_control(token)
+        turns_end = 2 if token == "<|im_end|>" else 0
+        assert list(ours).count(control) == turns_end
+        assert parsed.count(control) == turns_end + 1
+        assert tokenizer.decode(list(ours)) == theirs.decode(parsed)
+
+
+def test_the_files_hold_nothing_that_transformers_complains_of(
+    trained, caplog, monkeypatch
+) -> None:
+
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    _, _, saved = trained
+    AutoModelForCausalLM.from_pretrained(saved)
+    AutoTokenizer.from_pretrained(saved)
+    generation = GenerationConfig.from_pretrained(saved)
+    assert generation.do_sample in (None, False)
+    assert generation.temperature in (None, 1.0)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_the_saved_config_has_every_size(trained) -> None:
+    _, tokenizer, saved = trained
+    config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
+    assert config | TINY | {"vocab_size": tokenizer.vocab_size} == config
