@@ -54,6 +54,7 @@ class Run:
         save_dtype: of the weights written for use; checkpoints are float32 always.
         identity: what a checkpoint must agree with to be gone on from.
         say: prints a line.
+        files: names of the data files, for naming rows in errors.
         max_minutes: stop between two steps after this long, with a checkpoint.
     """
 
@@ -64,6 +65,7 @@ class Run:
     save_dtype: torch.dtype
     identity: dict[str, Any]
     say: Callable[[str], None]
+    files: tuple[str, ...] = ()
     max_minutes: float | None = None
 
 
@@ -123,7 +125,7 @@ def fit(
         for result, seconds in bar:
             loss = float(result.loss)
             if not math.isfinite(loss):
-                raise TrainingError(_not_finite(result, loss, run))
+                raise TrainingError(_not_finite(result, loss, steps, run))
             supervised += result.supervised
             training_seconds += seconds
             metrics.write(_line(result, loss, seconds))
@@ -299,8 +301,12 @@ def _line(result: StepResult, loss: float, seconds: float) -> dict[str, float]:
     }
 
 
-def _not_finite(result: StepResult, loss: float, run: Run) -> str:
-    rows = ", ".join(str(row) for row in result.rows[:20])
+def _not_finite(result: StepResult, loss: float, steps: Steps, run: Run) -> str:
+    places = steps.dataset.table[["file", "line"]][list(result.rows[:20])].tolist()
+    rows = ", ".join(
+        f"{run.files[file]}:{line}" if line else f"row {row}"
+        for row, (file, line) in zip(result.rows, places, strict=False)
+    )
     return (
         f"step {result.step}: the loss is {loss}; its rows are {rows}. Lower --learning-rate "
         f"or use --precision fp32; checkpoints in {run.out} are from before it"

@@ -21,7 +21,9 @@ from minimind.model.cache import KVCache
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 
-# Shape letters: R rows still going, V vocabulary, N candidates (likeliest first).
+# Shape letters: R rows still going, V vocabulary, N candidates.
+
+FIRST_LOOK = 256  # tokens: what top-p and min-p keep of a trained model's distribution is mostly less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,35 +309,48 @@ def choose(logits: Tensor, config: SampleConfig, draws: Tensor) -> Tensor:
         _check_finite(best)
         return token
     probabilities, ids = candidates(logits, config)
-    # In float64 the draw times the total stays below the total, so that a candidate is found.
+    # In float64 a draw below 1 times the total stays below the total: a candidate is always found.
     running = probabilities.cumsum(-1, dtype=torch.float64)
     target = draws.to(running.device)[:, None] * running[:, -1:]
     return ids.gather(1, torch.searchsorted(running, target, right=True)).squeeze(1)
 
 
 def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
-    """Order each row's tokens by likelihood, and drop those that the config does.
+    """Give tokens their probabilities, and drop those that the config does.
 
     Returns:
-        (R, N) probabilities, 0 where dropped, not rescaled after it; (R, N) their ids.
+        (R, N) probabilities, 0 where dropped, otherwise what they were before top-p and min-p; and
+        (R, N) the tokens' ids.
 
     Raises:
         ValueError: as `choose`.
     """
-    if config.top_k:
-        values, ids = logits.float().topk(min(config.top_k, logits.size(-1)))
-    else:
-        values, ids = logits.float().sort(descending=True)
-    best = values[:, :1]  # NaN counts as the largest
+    logits = logits.float()
+    best = logits.amax(-1, keepdim=True)
     _check_finite(best)
-    probabilities = ((values - best) / config.temperature).softmax(-1)
+    if config.top_k:
+        logits, ids = logits.topk(min(config.top_k, logits.size(-1)))
+    else:
+        ids = torch.arange(logits.size(-1), device=logits.device).expand_as(logits)
+    probabilities = ((logits - best) / config.temperature).softmax(-1)  # (R, V or top_k)
+    if config.top_p == 1 and config.min_p == 0:
+        return probabilities, ids
+    # To sort a whole vocabulary is slow and seldom needed: it is if the last of some is still kept.
+    likeliest, order = probabilities.topk(min(FIRST_LOOK, probabilities.size(-1)))
+    kept = _drop(likeliest, config)
+    if bool((kept[:, -1] > 0).any()):
+        likeliest, order = probabilities.sort(descending=True)
+        kept = _drop(likeliest, config)
+    return kept, ids.gather(1, order)
+
+
+def _drop(likeliest: Tensor, config: SampleConfig) -> Tensor:
+    """Set to 0 what top-p and then min-p drop; probabilities (R, N), the largest first."""
+    dropped = likeliest < config.min_p * likeliest[:, :1]
     if config.top_p < 1:
-        likelier = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(likelier >= config.top_p, 0)
-    if config.min_p > 0:
-        least = config.min_p * probabilities[:, :1]
-        probabilities = probabilities.masked_fill(probabilities < least, 0)
-    return probabilities, ids
+        likelier = likeliest.cumsum(-1, dtype=torch.float64) - likeliest
+        dropped |= likelier >= config.top_p
+    return likeliest.masked_fill(dropped, 0)
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

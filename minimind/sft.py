@@ -150,6 +150,7 @@ def run(options: SFTOptions) -> None:
             save_dtype=torch.bfloat16 if options.save_dtype == "bf16" else torch.float32,
             identity=identity,
             say=print,
+            files=options.files,
         ),
     )
     _record(out, options, identity, outcome)

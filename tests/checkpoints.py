@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 import torch
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import tests.strategies  # noqa: F401  # loads the Hypothesis profile that minds no busy machine
 from minimind.model.config import ModelConfig, RopeScaling
 
 TINY = {
@@ -114,8 +115,13 @@ def tiny_transformers_model(model_type: str, **fields: object) -> PreTrainedMode
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
 
-def write_tokenizer(directory: Path, special: Sequence[str] = CHATML) -> None:
-    """Special tokens, every byte, and `<think>`: an added token that isn't marked special."""
+def write_tokenizer(
+    directory: Path, special: Sequence[str] = CHATML, bos_token: str | None = None
+) -> None:
+    """Special tokens, every byte, and `<think>`: an added token that isn't marked special.
+
+    With `bos_token`, one of `special`, that is put before every text.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*special, *alphabet])}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
@@ -123,12 +129,17 @@ def write_tokenizer(directory: Path, special: Sequence[str] = CHATML) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(special))
     tokenizer.add_tokens(["<think>"])
+    if bos_token:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos_token} $A", special_tokens=[(bos_token, vocab[bos_token])]
+        )
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     write_json(
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": bos_token,
             "eos_token": "<|endoftext|>",
             "clean_up_tokenization_spaces": False,
         },

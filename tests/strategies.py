@@ -6,9 +6,14 @@ is legal, the usual and the unusual alike.
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from minimind.data.conversation import Conversation, Message
+
+# Tests measure properties, not time: a busy machine must not fail them.
+settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_speed")
 
 CONTROL_LOOKALIKES = (
     "<|im_start|>",

@@ -5,12 +5,12 @@ import json
 import math
 
 import pytest
-from checkpoints import LLAMA3, TINY, YARN, configs
 from hypothesis import given
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.utils import logging
 
 from minimind.model.config import FAMILIES, ModelConfig, RopeScaling
+from tests.checkpoints import LLAMA3, TINY, YARN, configs
 
 HF = {"model_type": "llama", "hidden_act": "silu", **TINY}
 

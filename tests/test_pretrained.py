@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from checkpoints import TINY, read_json, write_checkpoint, write_json, write_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -21,6 +21,7 @@ from minimind.data.masking import encode_conversation, encode_prompt
 from minimind.model import pretrained
 from minimind.model.pretrained import load, save
 from minimind.tokenizer import Tokenizer
+from tests.checkpoints import TINY, read_json, write_checkpoint, write_json, write_tokenizer
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -252,30 +253,16 @@ def hub_cache(home: Path, name: str, source: Path) -> None:
     shutil.copytree(source, repository / "snapshots" / commit)
 
 
-def test_a_hub_name_is_found_in_the_cache_while_offline(checkpoint, tmp_path) -> None:
-    hub_cache(tmp_path / "home", "HuggingFaceTB/SmolLM2-135M", checkpoint)
-    script = (
-        "import minimind.model.pretrained as p, torch, sys\n"
-        "assert 'huggingface_hub' not in sys.modules\n"
-        "model, _ = p.load('HuggingFaceTB/SmolLM2-135M')\n"
-        "print(model.head_weight.double().sum().item())\n"
-        "try: p.load('HuggingFaceTB/no-such-model')\n"
-        "except FileNotFoundError as error: print(error)\n"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    environment.pop("HF_HUB_CACHE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(pretrained.__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr
-    total, error = done.stdout.splitlines()
-    assert float(total) == load(checkpoint)[0].head_weight.double().sum().item()
-    assert error.startswith("HuggingFaceTB/no-such-model: no such directory, and no such model on")
-    assert error.endswith("; check the name and the connection")
+def test_a_hub_name_is_found_in_the_cache_while_offline(checkpoint, tmp_path, monkeypatch) -> None:
+    hub_cache(tmp_path, "HuggingFaceTB/SmolLM2-135M", checkpoint)
+    # What HF_HUB_OFFLINE=1 and HF_HOME set when huggingface_hub is imported.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model, _ = load("HuggingFaceTB/SmolLM2-135M")
+    assert torch.equal(logits_of(model), logits_of(load(checkpoint)[0]))
+    for name in ("HuggingFaceTB/no-such-model", "not--a/name"):
+        with pytest.raises(FileNotFoundError, match=rf"^{name}: no such directory, and no such mo"):
+            load(name)
 
 
 # Vocabulary
@@ -287,7 +274,7 @@ def test_a_base_without_chatml_gets_rows_that_are_the_mean_of_its_own(tmp_path) 
         write_checkpoint(base, "llama", vocab_size=258, tie_word_embeddings=tied)
         write_tokenizer(base, special=("<|endoftext|>",))
         before = load_file(base / "model.safetensors")
-        with pytest.warns(UserWarning, match=r"no <\|im_start\|> and <\|im_end\|>.*; 2 rows"):
+        with pytest.warns(UserWarning, match=r"no <\|im_start\|> and <\|im_end\|> .*; 2 rows"):
             model, tokenizer = load(base)
         rows = tokenizer.vocab_size - 258
         assert rows >= 2
@@ -305,6 +292,21 @@ def test_a_base_without_chatml_gets_rows_that_are_the_mean_of_its_own(tmp_path) 
         assert tokenizer_again.end_id == tokenizer.end_id
         theirs = AutoModelForCausalLM.from_pretrained(base / "saved")
         assert theirs.get_input_embeddings().weight.shape[0] == tokenizer.vocab_size
+
+
+def test_chatml_may_take_rows_that_the_base_left_spare(tmp_path) -> None:
+    reserved = ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
+    write_checkpoint(tmp_path, "llama")
+    write_tokenizer(tmp_path, special=("<|endoftext|>", *reserved))
+    with pytest.warns(
+        UserWarning, match=r"took the place of <\|reserved_special_token_0\|>"
+    ) as caught:
+        model, tokenizer = load(tmp_path)
+    assert "rows were added" not in str(caught[0].message)
+    assert caught[0].filename == __file__
+    assert model.config.vocab_size == TINY["vocab_size"]
+    assert torch.equal(model.head_weight, load_file(tmp_path / "model.safetensors")[HEAD])
+    assert (tokenizer.start_id, tokenizer.end_id) == (1, 2)
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_an_error(tmp_path) -> None:
@@ -489,6 +491,24 @@ def test_their_chat_template_gives_the_training_ids(trained, tmp_path) -> None:
             assert ids == list(encode_conversation(Conversation(messages), tokenizer).input_ids)
             ids = theirs.apply_chat_template(dicts, add_generation_prompt=True, return_dict=False)
             assert ids == list(encode_prompt(messages, tokenizer))
+
+
+def test_a_base_that_begins_with_a_bos_gets_one_and_only_one(tmp_path) -> None:
+    special = ("<s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    write_checkpoint(tmp_path / "base", "llama")
+    write_tokenizer(tmp_path / "base", special, bos_token="<s>")
+    model, tokenizer = load(tmp_path / "base")
+    save(tmp_path / "saved", model, tokenizer)
+    template = (tmp_path / "saved/chat_template.jinja").read_text()
+    assert template == "{{ bos_token }}" + CHAT_TEMPLATE
+    assert read_json(tmp_path / "saved/generation_config.json")["bos_token_id"] == 0
+    save(tmp_path / "again", *load(tmp_path / "saved"))  # ours already: no warning
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "again")
+    for messages in conversations()[:20]:
+        dicts = [{"role": m.role, "content": m.content} for m in messages]
+        ids = theirs.apply_chat_template(dicts, return_dict=False)
+        assert ids == list(encode_conversation(Conversation(messages), tokenizer).input_ids)
+        assert ids.count(0) == 1
 
 
 def test_content_that_spells_a_token_is_text_for_us_and_the_token_for_them(trained) -> None:

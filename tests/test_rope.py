@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from checkpoints import rope_scalings
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
@@ -12,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from minimind.model.config import ModelConfig, RopeScaling
 from minimind.model.rope import inverse_frequencies
+from tests.checkpoints import rope_scalings
 
 
 def config(scaling: RopeScaling | None = None, theta: float = 1e4, head_dim: int = 64):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from smollm2 import FetchError, directory
-from test_parity import assert_greedy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minimind
+from tests.smollm2 import FetchError, directory
+from tests.test_parity import assert_same_answer
 
 TOLERANCE = 5e-4
 
@@ -39,8 +39,6 @@ KOREAN = """\
 QUESTIONS = [
     "What is the capital of France?",
     "What is 2 + 2?",
-    "Name three colors.",
-    "Who wrote Romeo and Juliet?",
     "대한민국의 수도는 어디인가요?",
     "Write one sentence about the sea.",
 ]
@@ -60,20 +58,19 @@ def both():
     return ours, tokenizer, theirs, AutoTokenizer.from_pretrained(path)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("text", [ENGLISH, KOREAN], ids=["english", "korean"])
-def test_real_text_gets_the_logits_of_transformers(both, text: str, attention: str) -> None:
+def test_real_text_gets_the_logits_of_transformers(both, text: str) -> None:
     ours, tokenizer, theirs, their_tokenizer = both
-    theirs.set_attn_implementation(attention)
     ids = tokenizer.encode(text)
     assert ids == their_tokenizer.encode(text)
-    assert len(ids) > 250
+    assert len(ids) > 200
     with torch.no_grad():
         logits = ours.logits(torch.tensor([ids]))
-        expected = theirs(torch.tensor([ids])).logits
-    difference = (logits - expected).abs().max().item()
-    print(f"{len(ids)} tokens, {attention}: largest logit difference {difference:.2e}")
-    assert difference <= TOLERANCE
+        for kernel in ("eager", "sdpa"):
+            theirs.set_attn_implementation(kernel)
+            difference = (logits - theirs(torch.tensor([ids])).logits).abs().max().item()
+            print(f"{len(ids)} tokens, {kernel}: largest logit difference {difference:.1e}")
+            assert difference <= TOLERANCE
 
 
 def test_it_knows_the_capital_of_france(both) -> None:
@@ -88,11 +85,8 @@ def test_it_knows_the_capital_of_france(both) -> None:
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_greedy_answers_are_those_of_transformers(both, question: str) -> None:
     ours, tokenizer, theirs, _ = both
-    prompt_ids, stop_ids = _prompt(tokenizer, question), [tokenizer.end_id]
-    answer = minimind.generate(
-        ours, prompt_ids, temperature=0, max_new_tokens=40, stop_ids=stop_ids
-    )
-    assert_greedy(theirs, prompt_ids, list(answer), 40, stop_ids)
+    prompt_ids = _prompt(tokenizer, question)
+    assert_same_answer(ours, theirs, prompt_ids, [tokenizer.end_id], max_new_tokens=24)
 
 
 def _prompt(tokenizer, question: str) -> list[int]:

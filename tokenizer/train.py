@@ -5,20 +5,22 @@
 The ids, in order:
 
     0 <|endoftext|>  1 <|im_start|>  2 <|im_end|>  3 <|pad|>  4.. <think> and the tool tags
-    10..31 <|reserved_0|> ...      32..287 the 256 bytes      288.. merges, most frequent first
+    10.. <|reserved_0|> to <|reserved_21|>    32.. the 256 bytes    288.. merges, frequent first
 
 Text is cut into pieces before any merge is learned (`PIECES`): each newline alone, each digit
 alone. So a conversation encoded segment by segment and the same conversation encoded as one string
 get the same ids, and a number is always spelled digit by digit.
 
-    python tokenizer/train.py CORPUS/* --share korrv.ko.txt=0.3 --share tldr-ko.txt=0.5
+    python tokenizer/train.py CORPUS/* --out tokenizer.json
+    python tokenizer/train.py CORPUS/* --out tokenizer.model --backend sentencepiece
 
-See README.md beside this file for the exact command, the sources and the figures.
+See README.md beside this file for the command that made ours, its sources and the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -30,6 +32,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
+import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCAB_SIZE = 8192
@@ -56,7 +59,7 @@ PIECES = "|".join(
         r"[^\S\r\n]+",
     )
 )
-# What GPT-2 does, for comparison: spaces and newlines together, digits together.
+# As GPT-2 does, for comparison: newlines join spaces, digits join digits.
 PLAIN_PIECES = (
     r"['’](?:[sdmt]|ll|ve|re)(?![\p{L}\p{M}])| ?[\p{L}\p{M}]+| ?\p{N}+"
     r"| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
@@ -104,6 +107,11 @@ def _cut(text: str) -> Iterator[str]:
         yield text[start:]
 
 
+def join_lines(passages: Sequence[str], count: int = 20) -> list[str]:
+    """Put passages on the lines of longer texts, for what has to see newlines."""
+    return ["\n".join(passages[i : i + count]) for i in range(0, len(passages), count)]
+
+
 def is_held_back(passage: str) -> bool:
     """Whether a passage is kept for measuring. Depends on its text alone, so copies agree."""
     return zlib.crc32(passage.encode()) % HOLD_BACK == 0
@@ -146,7 +154,7 @@ def train_bpe(
     """Train a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2). Same text, same file.
 
     Raises:
-        ValueError: the text is too little for that many merges.
+        ValueError: the text is too little for that many tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -166,16 +174,59 @@ def train_bpe(
         max_token_length=24,
     )
     tokenizer.train_from_iterator(passages, trainer)
-    _check(tokenizer.get_vocab_size(), vocab_size)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise _too_little(vocab_size, f"it makes {tokenizer.get_vocab_size()}")
     return tokenizer
 
 
-def _check(learned: int, wanted: int) -> None:
-    if learned != wanted:
-        raise ValueError(
-            f"corpus: too little text for {wanted} tokens, it gives {learned}; "
-            "give more text or a smaller --vocab-size"
+def train_sentencepiece(passages: Sequence[str], vocab_size: int = VOCAB_SIZE) -> bytes:
+    """Train the same job with sentencepiece: BPE with byte fallback. Same text, same bytes.
+
+    The control tokens have the ids they have in `train_bpe`, but the last is `<unk>`, which
+    sentencepiece can't do without; with byte fallback no text comes to it. Digits stand alone.
+    So does a newline, which sentencepiece trains without and encodes as the byte `<0x0A>`. Other
+    than with `train_bpe`, characters come first and bytes only stand in for rare ones, and the
+    space is `▁`: a text with that character comes back with a space.
+
+    Raises:
+        ValueError: the text is too little for that many pieces.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(passages),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            character_coverage=0.9995,
+            # The text as it is, and nothing put before it.
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            eos_id=ADDED.index(CONTROL[0]),
+            eos_piece=CONTROL[0],
+            pad_id=ADDED.index(CONTROL[3]),
+            pad_piece=CONTROL[3],
+            bos_id=-1,
+            unk_id=len(ADDED) - 1,
+            control_symbols=[t for t in ADDED[:-1] if t not in (CONTROL[0], CONTROL[3])],
+            max_sentence_length=8 * PASSAGE,  # bytes; longer ones would be passed over
+            num_threads=1,
+            minloglevel=2,
         )
+    except RuntimeError as error:
+        raise _too_little(vocab_size, str(error)) from None
+    return model.getvalue()
+
+
+def _too_little(vocab_size: int, fact: str) -> ValueError:
+    return ValueError(
+        f"corpus: no {vocab_size} tokens can be made of it ({fact}); "
+        "give another amount of text or another --vocab-size"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -184,6 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="text files, or .jsonl with a text")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--vocab-size", type=int, default=VOCAB_SIZE)
+    parser.add_argument(
+        "--plain", action="store_true", help="for comparison: let newlines and digits join"
+    )
+    parser.add_argument("--backend", choices=("tokenizers", "sentencepiece"), default="tokenizers")
     parser.add_argument(
         "--share",
         action="append",
@@ -198,9 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         korean = sum(len(p.encode()) for p in passages if is_korean(p))
         total = sum(len(p.encode()) for p in passages)
         print(f"{name}: {korean:,} bytes Korean, {total - korean:,} bytes English")
-    tokenizer = train_bpe(train, options.vocab_size)
-    tokenizer.save(str(options.out))
-    print(f"wrote {options.out}: {tokenizer.get_vocab_size():,} tokens")
+    if options.backend == "tokenizers":
+        pieces = PLAIN_PIECES if options.plain else PIECES
+        train_bpe(join_lines(train), options.vocab_size, pieces).save(str(options.out))
+    else:
+        options.out.write_bytes(train_sentencepiece(train, options.vocab_size))
+    print(f"wrote {options.out}: {options.vocab_size:,} tokens")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ nothing searches token ids for it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple, get_args
 
 from minimind.data.conversation import Message
 
@@ -23,6 +23,7 @@ START = "<|im_start|>"
 END = "<|im_end|>"
 
 TrainOn = Literal["all", "last"]
+_TRAIN_ON = get_args(TrainOn)
 
 # The Jinja form of `render`, saved with every run so that other tools build the same prompt.
 CHAT_TEMPLATE = (
@@ -33,8 +34,7 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of a rendered conversation, tokenized on its own.
 
     Attributes:
@@ -58,7 +58,12 @@ def render(messages: Sequence[Message], train_on: TrainOn = "all") -> list[Segme
 
     The assistant's content and the `<|im_end|>` that closes it carry the message's weight; all
     else has weight 0. With `train_on="last"` only the last assistant message is trained.
+
+    Raises:
+        ValueError: `train_on` is neither "all" nor "last".
     """
+    if train_on not in _TRAIN_ON:
+        raise ValueError(f'train_on is "{train_on}"; use {" or ".join(_TRAIN_ON)}')
     last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
     segments: list[Segment] = []
     for index, message in enumerate(messages):
@@ -79,8 +84,9 @@ def render_prompt(messages: Iterable[Message]) -> list[Segment]:
     segments: list[Segment] = []
     for message in messages:
         segments += [*_header(message.role), Segment(message.content), _CLOSE, _NEWLINE]
-    return segments + _header("assistant")
+    return [*segments, *_header("assistant")]
 
 
-def _header(role: str) -> list[Segment]:
-    return [_OPEN, Segment(role + "\n")]
+@cache
+def _header(role: str) -> tuple[Segment, ...]:
+    return _OPEN, Segment(role + "\n")

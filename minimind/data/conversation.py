@@ -28,6 +28,7 @@ Turns. Whatever is legal is kept as it stands, turn by turn; the names are `irre
     assistant first                    legal      leading_assistant: trained, with nothing before it
     user or tool last, after answers   legal      trailing_prompt: read, never trained
     no assistant at all                legal      no_assistant: a prompt only, nothing to train
+    every other order                  legal      nothing to tell
 """
 
 from __future__ import annotations
@@ -224,10 +225,8 @@ _Shapes: TypeAlias = dict[str, tuple[tuple[str, ...], _Parser]]
 def _read_row(row: object, shapes: _Shapes) -> tuple[str, list[Message]]:
     if not isinstance(row, dict):
         raise _RowError("not_object", f"the row is {_show(row)}", "a row is a JSON object")
-    try:
-        _refuse_untrained(row)
-    except _RowError as fault:
-        raise fault.of("the row") from None
+    if not _UNTRAINED.isdisjoint(row):
+        _refuse_untrained(row, "the row ")
     for name, (keys, parse) in shapes.items():
         for key in keys:
             if row.get(key) is None:
@@ -264,10 +263,10 @@ def _unknown_shape(row: Row, shapes: _Shapes) -> _RowError:
 
 def _alpaca(row: Row) -> list[Message]:
     messages = []
-    history = row.get("history")
-    if history is not None and not isinstance(history, list):
+    history = [] if _absent(row.get("history")) else row["history"]
+    if not isinstance(history, list):
         raise _bad_history("the history", history)
-    for number, pair in enumerate(history or [], start=1):
+    for number, pair in enumerate(history, start=1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise _bad_history(f"history pair {number}", pair)
         turn = dict(zip(("user", "assistant"), pair, strict=True))
@@ -323,7 +322,7 @@ def _read_messages(items: object, key: str, label: str = "message") -> list[Mess
     if not isinstance(items, (list, tuple)):
         raise _RowError(
             "bad_messages",
-            f'the row has {_show(items)} for "{printable(key)}"',
+            f'"{printable(key)}" is {_show(items)}',
             "it takes a list of messages",
         )
     if not items:
@@ -349,9 +348,11 @@ def _read_message(item: object) -> Message:
         raise _RowError(
             "bad_message", f"is {_show(item)}", 'write it as {"role": ..., "content": ...}'
         )
-    _refuse_untrained(item)
+    if not _UNTRAINED.isdisjoint(item):
+        _refuse_untrained(item)
     role = item.get("role")
-    role = _check_role(role) if role is not None else _sharegpt_role(item.get("from"))
+    if role not in ROLES:
+        role = _sharegpt_role(item.get("from")) if role is None else _check_role(role)
     key = "value" if item.get("content") is None and item.get("value") is not None else "content"
     content = item.get(key)
     if isinstance(content, list):
@@ -440,14 +441,12 @@ def _check_weight(weight: object) -> float:
 _UNTRAINED = frozenset(UNTRAINED)
 
 
-def _refuse_untrained(item: Row) -> None:
-    if _UNTRAINED.isdisjoint(item):
-        return
+def _refuse_untrained(item: Row, subject: str = "") -> None:
     for key in UNTRAINED:
         if not _absent(item.get(key)):
             raise _RowError(
                 "untrained_key",
-                f'has "{key}", which is not trained yet',
+                f'{subject}has "{key}", which is not trained yet',
                 "remove the key where the conversation makes sense without it, or else the row",
             )
 

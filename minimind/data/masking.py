@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, get_args
 
-from minimind.data.chatml import Segment, TrainOn, render, render_prompt
+from minimind.data.chatml import END, START, Segment, TrainOn, render, render_prompt
 from minimind.data.conversation import Conversation, Message, parse_messages
 from minimind.tokenizer import Tokenizer
 
 Truncation = Literal["turns", "tokens", "drop"]
+_POLICIES = get_args(Truncation)
 
 BATCH_ROWS = 512  # conversations per call of the tokenizer: enough to keep its threads busy
 
@@ -86,7 +87,8 @@ def encode_prompt(
     """
     segments = render_prompt(parse_messages(messages))
     texts = [segment.text for segment in segments if not segment.control]
-    return _join(segments, iter(tokenizer.encode_batch(texts)), tokenizer, {}).input_ids  # type: ignore[return-value]
+    example = _join(segments, iter(tokenizer.encode_batch(texts)), {}, tokenizer)
+    return list(example.input_ids)
 
 
 def encode_conversations(
@@ -107,7 +109,7 @@ def encode_conversations(
         ]
         encoded = iter(tokenizer.encode_batch(texts))
         for segments in rows:
-            yield _join(segments, encoded, tokenizer, known)
+            yield _join(segments, encoded, known, tokenizer)
 
 
 def truncate(
@@ -123,20 +125,24 @@ def truncate(
 
     Returns:
         The Example itself if it fits; an empty one if the policy leaves nothing.
+
+    Raises:
+        ValueError: `max_length` isn't positive, or there is no such policy.
     """
+    if max_length < 1:
+        raise ValueError(f"max_length is {max_length}; use a positive number")
+    if policy not in _POLICIES:
+        raise ValueError(f'truncation is "{policy}"; use {", ".join(_POLICIES)}')
     if len(example) <= max_length:
         return example
     keep = max_length
-    if any(example.loss_mask[max_length:]):
-        if policy == "drop":
-            keep = 0
-        elif policy == "turns":
-            ends = (
-                i
-                for i in range(max_length - 1, -1, -1)
-                if example.loss_mask[i] and example.input_ids[i] == tokenizer.end_id
-            )
-            keep = next(ends, -1) + 1
+    if policy == "turns":
+        while keep and not (
+            example.loss_mask[keep - 1] and example.input_ids[keep - 1] == tokenizer.end_id
+        ):
+            keep -= 1
+    elif policy == "drop" and any(example.loss_mask[max_length:]):
+        keep = 0
     weights = example.weights
     return Example(
         example.input_ids[:keep],
@@ -148,19 +154,18 @@ def truncate(
 def _join(
     segments: list[Segment],
     encoded: Iterator[list[int]],
-    tokenizer: Tokenizer,
     known: dict[str, list[int]],
+    tokenizer: Tokenizer,
 ) -> Example:
     """Lay segments end to end; texts that aren't `known` are taken from `encoded`, in order."""
+    control = {START: [tokenizer.start_id], END: [tokenizer.end_id]}
     input_ids: list[int] = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     loss_mask = [False] * len(input_ids)
     spans: list[tuple[int, int, float]] = []  # only weights other than 0 and 1
-    for segment in segments:
-        if segment.control:
-            ids = [tokenizer.encode_control(segment.text)]
-        else:
-            ids = known.get(segment.text) or next(encoded)
-        weight = segment.weight
+    for text, is_control, weight in segments:
+        ids = control[text] if is_control else known.get(text)
+        if ids is None:
+            ids = next(encoded)
         if weight and weight != 1.0:
             spans.append((len(input_ids), len(input_ids) + len(ids), weight))
         input_ids += ids

@@ -3,7 +3,7 @@
 What is in a file decides how it is read, not its name: gzip is unpacked, a file that starts with
 "[" is one JSON array, and all else is JSON Lines.
 
-    JSON Lines   streamed; memory is bounded by the longest line, which may have MAX_LINE bytes
+    JSON Lines   streamed; memory is bounded by the longest line, at most MAX_LINE bytes
     JSON array   read whole; a row's line is the one on which it starts
 
 Text is UTF-8 whatever the locale. A byte order mark may open a file, but no other row. Lines end
@@ -36,9 +36,9 @@ from minimind.data.strict_json import (
     text_after,
 )
 
-MAX_LINE = 64 * 2**20  # bytes
+MAX_LINE = 64 * 2**20  # bytes, the line feed included
 LOOK_AHEAD_LINES = 1000  # searched for the end of a row that isn't complete on its line
-LOOK_AHEAD_BYTES = 2**18
+LOOK_AHEAD_BYTES = 2**18  # less than MAX_LINE, so that it ends with a line that is taken in part
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -160,12 +160,10 @@ def _rows(path: str) -> Iterator[_Row | DataError]:
 
 
 def _standard_input() -> io.BufferedReader:
-    if sys.stdin is None:
+    buffer = getattr(sys.stdin, "buffer", None)
+    if buffer is None:
         raise OSError("standard input is closed")
-    buffer = sys.stdin.buffer
-    if isinstance(buffer, io.BufferedReader):
-        return buffer
-    return io.BufferedReader(cast(io.RawIOBase, buffer))
+    return buffer if isinstance(buffer, io.BufferedReader) else io.BufferedReader(buffer)
 
 
 class _Lines:
@@ -261,9 +259,8 @@ def _rows_of_lines(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
         if not text or text.isspace():
             continue
         try:
-            value, end = decoder.decode(text, skip_space(text, 0))
-            after = skip_space(text, end)
-            if after < len(text):
+            value, end = decoder.decode(text, 0 if text[0] == "{" else skip_space(text, 0))
+            if end < len(text) and (after := skip_space(text, end)) < len(text):
                 raise text_after("row", text, after)
         except JsonError as broken:
             if broken.kind == "cut_off":

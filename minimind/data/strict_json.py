@@ -97,6 +97,7 @@ def syntax_error(text: str, at: int, message: str = "") -> JsonError:
     if not found:
         kind, fact = "cut_off", "the JSON breaks off before it is complete"
         remedy = "write the rest; was the file cut?"
+        at = len(text.rstrip(SPACE))
     elif found[0] == "\0":
         kind, fact = "raw_nul", f"a NUL byte stands at {column}"
         remedy = "write it as \\u0000 or remove it"

@@ -34,23 +34,25 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity)
-        self.keys = torch.zeros(*shape, config.head_dim, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
+        # (rows, K, capacity, D) a layer. Zeros, as what a mask hides must not be NaN.
+        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.lengths = [0] * rows
-        self.capacity = capacity
-        self._row_index = torch.arange(rows, device=device)
         self.next_positions = torch.zeros(rows, dtype=torch.long, device=device)
+        self._row_index = torch.arange(rows, device=device)
         self._horizon = 0
         self._mask: Tensor | None = None
 
     def keep(self, rows: list[int]) -> None:
         """Drop all rows but these, in this order: finished sequences stop costing time."""
         index = torch.tensor(rows, device=self.next_positions.device)
-        self.keys, self.values = self.keys[:, index], self.values[:, index]
+        self.keys = [keys[index] for keys in self.keys]
+        self.values = [values[index] for values in self.values]
         self.next_positions = self.next_positions[index]
         self.lengths = [self.lengths[row] for row in rows]
-        self._row_index = torch.arange(len(rows), device=self.next_positions.device)
+        self._row_index = self._row_index[: len(rows)]
 
     def attend_prompts(
         self, documents: Documents, layer: int, q: Tensor, k: Tensor, v: Tensor
@@ -58,28 +60,32 @@ class KVCache:
         """Store the keys and values of whole prompts; attend inside each. See `packed_attention`."""
         lengths = list(documents.lengths)
         for row, (key, value) in enumerate(zip(k.split(lengths), v.split(lengths), strict=True)):
-            self.keys[layer, row, :, : len(key)] = key.transpose(0, 1)
-            self.values[layer, row, :, : len(value)] = value.transpose(0, 1)
+            self.keys[layer][row, :, : len(key)] = key.transpose(0, 1)
+            self.values[layer][row, :, : len(value)] = value.transpose(0, 1)
         return packed_attention(documents, layer, q, k, v)
 
     def begin_token(self) -> None:
         """Prepare a pass of one token per row: how far to look, and what of it each row has filled."""
         self._horizon = max(self.lengths) + 1
-        seen = torch.arange(self._horizon, device=self.next_positions.device)
-        ragged = len(set(self.lengths)) > 1
-        self._mask = (seen <= self.next_positions[:, None])[:, None, None, :] if ragged else None
+        self._mask = None
+        if min(self.lengths) < max(self.lengths):
+            seen = torch.arange(self._horizon, device=self.next_positions.device)
+            self._mask = (seen <= self.next_positions[:, None])[:, None, None, :]
 
     def attend_token(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store each row's new key and value; attend to all of the row. See `cached_attention`."""
-        self.keys[layer, self._row_index, :, self.next_positions] = k.to(self.keys.dtype)
-        self.values[layer, self._row_index, :, self.next_positions] = v.to(self.values.dtype)
-        keys = self.keys[layer, :, :, : self._horizon].to(q.dtype)
-        values = self.values[layer, :, :, : self._horizon].to(q.dtype)
-        return cached_attention(q, keys, values, self._mask)
+        keys, values = self.keys[layer], self.values[layer]
+        if self._mask is None:  # all rows are equally long: a plain copy, without an index
+            keys.select(2, self._horizon - 1).copy_(k)
+            values.select(2, self._horizon - 1).copy_(v)
+        else:
+            keys[self._row_index, :, self.next_positions] = k.to(keys.dtype)
+            values[self._row_index, :, self.next_positions] = v.to(values.dtype)
+        seen_keys = keys.narrow(2, 0, self._horizon).to(q.dtype)
+        seen_values = values.narrow(2, 0, self._horizon).to(q.dtype)
+        return cached_attention(q, seen_keys, seen_values, self._mask)
 
     def advance(self, by: list[int]) -> None:
         """Count the tokens that a finished pass has written, per row."""
         self.lengths = [have + new for have, new in zip(self.lengths, by, strict=True)]
-        self.next_positions = self.next_positions + torch.tensor(
-            by, device=self.next_positions.device
-        )
+        self.next_positions = self.next_positions + torch.tensor(by, device=self.next_positions.device)

@@ -311,11 +311,8 @@ def _fit_vocabulary(
             mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
             weights[name] = torch.cat([rows, mean.expand(len(new), -1)])
     if tokenizer.notice:
-        rows = f"; {len(new)} rows were added, each the mean of the others" if new else ""
-        warnings.warn(
-            f"{directory}: {tokenizer.notice}{rows}. They mean nothing before training",
-            stacklevel=3,
-        )
+        grown = f"; {len(new)} rows were added, each the mean of the others" if new else ""
+        warnings.warn(f"{tokenizer.notice}{grown}. They mean nothing before training", stacklevel=3)
     return dataclasses.replace(config, vocab_size=config.vocab_size + len(new))
 
 

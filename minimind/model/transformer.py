@@ -6,8 +6,10 @@ documents, without padding; linear layers don't see where one ends, attention do
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,8 @@ from minimind.model.rope import inverse_frequencies
 # (layer, q, k, v) -> attended; what the queries may see is the caller's choice.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 LayerAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Before = Callable[["DecoderLayer", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+After = Callable[["DecoderLayer", Tensor, Tensor], Tensor]
 
 
 class Transformer(nn.Module):
@@ -72,6 +76,36 @@ class Transformer(nn.Module):
                 scale = by_depth if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
                 nn.init.normal_(parameter, std=std * scale, generator=generator)
         return self
+
+    def compile_tokenwise(self) -> None:
+        """Compile what training does token by token: projections, norms, rotation, MLP.
+
+        Attention, the only part that sees where documents end, stays as it is, and token counts are
+        left open: nothing is compiled again later. Call it inside the autocast of the run. Where
+        compiling fails, a warning says why, and the model stays as it was.
+        """
+        layers = [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+        if layers[0].compiled:
+            return
+        cos, sin = self.model.rotation(torch.arange(2, device=self.device))
+        x = torch.ones(2, self.config.hidden_size, device=self.device, requires_grad=True) * 1
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's own, about its own code
+                before = torch.compile(before_attention, dynamic=True)
+                after = torch.compile(after_attention, dynamic=True)
+                _leave_open(x, cos, sin)
+                q, k, v = before(layers[0], x, cos, sin)
+                attended = q.detach().requires_grad_() * 1
+                _leave_open(attended)
+                out = (q, k, v, after(layers[0], x, attended))
+                torch.autograd.grad(out, x, [torch.ones_like(y) for y in out])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"compile: {reason}; going on without compiling", stacklevel=2)
+            return
+        for layer in layers:
+            layer.compiled = before, after
 
     def hidden_states(
         self,
@@ -177,11 +211,9 @@ class Decoder(nn.Module):
         return out
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(T,) positions -> cos and sin, each (T, 1, D/2) float32: a float16 angle would be wrong."""
+        """(T,) positions -> cos and sin, each (T, 1, D/2) float32: float16 would be wrong."""
         device = positions.device
-        if (
-            device not in self._frequencies
-        ):  # not a buffer: it is no weight, and never half precision
+        if device not in self._frequencies:  # not a buffer: no weight, and never half precision
             frequencies, scaling = inverse_frequencies(self.config)
             self._frequencies[device] = frequencies.to(device), scaling
         frequencies, scaling = self._frequencies[device]
@@ -198,19 +230,51 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
+        self.compiled: tuple[Before, After] | None = None  # see Transformer.compile_tokenwise
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, select: Tensor | None
     ) -> Tensor:
         """(T, C) -> (T, C), or (S, C) at the selected positions."""
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, attend, select)
-        x = (x if select is None else x.index_select(0, select)) + attended
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        # Without gradients the compiler would begin anew, for passes that are few.
+        fast = self.compiled if torch.is_grad_enabled() else None
+        before, after = fast or (before_attention, after_attention)
+        q, k, v = before(self, x, cos, sin)
+        attended = attend(q, k, v)  # (T, H, D)
+        if select is not None:
+            x, attended = x.index_select(0, select), attended.index_select(0, select)
+        return after(self, x, attended)
+
+
+# What a layer does before and after attention works token by token. Functions of the layer, not
+# methods: one compiled pair serves all layers, and a copy of a model computes with its own weights.
+
+
+def before_attention(
+    layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, C) -> queries (T, H, D), keys and values (T, K, D)"""
+    q, k, v = layer.self_attn(layer.input_layernorm(x), cos, sin)
+    return q, k, v
+
+
+def after_attention(layer: DecoderLayer, x: Tensor, attended: Tensor) -> Tensor:
+    """The residual stream (S, C) and what attention found (S, H, D) -> (S, C)"""
+    x = x + layer.self_attn.o_proj(attended.flatten(1))
+    out: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
+    return out
+
+
+def _leave_open(*tensors: Tensor) -> None:
+    """Tell the compiler that their first size, one and the same, may be any."""
+    from torch._dynamo.decorators import mark_unbacked  # takes a second to import
+
+    for tensor in tensors:
+        mark_unbacked(tensor, 0, shape_id="tokens", min=1)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, and q/k norm or biases where the config has them."""
+    """Projections of grouped-query attention: rotary positions, q/k norm or biases where set."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -227,20 +291,14 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
         self.head_dim = head_dim
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, select: Tensor | None
-    ) -> Tensor:
-        """(T, C) -> (T, C), or (S, C) at the selected positions."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, C) -> queries (T, H, D), keys and values (T, K, D). `o_proj` is applied elsewhere."""
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, H, D)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, D)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, D)
         q = rotate(self.q_norm(q), cos, sin)
         k = rotate(self.k_norm(k), cos, sin)
-        attended = attend(q.to(v.dtype), k.to(v.dtype), v).flatten(1)  # (T, H * D)
-        if select is not None:
-            attended = attended.index_select(0, select)
-        out: Tensor = self.o_proj(attended)
-        return out
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class MLP(nn.Module):
@@ -280,7 +338,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: (T, 1, D/2)
         sin: (T, 1, D/2)
     """
-    out: Tensor = _Rotate.apply(x, cos, sin)
+    if torch.compiler.is_compiling():  # the compiler finds the backward pass by itself
+        return _Rotate.forward(x, cos, sin)
+    out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -295,12 +355,12 @@ class _Rotate(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, cos, sin = inputs
         ctx.save_for_backward(cos, sin)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _Rotate.forward(grad, cos, -sin), None, None

@@ -142,7 +142,8 @@ def train(
     config = config or TrainConfig()
     state = state or TrainState(model, config)
     if config.compile:
-        model.compile_tokenwise()
+        with autocast(state.precision, model.device):
+            model.compile_tokenwise()
     warmup_steps = min(round(config.warmup * len(steps)), len(steps) - 1)
     model.train()
     while state.step < len(steps):

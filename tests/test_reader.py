@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import texts
+
+from minimind.data import reader
+from minimind.data.conversation import Conversation, DataError
+from minimind.data.reader import read_conversations
+
+DATA = Path(__file__).parent / "data"
+KOREAN = (
+    '{"messages": [{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "네."}]}'
+)
+ENGLISH = '{"instruction": "Say hi.", "output": "Hi."}'
+
+
+def write(folder: Path, content: str | bytes, name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read(path: Path | str) -> tuple[list[Conversation], list[DataError]]:
+    errors: list[DataError] = []
+    return list(read_conversations(path, on_error=errors.append)), errors
+
+
+def run_bad_rows(**environment: str) -> str:
+    """Read the bad rows in a process of its own, which never imports what minimind imports."""
+    code = (
+        "import sys, types, runpy;"
+        "package = types.ModuleType('minimind'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['minimind'] = package;"
+        "runpy.run_path(sys.argv[2], run_name='__main__');"
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    arguments = [Path(reader.__file__).parents[1], DATA / "read_bad_rows.py"]
+    result = subprocess.run(
+        [*command, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    return result.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "C.UTF-8"},
+    ],
+    ids=["C", "UTF-8"],
+)
+def test_each_bad_row_is_told_in_exactly_these_words_in_any_locale(
+    environment: dict[str, str],
+) -> None:
+    # After a change on purpose: python tests/data/read_bad_rows.py > tests/data/bad_rows.txt
+    expected = (DATA / "bad_rows.txt").read_text(encoding="utf-8")
+    assert run_bad_rows(**environment) == expected
+
+
+def test_every_message_has_its_place_its_fact_its_remedy_and_a_short_safe_excerpt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(DATA / "bad_rows")
+    errors: list[DataError] = []
+    for name in sorted(os.listdir()):
+        list(read_conversations(name, on_error=errors.append))
+    assert len({error.kind for error in errors}) >= 30
+    assert len({(error.kind, error.fact) for error in errors}) >= 80
+    for error in errors:
+        place = f"{error.path}:{error.line}" if error.line else error.path
+        head, *rest = str(error).split("\n")
+        assert head == f"{place}: {error.fact}; {error.remedy}"
+        assert rest == ([f"    {error.excerpt}"] if error.excerpt else [])
+        assert error.fact
+        assert error.remedy
+        assert len(error.excerpt) <= 80
+        assert str(error).replace("\n", "").isprintable()
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), again.kind) == (str(error), error.kind)
+
+
+def test_files_of_different_kinds_and_shapes_are_read_in_order(tmp_path: Path) -> None:
+    lines = write(tmp_path, KOREAN + "\n" + ENGLISH + "\n", "a.jsonl")
+    zipped = write(tmp_path, gzip.compress((ENGLISH + "\n").encode()), "b.jsonl.gz")
+    array = write(tmp_path, f"[\n{ENGLISH},\n\n{KOREAN}]", "c.json")
+    zipped_array = write(tmp_path, gzip.compress(f"[{KOREAN}]".encode()), "d.json.gz")
+    found = list(read_conversations([lines, str(zipped), array, zipped_array]))
+    assert [(Path(c.path).name, c.line, c.shape) for c in found] == [
+        ("a.jsonl", 1, "messages"),
+        ("a.jsonl", 2, "instruction/output"),
+        ("b.jsonl.gz", 1, "instruction/output"),
+        ("c.json", 2, "instruction/output"),
+        ("c.json", 4, "messages"),
+        ("d.json.gz", 1, "messages"),
+    ]
+    assert found[0].messages[1].content == "네."
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (f"{KOREAN}\r\n{ENGLISH}\r\n", [1, 2]),
+        (f"\ufeff{KOREAN}\n{ENGLISH}", [1, 2]),
+        (f"\ufeff\r\n\n{KOREAN}\n \t\n{ENGLISH}\n\n", [3, 5]),
+        (f"  {KOREAN}  \n\t{ENGLISH}", [1, 2]),
+        (f"\ufeff [{KOREAN},\r\n{ENGLISH}]\n", [1, 2]),
+        (f"\n\n[\n\n{KOREAN}\n,\n{ENGLISH}\n]", [5, 7]),
+    ],
+    ids=["CRLF", "BOM", "blank lines", "indented", "array with BOM and CRLF", "spaced array"],
+)
+def test_line_ends_blank_lines_and_an_opening_byte_order_mark_are_legal(
+    tmp_path: Path, content: str, lines: list[int]
+) -> None:
+    found, errors = read(write(tmp_path, content))
+    assert errors == []
+    assert [conversation.line for conversation in found] == lines
+
+
+def test_what_is_in_a_file_decides_not_its_name(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path, f"[{KOREAN}, {ENGLISH}]", "array.jsonl"))[0]) == 2
+    assert len(read(write(tmp_path, f"{KOREAN}\n{ENGLISH}", "lines.json"))[0]) == 2
+    assert len(read(write(tmp_path, f"{KOREAN}\n{ENGLISH}", "plain.jsonl.gz"))[0]) == 2
+    assert len(read(write(tmp_path, gzip.compress(KOREAN.encode()), "zipped.jsonl"))[0]) == 1
+
+
+def test_an_escaped_nul_white_space_and_line_separators_are_content_like_any_other(
+    tmp_path: Path,
+) -> None:
+    contents = ["\0", " \n\t", "a\u2028b\x85c", "\ufeff", "👨‍👩‍👧", "\u1112\u1161\u11ab"]
+    for ensure_ascii in (True, False):
+        rows = [
+            json.dumps({"prompt": c, "completion": "ok"}, ensure_ascii=ensure_ascii)
+            for c in contents
+        ]
+        found, errors = read(write(tmp_path, "\n".join(rows)))
+        assert errors == []
+        assert [conversation.messages[0].content for conversation in found] == contents
+
+
+@given(pairs=st.lists(st.tuples(texts(min_size=1), texts(min_size=1)), min_size=1, max_size=5))
+def test_any_text_survives_the_file_whatever_its_escapes(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
+    for ensure_ascii in (True, False):
+        rows = [
+            json.dumps({"prompt": q, "completion": a}, ensure_ascii=ensure_ascii) for q, a in pairs
+        ]
+        for content in ("\n".join(rows), "[" + ",\n".join(rows) + "]"):
+            path.write_bytes(content.encode())
+            found = [tuple(m.content for m in c.messages) for c in read_conversations(path)]
+            assert found == pairs
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts() | st.just("\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("messages", "conversations", "role", "from", "content", "value", "weight"),
+                    *("instruction", "output", "input", "history", "system", "prompt"),
+                    *("completion", "type", "text", "tools", "chosen", "user", "assistant"),
+                ]
+            )
+            | texts(),
+            inner | st.sampled_from(["user", "assistant", "system", "tool", "gpt", "human"]),
+            max_size=5,
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=200)
+@given(values=st.lists(json_values, max_size=4), spread=st.booleans(), array=st.booleans())
+def test_any_json_gives_conversations_or_data_errors_and_each_value_is_accounted_for(
+    tmp_path_factory: pytest.TempPathFactory, values: list[object], spread: bool, array: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
+    rows = [json.dumps(value, indent=1 if spread else None) for value in values]
+    path.write_bytes(("[" + ",".join(rows) + "]" if array else "\n".join(rows)).encode())
+    found, errors = read(path)
+    if array and values:
+        assert len(found) + len(errors) == len(values)
+    assert found or errors
+    for conversation in found:
+        assert conversation.messages
+        for message in conversation.messages:
+            message.content.encode()
+
+
+@settings(max_examples=300)
+@given(
+    content=st.binary(max_size=200)
+    | st.lists(
+        st.sampled_from([KOREAN.encode(), ENGLISH.encode(), b"[", b"]", b"{", b"}", b",", b"\n"])
+        | st.binary(max_size=6),
+        max_size=12,
+    ).map(b"".join),
+    cut=st.integers(min_value=0, max_value=300),
+    zipped=st.booleans(),
+)
+def test_any_bytes_give_conversations_or_data_errors_never_another_exception(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, cut: int, zipped: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "bytes.jsonl"
+    path.write_bytes(gzip.compress(content, mtime=0)[:cut] if zipped else content[:cut])
+    found, errors = read(path)
+    assert found or errors
+    for error in errors:
+        assert str(error).replace("\n    ", "").isprintable()
+
+
+@given(
+    rows=st.lists(
+        st.sampled_from([KOREAN, '{"a": 1}', "{", "}", '{"messages": [', '  {"x": 1},', "안녕", ""])
+    )
+)
+def test_no_bad_line_takes_a_good_one_with_it(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "mixed.jsonl"
+    path.write_bytes("\n".join(rows).encode())
+    found, _ = read(path)
+    assert [c.line for c in found] == [n for n, row in enumerate(rows, 1) if row == KOREAN]
+
+
+def test_the_first_error_is_raised_unless_someone_takes_it(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{KOREAN}\n{{}}\n{ENGLISH}\nnonsense\n{KOREAN}")
+    rows = read_conversations(path)
+    assert next(rows).line == 1
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the row is \{\}; a row needs messages, "):
+        next(rows)
+    found, errors = read(path)
+    assert [conversation.line for conversation in found] == [1, 3, 5]
+    assert [(error.kind, error.line) for error in errors] == [("unknown_shape", 2), ("bad_json", 4)]
+
+
+def test_a_file_that_cannot_be_opened_stops_the_run_before_the_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, ignored = write(tmp_path, KOREAN), list[DataError]()
+    with pytest.raises(DataError, match=r"없다\.jsonl: there is no such file; check its name"):
+        read_conversations([good, tmp_path / "없다.jsonl"], on_error=ignored.append)
+    with pytest.raises(DataError, match=r"is a directory; name the files in it"):
+        read_conversations([good, tmp_path], on_error=ignored.append)
+    with pytest.raises(
+        DataError, match=r"can't be read \(.*[Nn]ot a directory.*\); check the file"
+    ):
+        read_conversations(good / "rows.jsonl", on_error=ignored.append)
+    with pytest.raises(DataError, match=r"a\\x00b: can't be read \(embedded null byte\)"):
+        read_conversations("a\0b", on_error=ignored.append)
+    with pytest.raises(DataError, match=r"data: no file is named; name a \.jsonl or \.json file"):
+        read_conversations([], on_error=ignored.append)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DataError, match=r"can't be read \(no permission\); check the file and"):
+        read_conversations(good, on_error=ignored.append)
+    assert ignored == []
+
+
+def test_a_disk_that_fails_midway_is_an_error_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(io.BytesIO):
+        def readinto(self, buffer: object) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(reader, "open", lambda *_: io.BufferedReader(Failing(b"x")), raising=False)
+    with pytest.raises(DataError, match=r"rows\.jsonl: can't be read \(Input/output error\)"):
+        list(read_conversations(write(tmp_path, KOREAN)))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_dash_reads_standard_input(monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    content = f"{KOREAN}\nnonsense\n".encode()
+    stdin = io.TextIOWrapper(io.BytesIO(gzip.compress(content) if zipped else content), "ascii")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    found, errors = read("-")
+    assert [(c.path, c.line, c.messages[0].content) for c in found] == [("-", 1, "안녕?")]
+    assert [str(error).split(";")[0] for error in errors] == [
+        "<stdin>:2: this is not JSON at column 1"
+    ]
+
+
+def test_standard_input_works_as_a_pipe_and_a_closed_one_is_an_error() -> None:
+    code = (
+        "from minimind.data.reader import read_conversations\n"
+        "for c in read_conversations('-'): print(ascii(c.messages[0].content))"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(reader.__file__).parents[2])}
+    piped = subprocess.run(
+        command, env=environment, input=KOREAN.encode(), capture_output=True, check=True
+    )
+    assert piped.stdout.decode().strip() == ascii("안녕?")
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$0" "$@" <&-', *command],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert b"<stdin>: can't be read (standard input is closed)" in closed.stderr
+
+
+def test_a_row_nested_too_deeply_is_an_error_and_the_next_row_is_read(tmp_path: Path) -> None:
+    deep = '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    found, errors = read(write(tmp_path, f"{deep}\n{KOREAN}"))
+    assert [conversation.line for conversation in found] == [2]
+    with pytest.raises(DataError, match=r":1: the JSON is nested too deeply to read; flatten it"):
+        raise errors[0]
+    _, errors = read(write(tmp_path, f"[{deep}, {KOREAN}]", "deep.json"))
+    assert [error.kind for error in errors] == ["too_deep"]
+
+
+def test_a_number_of_any_length_is_fine_where_no_number_is_needed(tmp_path: Path) -> None:
+    row = ENGLISH[:-1] + f', "id": {"9" * 10_000}, "score": 1e999999, "low": -{"9" * 500}}}'
+    found, errors = read(write(tmp_path, row))
+    assert (len(found), errors) == (1, [])
+
+
+def test_a_line_that_is_too_long_is_an_error_and_the_next_row_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_LINE", 200)
+    for mark in ("", "\ufeff"):
+        long = json.dumps({"prompt": "a" * 500, "completion": "b"})
+        fits = json.dumps({"prompt": "a" * 166, "completion": "b"})
+        assert len(fits) == 199  # and its line feed
+        content = f"{mark}{fits}\n{long}\n{KOREAN}\n{fits}x\n{fits}"
+        found, errors = read(write(tmp_path, content))
+        assert [conversation.line for conversation in found] == [1, 3, 5]
+        assert [(error.kind, error.line) for error in errors] == [
+            ("long_line", 2),
+            ("long_line", 4),
+        ]
+    with pytest.raises(DataError, match=r":1: the line has more than 200 bytes; split the row, or"):
+        list(read_conversations(write(tmp_path, long)))
+    array = f"[{long}, {KOREAN}]"
+    assert len(read(write(tmp_path, array))[0]) == 2
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "길게", "completion": "긴 글 " * 5_000}).encode() + b"\n"
+
+    def peak(rows: int) -> int:
+        path = write(tmp_path, gzip.compress(row * rows, 1))
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in read_conversations(path)) == rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is allocated once
+    assert peak(200) - peak(10) < 0.05 * 190 * len(row)
+
+
+def test_rows_after_a_spread_row_keep_their_lines_and_what_follows_it_is_not_lost(
+    tmp_path: Path,
+) -> None:
+    spread = json.dumps(json.loads(KOREAN), indent=2, ensure_ascii=False)
+    height = spread.count("\n") + 1
+    content = f"{spread}\n{ENGLISH}\n{spread},\n{spread} {KOREAN}\n{ENGLISH}"
+    found, errors = read(write(tmp_path, content))
+    assert [(c.line, c.shape) for c in found] == [
+        (height + 1, "instruction/output"),
+        (3 * height + 1, "messages"),
+        (3 * height + 2, "instruction/output"),
+    ]
+    assert [(e.kind, e.line) for e in errors] == [
+        ("multiline_object", 1),
+        ("multiline_object", height + 2),
+        ("multiline_object", 2 * height + 2),
+    ]
+
+
+def test_bad_bytes_behind_a_spread_row_stay_bad(tmp_path: Path) -> None:
+    bad = KOREAN.encode().replace("네".encode(), b"\xb3\xd7")
+    found, errors = read(write(tmp_path, b'{"a":\n 1} ' + bad + b"\n" + KOREAN.encode()))
+    assert [conversation.line for conversation in found] == [3]
+    assert [(e.kind, e.line) for e in errors] == [("multiline_object", 1), ("bad_utf8", 2)]
+
+
+def test_the_options_reach_every_row(tmp_path: Path) -> None:
+    path = write(tmp_path, f'{{"question": "1+1?", "answer": "2"}}\n{KOREAN}\n')
+    found = list(
+        read_conversations(path, prompt_key="question", answer_key="answer", system="간단히.")
+    )
+    assert [conversation.shape for conversation in found] == ["question/answer", "messages"]
+    assert [conversation.messages[0].content for conversation in found] == ["간단히.", "간단히."]
+    with pytest.raises(ValueError, match=r"prompt_key and answer_key: one is missing; give both"):
+        list(read_conversations(path, answer_key="answer"))

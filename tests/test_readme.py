@@ -1,0 +1,83 @@
+"""README says what is true: its options, its defaults, its Python."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from minimind import sft
+from minimind.data.dataset import DataOptions
+from minimind.training.loop import TrainConfig
+from tests.tiny import write_base
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows() -> dict[str, str]:
+    table = re.findall(r"^\| (`--.*?) \| (.*?) \|", README, re.MULTILINE)
+    out = {}
+    for names, values in table:
+        options = re.findall(r"--([\w-]+)", names)
+        defaults = values.split(", ") if len(options) > 1 and ", " in values else [values]
+        for index, option in enumerate(options):
+            out[option] = defaults[min(index, len(defaults) - 1)]
+    return out
+
+
+def test_the_option_table_names_every_option_and_no_other() -> None:
+    known = [
+        name.replace("_", "-")
+        for options in (sft.SFTOptions, DataOptions, TrainConfig)
+        for name in options.__dataclass_fields__
+        if name not in ("files", "data", "training")
+    ]
+    assert sorted(rows()) == sorted(known)
+
+
+def test_the_option_table_gives_the_real_defaults() -> None:
+    options = sft.SFTOptions(files=("x",), model="y")
+    for option, shown in rows().items():
+        name = option.replace("-", "_")
+        holder = next(
+            holder
+            for holder in (options, options.data, options.training)
+            if name in type(holder).__dataclass_fields__
+        )
+        value = getattr(holder, name)
+        if value is None or value is False:
+            assert not re.match(r"\d", shown) or "×" in shown, option
+        elif isinstance(value, tuple):
+            assert tuple(float(part) for part in shown.split()) == value, option
+        elif isinstance(value, str):
+            assert shown == value, option
+        else:
+            assert float(shown.split(";")[0]) == value, option
+    assert f"{sft.BASE_LEARNING_RATE:g}" == f"{float(rows()['learning-rate'].split(';')[1].split()[0]):g}"
+
+
+def test_the_ten_lines_of_python_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code
+    lines = (ROOT / "tests/data/conversations.jsonl").read_text(encoding="utf-8").splitlines(True)
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(lines[:40]), encoding="utf-8")
+    base = write_base(tmp_path / "base")
+    text = code[1].replace("tests/data/conversations.jsonl", str(few))
+    text = text.replace("minimind.load()", f"minimind.load({str(base)!r})")
+    text = text.replace("% 50", "% 2")
+    exec(compile(text, "README.md", "exec"), {})
+    assert "step 2/" in capsys.readouterr().out
+
+
+def test_the_first_two_commands_are_those_that_ci_runs() -> None:
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "python -m minimind.sft tests/data/conversations.jsonl" in README
+    assert "pip install -e '.[test]' && python -m pytest" in README
+    assert "python -m minimind.sft tests/data/conversations.jsonl" in ci
+    assert "pip install -e '.[test]'" in ci
+    assert "&& python -m pytest" in ci

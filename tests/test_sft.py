@@ -1,0 +1,336 @@
+"""The main job as a person runs it: exit codes, what is printed, what is left in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minimind.run
+from minimind import sft
+from minimind.data.dataset import DataOptions, build_dataset
+from minimind.model.pretrained import load, save
+from tests.tiny import write_base
+
+QUESTIONS = ["안녕하세요?", "What is a dog?", "하늘은 무슨 색이야?", "Who are you?", "2 더하기 3은?"]
+ANSWERS = ["안녕하세요!", "A dog is an animal.", "하늘은 파란색이에요.", "I am Mini.", "5입니다."]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "chats.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for number in range(6)
+        for q, a in zip([f"{number} {q}" for q in QUESTIONS], ANSWERS, strict=True)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _quiet_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object) -> int:
+    """The exit code, whichever way it comes."""
+    try:
+        return sft.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # how tyro ends
+        assert isinstance(error.code, int)
+        return error.code
+
+
+def test_a_run_goes_from_rows_to_a_model_that_loads_and_says_how_to_chat(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(data, "--model", base, "--epochs", 3, "--val-fraction", 0.2)
+    printed = capsys.readouterr().out
+    out = tmp_path / "runs" / "chats-1"
+    assert code == 0
+    assert "rows: 30 read (30 messages)" in printed
+    assert "⟦" in printed  # the row with its trained span
+    assert f"python -m minimind.chat --model {Path('runs') / 'chats-1'}" in printed
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert record["outcome"]["finished"] is True
+    assert record["outcome"]["best_loss"] < record["outcome"]["first_loss"]
+    assert "torch" in record["versions"]
+    assert "chats.jsonl" in (out / "README.md").read_text(encoding="utf-8")
+    for folder in (out, out / "last"):
+        model, _ = load(folder)
+        assert model.head_weight.dtype == torch.float32
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, record["outcome"]["steps"] + 1))
+    assert sum("validation_loss" in line for line in lines) == 4  # before, and after each epoch
+
+
+def test_the_next_run_without_out_gets_a_new_folder(base: Path, data: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(data, "--model", base, "--max-steps", 1) == 0
+    assert (tmp_path / "runs" / "chats-2" / "config.json").exists()
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, "--model", base, "--dry-run") == 0
+    assert "steps: " in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_folder_is_refused_before_anything_is_read(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "precious.txt").write_text("keep")
+    assert run("absent.jsonl", "--model", base, "--out", out) == sft.EXIT_USAGE
+    assert "--resume goes on with it, --overwrite deletes it" in capsys.readouterr().err
+    assert (out / "precious.txt").read_text() == "keep"
+
+
+def test_overwrite_starts_afresh(base: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    common = (data, "--model", base, "--out", out, "--max-steps", 2)
+    assert run(*common) == 0
+    (out / "stale.txt").write_text("old")
+    assert run(*common, "--overwrite") == 0
+    assert not (out / "stale.txt").exists()
+
+
+def test_resuming_after_an_interruption_ends_at_the_same_weights(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = (data, "--model", base, "--epochs", 4, "--save-every", 2, "--tokens-per-step", 200)
+    assert run(*common, "--out", tmp_path / "whole") == 0
+
+    class Interrupted(minimind.run._Metrics):
+        def write(self, values: dict[str, float]) -> None:
+            super().write(values)
+            if values["step"] == 5 and "loss" in values:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(minimind.run, "_Metrics", Interrupted)
+        code = run(*common, "--out", tmp_path / "cut", "--resume")  # begins: nothing is there yet
+    assert code == sft.EXIT_INTERRUPTED
+    assert run(*common, "--out", tmp_path / "cut", "--resume") == 0
+    for name in ("model.safetensors", "last/model.safetensors"):
+        whole, cut = (load_file(tmp_path / folder / name) for folder in ("whole", "cut"))
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+        if "grad_norm" in line
+    ]
+    assert steps == sorted(set(steps))
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", base, "--out", tmp_path / "run", "--max-steps", 2)
+    assert run(data, *common) == 0
+    text = data.read_text(encoding="utf-8").replace("Mini", "Maxi")
+    data.write_text(text, encoding="utf-8")
+    assert run(data, *common, "--resume") == sft.EXIT_FAILED
+    assert "its checkpoint was trained with data" in capsys.readouterr().err
+
+
+def test_resume_and_overwrite_exclude_each_other(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(data, "--out", tmp_path / "x", "--resume", "--overwrite")
+    assert code == sft.EXIT_USAGE
+    assert "use one of them" in capsys.readouterr().err
+
+
+def test_a_bad_row_stops_the_run_before_training_and_names_its_place(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "bot", "content": "hi"}]}\n')
+    assert run(data, "--model", base) == sft.EXIT_DATA
+    assert 'chats.jsonl:31: message 1 has role "bot"' in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_skipped_rows_are_counted_and_listed_with_reasons_beside_the_run(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "bot", "content": "hi"}]}\n')
+    out = tmp_path / "run"
+    options = ("--model", base, "--out", out, "--max-steps", 1, "--on-bad-row", "skip")
+    assert run(data, *options) == 0
+    assert "rejected: 1 unknown_role" in capsys.readouterr().out
+    entry = json.loads((out / "rejected.jsonl").read_text(encoding="utf-8"))
+    assert (entry["line"], entry["kind"]) == (31, "unknown_role")
+
+
+def test_validation_prompts_are_never_trained(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(data.read_text(encoding="utf-8").splitlines(keepends=True)[:3]))
+    options = ("--model", base, "--max-steps", 1, "--val-data", held)
+    assert run(data, *options) == 0
+    assert f"3 rows left out of training: their prompts stand in {held}" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = tmp_path / "broken"
+    model, tokenizer = load(base)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    save(broken, model, tokenizer)
+    options = ("--model", broken, "--out", tmp_path / "run", "--val-fraction", 0, "--limit", 2)
+    assert run(data, *options) == sft.EXIT_FAILED
+    message = capsys.readouterr().err
+    assert "step 1: the loss is nan" in message
+    assert "chats.jsonl:1" in message
+    assert "chats.jsonl:2" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_running_out_of_memory_names_the_option_that_helps(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
+
+    monkeypatch.setattr(sft, "fit", fit)
+    assert run(data, "--model", base) == sft.EXIT_FAILED
+    assert "--tokens-per-batch 4096; halve it" in capsys.readouterr().err
+
+
+def test_other_runtime_errors_are_not_dressed_up(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(sft, "fit", fit)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        run(data, "--model", base)
+
+
+def test_options_come_from_a_file_and_the_command_line_goes_first(tmp_path: Path) -> None:
+    config = tmp_path / "options.json"
+    config.write_text('{"epochs": 3, "learning_rate": 0.01, "compile": true, "betas": [0.8, 0.9]}')
+    options = sft.parse(["a.jsonl", "--config", str(config), "--epochs", "5"])
+    assert (options.epochs, options.training.learning_rate) == (5, 0.01)
+    assert options.training.compile is True
+    assert options.training.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"), [("{", "use a JSON object"), ("[1]", "not a JSON object")]
+)
+def test_an_options_file_that_cannot_be_read_is_named(
+    tmp_path: Path, text: str, match: str
+) -> None:
+    config = tmp_path / "options.json"
+    config.write_text(text)
+    with pytest.raises(ValueError, match=match):
+        sft.parse(["a.jsonl", "--config", str(config)])
+
+
+def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() -> None:
+    assert sft.parse(["a.jsonl", "--model", "x"]).training.learning_rate == 1e-4
+    assert sft.parse(["a.jsonl"]).training.learning_rate == sft.BASE_LEARNING_RATE
+    assert sft.parse(["a.jsonl", "--learning-rate", "3e-4"]).training.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "no data file"),
+        (["a.jsonl", "--epochs", "0"], "--epochs is 0"),
+        (["a.jsonl", "--val-fraction", "1"], "--val-fraction is 1"),
+        (["a.jsonl", "--resume"], "--resume needs --out"),
+        (["a.jsonl", "--save-dtype", "int4"], "use fp32 or bf16"),
+        (["a.jsonl", "--learning-rate", "-1"], "learning_rate is -1"),
+    ],
+)
+def test_a_wrong_value_is_named_and_exits_with_two(
+    arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == sft.EXIT_USAGE
+    assert match in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_an_unknown_option_is_named_and_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("a.jsonl", "--lerning-rate", "1") == sft.EXIT_USAGE
+    assert "--lerning-rate" in capsys.readouterr().err
+
+
+def test_help_names_every_option_of_the_issue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    for option in ["model", "out", "epochs", "max-steps", "limit", "max-length", "tokens-per-step", "tokens-per-batch", "learning-rate", "warmup", "precision", "device", "compile", "seed", "val-data", "val-fraction", "train-on", "system", "on-bad-row", "prompt-key", "answer-key", "save-every", "eval-every", "resume", "overwrite", "config", "dry-run"]:
+        assert f"--{option}" in printed
+
+
+def test_the_weights_kept_are_the_best_by_validation(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(minimind.run, "validation_loss", lambda *_: next(losses))
+    out = tmp_path / "run"
+    assert run(data, "--model", base, "--out", out, "--epochs", 2, "--val-fraction", 0.3) == 0
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))["outcome"]
+    assert record["best_loss"] == 1.0
+    assert record["best_step"] < record["steps"]
+    best, last = load_file(out / "model.safetensors"), load_file(out / "last" / "model.safetensors")
+    assert any(not torch.equal(best[key], last[key]) for key in best)
+
+
+def test_bfloat16_weights_are_written_on_request(base: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--model", base, "--out", out, "--max-steps", 1, "--save-dtype", "bf16")
+    assert run(data, *options) == 0
+    weights = load_file(out / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_a_limit_takes_the_first_rows(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--model", base, "--limit", 4, "--val-fraction", 0, "--dry-run")
+    assert run(data, *options) == 0
+    assert "training: 4 rows" in capsys.readouterr().out
+
+
+def test_no_rows_left_to_train_on_is_an_error_with_the_remedy(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, "--model", base, "--val-data", data) == sft.EXIT_FAILED
+    assert "no row is left to train on" in capsys.readouterr().err
+
+
+def test_the_split_puts_no_prompt_on_both_sides(data: Path, base: Path) -> None:
+    _, tokenizer = load(base)
+    dataset, _, _ = build_dataset([data, data], tokenizer, DataOptions())
+    training, validation = dataset.split(0.3)
+    assert len(training) + len(validation) == 60
+    assert len(validation) > 0
+    assert not set(training.table["key"]) & set(validation.table["key"])
