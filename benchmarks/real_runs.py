@@ -65,13 +65,16 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        epilog="Other options go to minimind.sft.",
+        allow_abbrev=False,
+    )
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data files")
     parser.add_argument("--model", help="folder of the base; default: the embedded one")
     parser.add_argument("--out", type=Path, help="keep the run here")
-    parser.add_argument("options", nargs="*", help="options for minimind.sft, after --")
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
     case = CASES[arguments.case]
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / case.file
@@ -80,7 +83,7 @@ def main() -> None:
             text = text.replace(placeholder, value)
         data.write_text(text, encoding="utf-8")
         out = arguments.out or Path(scratch) / "run"
-        command = [str(data), "--out", str(out), *arguments.options]
+        command = [str(data), "--out", str(out), *options]
         if arguments.model:
             command += ["--model", arguments.model]
         before = answers(arguments.model, case.prompts)

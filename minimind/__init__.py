@@ -1,3 +1,44 @@
-"""Turn a pretrained small language model and a JSONL file of conversations into a chat model."""
+"""Turn a pretrained small language model and a JSONL file of conversations into a chat model.
 
+    model, tokenizer = minimind.load()
+    examples = [minimind.encode_conversation(c, tokenizer) for c in minimind.read_conversations(path)]
+    steps = minimind.make_steps(examples, tokens_per_step=2048, epochs=10)
+    for result in minimind.train(model, steps):
+        print(result.step, float(result.loss))
+    print(minimind.reply(model, tokenizer, [{"role": "user", "content": "Hello!"}]))
+"""
+
+from minimind.data.conversation import Conversation, DataError, Message
+from minimind.data.masking import Example, encode_conversation
+from minimind.data.packing import Batch, make_steps
+from minimind.data.reader import read_conversations
+from minimind.model.config import ModelConfig
+from minimind.model.pretrained import load, save
+from minimind.model.transformer import Transformer
+from minimind.sampler import SampleConfig, generate, reply, stream_reply
+from minimind.tokenizer import Tokenizer
+from minimind.training.loop import TrainConfig, train
 from minimind.version import __version__
+
+__all__ = [
+    "Batch",
+    "Conversation",
+    "DataError",
+    "Example",
+    "Message",
+    "ModelConfig",
+    "SampleConfig",
+    "Tokenizer",
+    "TrainConfig",
+    "Transformer",
+    "__version__",
+    "encode_conversation",
+    "generate",
+    "load",
+    "make_steps",
+    "read_conversations",
+    "reply",
+    "save",
+    "stream_reply",
+    "train",
+]

@@ -23,7 +23,9 @@ from minimind.tokenizer import Tokenizer
 
 # Shape letters: R rows still going, V vocabulary, N candidates.
 
-FIRST_LOOK = 256  # tokens: what top-p and min-p keep of a trained model's distribution is mostly less
+FIRST_LOOK = (
+    256  # tokens: what top-p and min-p keep of a trained model's distribution is mostly less
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,28 +59,23 @@ class SampleConfig:
     def __post_init__(self) -> None:
         checks = {
             # Not just above 0: in float32 1e-50 is 0, and logits would be divided by it.
-            "temperature": (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6),
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": 1e-3 <= self.repetition_penalty <= 1e3,
-            "max_new_tokens": self.max_new_tokens >= 1,
-            "seed": self.seed is None or 0 <= self.seed < 2**63,
+            "temperature": (
+                self.temperature == 0 or 1e-6 <= self.temperature <= 1e6,
+                "0, or 1e-6 to 1e6",
+            ),
+            "top_k": (self.top_k >= 0, "0 for all, or how many"),
+            "top_p": (0 < self.top_p <= 1, "more than 0, up to 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "repetition_penalty": (
+                1e-3 <= self.repetition_penalty <= 1e3,
+                "1 for none, or 1e-3 to 1e3",
+            ),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, "0 or more, below 2**63"),
         }
-        for name, fine in checks.items():
+        for name, (fine, remedy) in checks.items():
             if not fine:
-                raise ValueError(f"{name} is {getattr(self, name)}; use {_RANGES[name]}")
-
-
-_RANGES = {
-    "temperature": "0 for the best token, or 1e-6 to 1e6",
-    "top_k": "0 for all tokens, or how many",
-    "top_p": "more than 0, up to 1",
-    "min_p": "0 to 1",
-    "repetition_penalty": "0.001 to 1000, 1 for none",
-    "max_new_tokens": "1 or more",
-    "seed": "0 or more, below 2**63",
-}
+                raise ValueError(f"{name} is {getattr(self, name)}; use {remedy}")
 
 
 def generate(
@@ -97,16 +94,15 @@ def generate(
 ) -> Generator[int, None, None]:
     """Go on from one prompt, token by token.
 
-        input_ids  1 85 199 ... 199   ->   20 14 2       with 2 in stop_ids: the last one yielded
-
-    The model may be changed between two tokens; nothing but its own cache is.
+        1 85 199 ... 199   ->   20   14   2       the last, as 2 is in stop_ids
 
     Args:
         model: on any device, in any dtype.
         input_ids: the prompt, shorter than the model's context.
-        temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, seed: see SampleConfig.
+        temperature, top_k, top_p, min_p, repetition_penalty, max_new_tokens, seed: as in
+            SampleConfig.
         stop_ids: tokens that end the answer.
-        config: all options but `stop_ids` at once, in place of the keywords.
+        config: all of the above but `stop_ids`, in place of the keywords.
 
     Yields:
         The ids of the answer, with the stop id that ended it, if one did.
@@ -213,8 +209,9 @@ def stream_reply(
         model: a model that was trained on ChatML.
         tokenizer: its tokenizer.
         messages: the usual list of `{"role", "content"}` dicts.
-        temperature, top_p, max_new_tokens, seed, top_k, min_p, repetition_penalty: see SampleConfig.
-        config: all of them at once, in place of the keywords.
+        temperature, top_p, max_new_tokens, seed, top_k, min_p, repetition_penalty: as in
+            SampleConfig.
+        config: all of them, in place of the keywords.
 
     Yields:
         Text, never empty.
@@ -257,7 +254,7 @@ def _text(tokens: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, b
 def _decode(
     model: Transformer, prompts: list[Tensor], config: SampleConfig, stop_ids: frozenset[int]
 ) -> Generator[list[tuple[int, int]], None, None]:
-    """Yield each step's new tokens as (prompt's index, token); a prompt that has ended is left out."""
+    """Yield each step's tokens as (prompt's index, token); a prompt that has ended has none."""
     context = model.config.max_position_embeddings
     room = [min(config.max_new_tokens, context - len(prompt)) for prompt in prompts]
     capacity = max(len(prompt) + new for prompt, new in zip(prompts, room, strict=True))
@@ -386,7 +383,9 @@ def _check_prompt(model: Transformer, input_ids: Sequence[int] | Tensor) -> Tens
     """The prompt as a tensor on the model's device."""
     prompt = torch.as_tensor(input_ids, dtype=torch.long)
     if prompt.ndim != 1 or not len(prompt):
-        raise ValueError(f"prompt: its shape is {list(prompt.shape)}; give one or more ids in a row")
+        raise ValueError(
+            f"prompt: its shape is {list(prompt.shape)}; give one or more ids in a row"
+        )
     context, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
     if len(prompt) >= context:
         raise ValueError(
@@ -396,7 +395,7 @@ def _check_prompt(model: Transformer, input_ids: Sequence[int] | Tensor) -> Tens
     low, high = int(prompt.min()), int(prompt.max())
     if low < 0 or high >= vocab_size:
         raise ValueError(
-            f"prompt: has id {low if low < 0 else high}, and the model has ids 0 to {vocab_size - 1}; "
+            f"prompt: has id {low if low < 0 else high}, and the model has 0 to {vocab_size - 1}; "
             "use the model's own tokenizer"
         )
     return prompt.to(model.device)

@@ -79,7 +79,7 @@ class Tokenizer:
             "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
         )
         self.control_ids = frozenset(control.values())
-        self._never = self.control_ids - {control.get(self._unknown or "", -1)}
+        self._escaping = vocabulary.escaping - {control.get(self._unknown or "", -1)}
 
         self.vocab_size = len(self._spelled)
         self.bos_id = vocabulary.bos_id
@@ -115,14 +115,11 @@ class Tokenizer:
             for text in texts:
                 _check_text(text)
             raise
-        for index, ids in enumerate(rows):
-            # The vocabulary holds the control tokens too, and some models match whole words.
-            if not self._never.isdisjoint(ids) or (
-                self._unknown
-                and self._unknown in texts[index]
-                and not self.control_ids.isdisjoint(ids)
-            ):
-                rows[index] = self._encode_apart(texts[index])
+        if self._escaping or self._unknown:
+            for index, (text, ids) in enumerate(zip(texts, rows, strict=True)):
+                spelled = self._unknown is not None and self._unknown in text
+                if not (self.control_ids if spelled else self._escaping).isdisjoint(ids):
+                    rows[index] = self._encode_apart(text)
         return rows
 
     def encode_control(self, token: str) -> int:

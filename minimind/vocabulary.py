@@ -129,9 +129,10 @@ class Vocabulary:
     """What a tokenizer's files come to, in either format.
 
     Attributes:
-        encode: texts to ids. It knows no control token, but its model may happen to hold one.
+        encode: texts to ids. It looks for no control token in a text.
         spelled: the bytes of each id.
         control: every added token and its id.
+        escaping: the control ids that `encode` may yield all the same, as words of the model.
         bos_id: what the base puts before a text, None if nothing.
         eos: the name of the token that ends a text, as far as the main file knows.
         unknown: the name of the control token for what can't be written, if the model has one.
@@ -141,6 +142,7 @@ class Vocabulary:
     encode: Callable[[Sequence[str]], list[list[int]]]
     spelled: list[bytes]
     control: dict[str, int]
+    escaping: frozenset[int]
     bos_id: int | None
     eos: str | None
     unknown: str | None
@@ -331,11 +333,25 @@ def _read_json(files: Files) -> Vocabulary:
         encode,
         spelled,
         control,
+        _escaping(model, names, control),
         bos_id,
         eos=next((t for t in ("</s>", "<|end_of_text|>", "<eos>") if t in control), None),
         unknown=unknown if isinstance(unknown, str) and unknown in control else None,
         spaced=spaced,
     )
+
+
+def _escaping(model: Object, names: dict[str, int], control: dict[str, int]) -> frozenset[int]:
+    ids = set(control.values())
+    inside = {name: id for name, id in names.items() if id in ids}
+    if model.get("type") == "BPE" and not any(
+        model.get(key) for key in ("ignore_merges", "byte_fallback", "continuing_subword_prefix")
+    ):
+        # Such a model yields single characters and what its merges make of them, nothing else.
+        merges = cast(list[str | list[str]], model.get("merges", []))
+        made = {m.replace(" ", "") if isinstance(m, str) else "".join(m) for m in merges}
+        inside = {name: id for name, id in inside.items() if len(name) == 1 or name in made}
+    return frozenset(inside.values())
 
 
 def _unprefixed(step: Step | None, scheme: str = "never") -> Step | None:
@@ -461,6 +477,7 @@ def _read_model(files: Files) -> Vocabulary:
         encode,
         spelled,
         control,
+        escaping=frozenset(control.values()) & frozenset(range(len(pieces))),
         bos_id=control.get(bos, model.bos_id()) if adds_bos else None,
         eos=pieces[model.eos_id()].text if model.eos_id() >= 0 else None,
         unknown=next((piece.text for piece in pieces if piece.kind == _UNKNOWN), None),

@@ -93,9 +93,10 @@ def test_shards_are_read_as_one_file_would_be(tmp_path) -> None:
         assert torch.equal(value, sharded.state_dict()[name])
 
 
-def test_every_weight_is_a_copy_in_the_asked_dtype(checkpoint) -> None:
-    model, _ = load(str(checkpoint), dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_weight_is_a_copy_in_the_asked_dtype(checkpoint, dtype) -> None:
+    model, _ = load(str(checkpoint), dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert all(parameter.requires_grad for parameter in model.parameters())
     before = logits_of(model)
     path = checkpoint / "model.safetensors"

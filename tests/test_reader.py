@@ -244,6 +244,35 @@ def test_no_bad_line_takes_a_good_one_with_it(
     assert [c.line for c in found] == [n for n, row in enumerate(rows, 1) if row == KOREAN]
 
 
+def test_only_the_white_space_of_json_is_blank(tmp_path: Path) -> None:
+    for char in ("\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u3000"):
+        found, errors = read(write(tmp_path, f"{char}\n{KOREAN}\n{char}[]\n{char}"))
+        assert [conversation.line for conversation in found] == [2]
+        assert [(e.kind, e.line) for e in errors] == [("bad_json", line) for line in (1, 3, 4)]
+    for start in ("\x0c", " \x0b"):
+        _, errors = read(write(tmp_path, f"{start}[{KOREAN}]"))
+        assert [error.kind for error in errors] == ["bad_json"]
+
+
+def test_a_mark_or_a_nul_after_a_row_is_told_by_its_name(tmp_path: Path) -> None:
+    for char, kind in (("\ufeff", "bom"), ("\0", "raw_nul"), ("x", "extra_text")):
+        _, errors = read(write(tmp_path, f"{KOREAN} {char}\n"))
+        assert [error.kind for error in errors] == [kind]
+        _, errors = read(write(tmp_path, f"[{KOREAN}] {char}\n"))
+        assert [error.kind for error in errors] == [kind]
+
+
+def test_compressed_data_that_is_damaged_inside_ends_with_an_error(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress("\n".join([KOREAN, ENGLISH] * 50).encode(), mtime=0))
+    for at in range(10, len(content), 7):  # after the header; each is zlib's error or the check's
+        damaged = content.copy()
+        damaged[at] ^= 0x55
+        _, errors = read(write(tmp_path, bytes(damaged)))
+        assert errors
+        assert errors[-1].kind in ("bad_gzip", "open_string", "bad_json", "bad_utf8")
+    assert "bad_gzip" in {error.kind for error in errors}
+
+
 def test_the_first_error_is_raised_unless_someone_takes_it(tmp_path: Path) -> None:
     path = write(tmp_path, f"{KOREAN}\n{{}}\n{ENGLISH}\nnonsense\n{KOREAN}")
     rows = read_conversations(path)

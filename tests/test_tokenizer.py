@@ -87,9 +87,7 @@ def test_encode_never_yields_a_control_token(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama3", "llama2.json", "llama2.model"])
-def test_no_text_yields_a_control_token_of_a_base(
-    kind: str, bases: dict[str, Tokenizer]
-) -> None:
+def test_no_text_yields_a_control_token_of_a_base(kind: str, bases: dict[str, Tokenizer]) -> None:
     tokenizer = bases[kind]
 
     @given(texts())
@@ -247,7 +245,17 @@ def test_ten_thousand_streamed_texts_are_exact_and_without_replacement_character
     tokenizer = bases[kind]
     draw = random.Random(29)
     alphabet = [chr(c) for c in range(0xAC00, 0xD7A4, 7)] + [chr(c) for c in range(0x4E00, 0x9FFF)]
-    alphabet += ["👨‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "ㅋㅋ", "\u1112\u1161\u11ab", "안녕", " ", "\n", "a"] * 300
+    alphabet += [
+        "👨‍👩‍👧‍👦",
+        "🏳️‍🌈",
+        "👍🏽",
+        "ㅋㅋ",
+        "\u1112\u1161\u11ab",
+        "안녕",
+        " ",
+        "\n",
+        "a",
+    ] * 300
     written = ["".join(draw.choices(alphabet, k=draw.randint(1, 12))) for _ in range(count)]
     for text, ids in zip(written, tokenizer.encode_batch(written), strict=True):
         stream = tokenizer.stream_decoder()
@@ -541,9 +549,7 @@ def test_transformers_makes_the_same_ids_of_what_is_saved(
         assert len(read) == tokenizer.vocab_size
         assert set(read.added_tokens_decoder) == tokenizer.control_ids
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        ids = read.apply_chat_template(
-            turns, chat_template=bos + CHAT_TEMPLATE, return_dict=False
-        )
+        ids = read.apply_chat_template(turns, chat_template=bos + CHAT_TEMPLATE, return_dict=False)
         assert ids == expected
         assert read.decode(tokenizer.encode("가 x , y ."), clean_up_tokenization_spaces=False) == (
             "가 x , y ."
@@ -636,7 +642,10 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         (b"\xff\xfe", r"tokenizer.json: not JSON"),
         (b"[]", r"tokenizer.json: holds no JSON object; fetch the file again"),
         (b"{}", r"tokenizer.json: has no model with a vocabulary; give a file of tokenizers"),
-        (b'{"model": {"vocab": {"a": 0}, "type": "BPE"}}', r"tokenizers can't read it \(.*\); fetch"),
+        (
+            b'{"model": {"vocab": {"a": 0}, "type": "BPE"}}',
+            r"tokenizers can't read it \(.*\); fetch",
+        ),
     ],
 )
 def test_a_broken_tokenizer_json_is_named(content: bytes, fact: str, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def write_llama3(directory: Path) -> Path:
     tokenizer.train_from_iterator(
         LINES,
         trainers.BpeTrainer(
-            vocab_size=500, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=500,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Korean": join_lines([passage for passage in held if is_korean(passage)]),
         "English": join_lines([passage for passage in held if not is_korean(passage)]),
     }
+    texts = {name: text for name, text in texts.items() if text}
     rows = []
     print("| tokenizer | tokens | " + " | ".join(f"{name}, bytes/token" for name in texts) + " |")
     print("|--|--|" + "--|" * len(texts))

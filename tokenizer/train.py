@@ -229,6 +229,12 @@ def _too_little(vocab_size: int, fact: str) -> ValueError:
     )
 
 
+def name_and_part(option: str) -> tuple[str, float]:
+    """Read `korrv.ko.txt=0.3`."""
+    name, part = option.rsplit("=", 1)
+    return name, float(part)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, train, write, and say what was done."""
     parser = argparse.ArgumentParser(description="Train minimind's tokenizer.")
@@ -242,13 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--share",
         action="append",
+        type=name_and_part,
         default=[],
         metavar="NAME=PART",
         help="use only this part of a file, to balance the languages: korrv.ko.txt=0.3",
     )
     options = parser.parse_args(arguments)
-    shares = {name: float(part) for name, part in (s.rsplit("=", 1) for s in options.share)}
-    train, held = split_corpus(options.files, shares)
+    train, held = split_corpus(options.files, dict(options.share))
     for name, passages in (("train", train), ("held back", held)):
         korean = sum(len(p.encode()) for p in passages if is_korean(p))
         total = sum(len(p.encode()) for p in passages)

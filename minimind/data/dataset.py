@@ -21,8 +21,8 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
-from itertools import islice
+from dataclasses import asdict, dataclass, field
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -75,7 +75,8 @@ class Dataset(Sequence[Example]):
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
         """Copy Examples into memory."""
         rows = list(examples)
-        return cls(*_lay_out(rows, np.uint32, any(row.weights is not None for row in rows)))
+        weighted = any(row.weights is not None for row in rows)
+        return cls(*_lay_out(rows, np.uint32, weighted, repeat((0, 0, 0))))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -143,7 +144,7 @@ class DataOptions:
             raise ValueError(f"max_length is {self.max_length}; use a positive number")
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)
 class DataReport:
     """What became of the rows of the files, by count."""
 
@@ -198,8 +199,10 @@ def build_dataset(
         scratch = Path(tempfile.mkdtemp(dir=root, prefix="building-"))
         try:
             _write(names, tokenizer, options, scratch)
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
+            if not (repeatable and (folder / "report.json").exists()):
+                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another process was first
+                scratch.rename(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return *_read(folder), folder
@@ -252,7 +255,10 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
         open(folder / "loss_mask.bin", "wb") as masks,
         open(folder / "weights.bin", "wb") as weights,
         open(folder / "table.bin", "wb") as rows,
-        open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejected,
+        # What UTF-8 can't write, such as bytes in a file's name, JSON spells with a backslash too.
+        open(
+            folder / "rejected.jsonl", "w", encoding="utf-8", errors="backslashreplace"
+        ) as rejected,
     ):
 
         def on_error(error: DataError) -> None:
@@ -274,10 +280,8 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
             if not weighted and any(row.weights is not None for row in kept):
                 weighted = True
                 _write_ones(folder / "loss_mask.bin", weights)
-            input_ids, loss_mask, factors, table = _lay_out(kept, dtype, weighted)
-            table["key"] = [prompt_key_of(source) for source in sources]
-            table["file"] = [names.index(source.path) for source in sources]
-            table["line"] = [source.line for source in sources]
+            places = [(prompt_key_of(s), names.index(s.path), s.line) for s in sources]
+            input_ids, loss_mask, factors, table = _lay_out(kept, dtype, weighted, places)
             input_ids.tofile(ids)
             loss_mask.tofile(masks)
             if factors is not None:
@@ -287,7 +291,7 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
         (folder / "weights.bin").unlink()
     if not report.bad:
         (folder / "rejected.jsonl").unlink()
-    head = {"dtype": dtype.__name__, "weighted": weighted, "report": {f.name: getattr(report, f.name) for f in fields(report)}}
+    head = {"dtype": dtype.__name__, "weighted": weighted, "report": vars(report)}
     (folder / "report.json").write_text(json.dumps(head, indent=1), encoding="utf-8")
 
 
@@ -334,25 +338,23 @@ def _blocks(
 
 
 def _lay_out(
-    rows: list[Example], dtype: npt.DTypeLike, weighted: bool
+    rows: list[Example], dtype: npt.DTypeLike, weighted: bool, places: Iterable[tuple[int, ...]]
 ) -> tuple[Array, Array, Array | None, Array]:
-    """Lay rows end to end: ids, mask, weights, and a table whose last three columns are empty."""
+    """Lay rows end to end: ids, mask, weights, table. A place is the last three fields of ROW."""
     input_ids = _flat("I", [row.input_ids for row in rows]).astype(dtype)
     loss_mask = _flat("I", [row.loss_mask for row in rows]).astype(np.bool_)
     weights = None
     if weighted:
         weights = _flat("f", [w.loss_mask if w.weights is None else w.weights for w in rows])
 
-    table = np.zeros(len(rows), ROW)
-    table["length"] = [len(row) for row in rows]
-    ends = np.cumsum(table["length"], dtype=np.int64)
-    starts = ends - table["length"]
-    trained = np.append(loss_mask, False)  # also where an empty last row would start
-    trained[starts] = False  # nothing stands before a first token
-    table["trained"] = np.diff(np.append(0, np.cumsum(trained))[np.append(starts, ends[-1:])])
-    last = np.maximum.accumulate(np.where(trained, np.arange(len(trained)), 0))
-    table["inputs"] = np.where(table["trained"] > 0, last[ends - 1] - starts, 0)
-    return input_ids, loss_mask, weights, table
+    marks, start, table = loss_mask.tobytes(), 0, []
+    for row, place in zip(rows, places, strict=False):
+        end = start + len(row)
+        trained = marks.count(1, start + 1, end)  # nothing stands before a first token
+        inputs = marks.rfind(1, start + 1, end) - start if trained else 0
+        table.append((len(row), inputs, trained, *place))
+        start = end
+    return input_ids, loss_mask, weights, np.array(table, ROW)
 
 
 def _flat(code: str, parts: Iterable[Sequence[Any]]) -> Array:

@@ -1,8 +1,8 @@
 """Turn segments into token ids and the mask of what is trained. Knows no files and no tensors.
 
-    segments     <|im_start|>  user\\n  1 + 1 = ?  <|im_end|>  \\n ... assistant\\n  2.   <|im_end|>  \\n
-    input_ids         1        85 199   17 12 ...      2      199                20 14      2       199
-    loss_mask         0         0  0     0  0          0       0                  1  1      1        0
+    segments   <|im_start|> user\\n      1 + 1 = ?  <|im_end|> \\n  ... assistant\\n  2.     <|im_end|> \\n
+    input_ids       1       708 315 230  48 6069 ..    2      230      1168 .. 230 49 45      2      230
+    loss_mask       0        0   0   0    0   0  ..    0       0         0  ..  0   1  1      1       0
 
 Every segment is tokenized on its own: what a user types can't merge with the template around it,
 and the prompt at inference is, id for id, a prefix of the training row. With a tokenizer that joins
@@ -49,7 +49,7 @@ class Example:
 
 
 def encode_conversation(
-    conversation: Conversation | Iterable[Message | dict[str, object]],
+    conversation: Conversation | Sequence[Message | dict[str, object]],
     tokenizer: Tokenizer,
     max_length: int | None = None,
     *,
@@ -78,7 +78,7 @@ def encode_conversation(
 
 
 def encode_prompt(
-    messages: Iterable[Message | dict[str, object]], tokenizer: Tokenizer
+    messages: Sequence[Message | dict[str, object]], tokenizer: Tokenizer
 ) -> list[int]:
     """Turn messages into the ids after which the assistant's answer begins.
 

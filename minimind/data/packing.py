@@ -8,6 +8,8 @@ takes. There is no padding.
 
 from __future__ import annotations
 
+import copy
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,7 +103,7 @@ class Steps(Sequence[list[Batch]]):
         wanted = round(self.tokens_per_epoch / tokens_per_step)
         self.steps_per_epoch = min(max(1, wanted), len(self.rows))
         self._length = epochs * self.steps_per_epoch
-        self._planned: tuple[int, list[Ints]] | None = None
+        self._planned: tuple[int, Ints, Ints] | None = None  # epoch, its rows, each step's end
 
     def __len__(self) -> int:
         return self._length
@@ -114,10 +116,12 @@ class Steps(Sequence[list[Batch]]):
         ]
 
     def first(self, count: int | None) -> Steps:
-        """Only the first `count` steps; None keeps all."""
-        if count is not None:
-            self._length = min(self._length, count)
-        return self
+        """The same plan, only its first `count` steps; None keeps all."""
+        if count is not None and count < 1:
+            raise ValueError(f"the first {count} steps; use a positive number")
+        out = copy.copy(self)
+        out._length = len(self) if count is None else min(len(self), count)
+        return out
 
     def rows_of(self, index: int) -> Ints:
         """The rows that step `index` trains on."""
@@ -128,8 +132,9 @@ class Steps(Sequence[list[Batch]]):
         epoch, step = divmod(index, self.steps_per_epoch)
         if self._planned is None or self._planned[0] != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-            self._planned = epoch, _equal_parts(order, self.lengths[order], self.steps_per_epoch)
-        return self._planned[1][step]
+            self._planned = epoch, order, _equal_parts(self.lengths[order], self.steps_per_epoch)
+        _, order, ends = self._planned
+        return order[ends[step - 1] if step else 0 : ends[step]]
 
 
 def make_steps(
@@ -161,6 +166,8 @@ def make_steps(
     for name, number in (("tokens_per_step", tokens_per_step), ("epochs", epochs)):
         if number < 1:
             raise ValueError(f"{name} is {number}; use a positive number")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; use 0 or more")
     steps = Steps(dataset, tokens_per_step, 2**62, epochs, seed)
     if not len(steps.rows):
         raise ValueError(
@@ -208,25 +215,30 @@ def cut(rows: Ints, lengths: Ints, budget: int) -> list[Ints]:
 
     Each row, longest first, joins the group with the fewest tokens (Graham 1969, LPT).
     """
-    for groups in range(max(1, -(-int(lengths.sum()) // budget)), len(rows) + 1):
-        loads = [0] * groups
+    longest_first = np.argsort(-lengths, kind="stable").tolist()
+    sizes = lengths.tolist()
+    large = sum(2 * size > budget for size in sizes)  # no two of these share a group
+    for groups in range(max(1, large, -(-sum(sizes) // budget)), len(rows) + 1):
+        loads = [(0, group) for group in range(groups)]  # a heap
         members: list[list[int]] = [[] for _ in loads]
-        for index in np.argsort(-lengths, kind="stable"):
-            lightest = loads.index(min(loads))
-            loads[lightest] += int(lengths[index])
-            members[lightest].append(int(index))
-        if max(loads) <= budget:
+        for index in longest_first:
+            load, group = loads[0]
+            if load + sizes[index] > budget:
+                break
+            heapq.heapreplace(loads, (load + sizes[index], group))
+            members[group].append(index)
+        else:
             return [rows[sorted(group)] for group in members]
     raise AssertionError("a row longer than the budget was let through")
 
 
-def _equal_parts(order: Ints, lengths: Ints, parts: int) -> list[Ints]:
-    """Cut a run of rows into `parts` non-empty runs of about equal tokens."""
+def _equal_parts(lengths: Ints, parts: int) -> Ints:
+    """Cut a run of rows into `parts` non-empty runs of about equal tokens; where each one ends."""
     ends = np.cumsum(lengths)
     targets = ends[-1] * np.arange(1, parts) / parts
     cuts = np.searchsorted(ends - lengths / 2, targets)
     # At least one row each: push cuts apart from the left, then from the right.
     steps = np.arange(1, parts)
     cuts = np.maximum.accumulate(np.maximum(cuts - steps, 0)) + steps
-    cuts = np.minimum(cuts, len(order) - parts + steps)
-    return np.split(order, cuts)
+    cuts = np.minimum(cuts, len(lengths) - parts + steps)
+    return np.append(cuts, len(lengths))

@@ -224,11 +224,12 @@ def _rows_of_stream(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
                 path,
             )
             return
-    while first.isspace():
+    space = SPACE.encode()  # JSON's, no other
+    while first and not first.strip(space):
         first = lines.take()
     if not first:
         yield DataError("empty_file", "has no rows", "check that it was written", path)
-    elif first.lstrip().startswith(b"["):
+    elif first.lstrip(space).startswith(b"["):
         line = lines.number
         yield from _rows_of_array(first + lines.take_all(), line, path)
     else:
@@ -256,10 +257,11 @@ def _rows_of_lines(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
         except UnicodeDecodeError as error:
             yield _bad_utf8(line, error.start, path, number)
             continue
-        if not text or text.isspace():
+        start = 0 if text.startswith("{") else skip_space(text, 0)
+        if start == len(text):
             continue
         try:
-            value, end = decoder.decode(text, 0 if text[0] == "{" else skip_space(text, 0))
+            value, end = decoder.decode(text, start)
             if end < len(text) and (after := skip_space(text, end)) < len(text):
                 raise text_after("row", text, after)
         except JsonError as broken:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 # Shape letters: T tokens, B rows of a cache, H query heads, K key/value heads, D head dimension.
 
@@ -80,16 +79,20 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 
 def _flash_serves(q: Tensor) -> bool:
-    """Whether `varlen_attn` takes this input: half precision, head_dim <= 256, on Ampere or newer."""
+    """Whether `varlen_attn` takes this input; it raises where one of these doesn't hold."""
     return (
         q.is_cuda
+        and torch.backends.cuda.is_flash_attention_available()
         and q.dtype in (torch.float16, torch.bfloat16)
         and q.size(-1) <= FLASH_MAX_HEAD_DIM
+        and q.size(-1) % 8 == 0
         and torch.cuda.get_device_capability(q.device) >= (8, 0)
     )
 
 
 def _flash_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # as slow to import as all of torch
+
     ends, longest = documents.cu_seqlens, documents.max_seqlen
     out = varlen_attn(
         q,

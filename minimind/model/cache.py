@@ -57,7 +57,7 @@ class KVCache:
     def attend_prompts(
         self, documents: Documents, layer: int, q: Tensor, k: Tensor, v: Tensor
     ) -> Tensor:
-        """Store the keys and values of whole prompts; attend inside each. See `packed_attention`."""
+        """Store whole prompts' keys and values; attend inside each. See `packed_attention`."""
         lengths = list(documents.lengths)
         for row, (key, value) in enumerate(zip(k.split(lengths), v.split(lengths), strict=True)):
             self.keys[layer][row, :, : len(key)] = key.transpose(0, 1)
@@ -65,7 +65,7 @@ class KVCache:
         return packed_attention(documents, layer, q, k, v)
 
     def begin_token(self) -> None:
-        """Prepare a pass of one token per row: how far to look, and what of it each row has filled."""
+        """Prepare a pass of one token per row: how far to look, and what of it a row has filled."""
         self._horizon = max(self.lengths) + 1
         self._mask = None
         if min(self.lengths) < max(self.lengths):
@@ -88,4 +88,6 @@ class KVCache:
     def advance(self, by: list[int]) -> None:
         """Count the tokens that a finished pass has written, per row."""
         self.lengths = [have + new for have, new in zip(self.lengths, by, strict=True)]
-        self.next_positions = self.next_positions + torch.tensor(by, device=self.next_positions.device)
+        self.next_positions = self.next_positions + torch.tensor(
+            by, device=self.next_positions.device
+        )

@@ -52,7 +52,7 @@ _WANTED = [
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    "chat_template*",
 ]
 
 
@@ -93,7 +93,7 @@ def save(
     tokenizer: Tokenizer,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a directory that `load`, transformers, vLLM and llama.cpp's converter open.
+    """Write a directory in Hugging Face's layout: `load` and transformers open it as it is.
 
     The files are written beside their places and moved there at the end, the weights last, so
     that a failure leaves an existing directory as it was. The chat template is always ours.
