@@ -35,6 +35,7 @@ from minimind.training.loop import TrainConfig
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 BASE_LEARNING_RATE = 1e-3  # for the embedded base: measured, see benchmarks/RESULTS.md
+ANSWER_TOKENS = 128  # of the validation prompts answered at the end
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -303,7 +304,11 @@ def _answer_some(out: Path, rows: Dataset, device: torch.device, count: int = 3)
         prompt = prompt_of(rows[index])
         ids = list(
             generate(
-                model, prompt, temperature=0.0, max_new_tokens=128, stop_ids=tokenizer.stop_ids
+                model,
+                prompt,
+                temperature=0.0,
+                max_new_tokens=ANSWER_TOKENS,
+                stop_ids=tokenizer.stop_ids,
             )
         )
         print(f"\n{tokenizer.decode(prompt, skip_control=True).strip()}")

@@ -38,7 +38,7 @@ def test_the_option_table_names_every_option_and_no_other() -> None:
 
 
 def test_the_option_table_gives_the_real_defaults() -> None:
-    options = sft.SFTOptions(files=("x",), model="y")
+    options = sft.SFTOptions(files=("x",))
     for option, shown in rows().items():
         name = option.replace("-", "_")
         holder = next(
@@ -55,7 +55,10 @@ def test_the_option_table_gives_the_real_defaults() -> None:
             assert shown == value, option
         else:
             assert float(shown.split(";")[0]) == value, option
-    assert f"{sft.BASE_LEARNING_RATE:g}" == f"{float(rows()['learning-rate'].split(';')[1].split()[0]):g}"
+    assert (
+        f"{sft.BASE_LEARNING_RATE:g}"
+        == f"{float(rows()['learning-rate'].split(';')[1].split()[0]):g}"
+    )
 
 
 def test_the_ten_lines_of_python_run(

@@ -1,4 +1,4 @@
-"""The main job as a person runs it: exit codes, what is printed, what is left in the run's folder."""
+"""The main job as a person runs it: exit codes, what is printed, what is left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minimind.data.dataset import DataOptions, build_dataset
 from minimind.model.pretrained import load, save
 from tests.tiny import write_base
 
-QUESTIONS = ["안녕하세요?", "What is a dog?", "하늘은 무슨 색이야?", "Who are you?", "2 더하기 3은?"]
+QUESTIONS = ["안녕하세요?", "What is a dog?", "하늘은 무슨 색?", "Who are you?", "2 더하기 3은?"]
 ANSWERS = ["안녕하세요!", "A dog is an animal.", "하늘은 파란색이에요.", "I am Mini.", "5입니다."]
 
 
@@ -41,6 +41,7 @@ def data(tmp_path: Path) -> Path:
 def _quiet_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sft, "ANSWER_TOKENS", 4)
 
 
 def run(*arguments: object) -> int:
@@ -48,8 +49,7 @@ def run(*arguments: object) -> int:
     try:
         return sft.main([str(argument) for argument in arguments])
     except SystemExit as error:  # how tyro ends
-        assert isinstance(error.code, int)
-        return error.code
+        return int(str(error.code))
 
 
 def test_a_run_goes_from_rows_to_a_model_that_loads_and_says_how_to_chat(
@@ -154,7 +154,7 @@ def test_resume_and_overwrite_exclude_each_other(
 ) -> None:
     code = run(data, "--out", tmp_path / "x", "--resume", "--overwrite")
     assert code == sft.EXIT_USAGE
-    assert "use one of them" in capsys.readouterr().err
+    assert "--resume goes on and --overwrite deletes" in capsys.readouterr().err
 
 
 def test_a_bad_row_stops_the_run_before_training_and_names_its_place(
@@ -178,6 +178,7 @@ def test_skipped_rows_are_counted_and_listed_with_reasons_beside_the_run(
     assert "rejected: 1 unknown_role" in capsys.readouterr().out
     entry = json.loads((out / "rejected.jsonl").read_text(encoding="utf-8"))
     assert (entry["line"], entry["kind"]) == (31, "unknown_role")
+    assert json.loads(entry["row"]) == {"messages": [{"role": "bot", "content": "hi"}]}
 
 
 def test_validation_prompts_are_never_trained(
@@ -283,11 +284,18 @@ def test_an_unknown_option_is_named_and_exits_with_two(capsys: pytest.CaptureFix
     assert "--lerning-rate" in capsys.readouterr().err
 
 
+OPTIONS = """
+    model out epochs max-steps limit max-length tokens-per-step tokens-per-batch learning-rate
+    warmup precision device compile seed val-data val-fraction train-on system on-bad-row
+    prompt-key answer-key save-every eval-every resume overwrite config dry-run
+"""
+
+
 def test_help_names_every_option_of_the_issue(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     printed = capsys.readouterr().out
-    for option in ["model", "out", "epochs", "max-steps", "limit", "max-length", "tokens-per-step", "tokens-per-batch", "learning-rate", "warmup", "precision", "device", "compile", "seed", "val-data", "val-fraction", "train-on", "system", "on-bad-row", "prompt-key", "answer-key", "save-every", "eval-every", "resume", "overwrite", "config", "dry-run"]:
-        assert f"--{option}" in printed
+    missing = {option for option in OPTIONS.split() if f"--{option}" not in printed}
+    assert missing == set()
 
 
 def test_the_weights_kept_are_the_best_by_validation(

@@ -185,9 +185,9 @@ def test_held_back_passages_are_never_trained_on(corpus: list[Path]) -> None:
     assert not any(train.is_held_back(passage) for passage in kept)
 
 
-@given(st.text(min_size=1))
-def test_whether_a_passage_is_held_back_depends_on_its_text_alone(text: str) -> None:
-    assert train.is_held_back(text) == train.is_held_back(str(text))
+def test_one_passage_in_fifty_is_held_back_the_same_ones_everywhere() -> None:
+    held = [n for n in range(300) if train.is_held_back(f"passage {n}")]
+    assert held == [4, 7, 23, 117, 123, 137, 140, 225, 247, 298]
 
 
 def test_a_passage_that_occurs_twice_counts_once(tmp_path: Path) -> None:

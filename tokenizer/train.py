@@ -168,7 +168,7 @@ def train_bpe(
         vocab_size=vocab_size,
         min_frequency=2,
         show_progress=False,
-        special_tokens=[AddedToken(t, special=t not in TAGS, normalized=False) for t in ADDED],
+        special_tokens=[AddedToken(token, normalized=False) for token in ADDED],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         # Longest merge in bytes: rulers of dashes and boilerplate are no words.
         max_token_length=24,
@@ -176,7 +176,10 @@ def train_bpe(
     tokenizer.train_from_iterator(passages, trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise _too_little(vocab_size, f"it makes {tokenizer.get_vocab_size()}")
-    return tokenizer
+    data = json.loads(tokenizer.to_str())
+    for token in data["added_tokens"]:  # the trainer marks them all
+        token["special"] = token["content"] not in TAGS
+    return Tokenizer.from_str(json.dumps(data))
 
 
 def train_sentencepiece(passages: Sequence[str], vocab_size: int = VOCAB_SIZE) -> bytes:

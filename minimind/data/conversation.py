@@ -71,6 +71,7 @@ class DataError(ValueError):
         path: the file, "-" for standard input, or what else was read: "row" or "messages".
         line: the line in the file, from 1; 0 where no single line is meant.
         excerpt: at most 80 printable characters of the input, or "".
+        row: the whole row as it stands in the file, where it could be made out, or "".
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class DataError(ValueError):
         self.path = path
         self.line = line
         self.excerpt = excerpt
+        self.row = ""
 
     def __str__(self) -> str:
         place = "<stdin>" if self.path == "-" else printable(self.path) or "data"

@@ -264,7 +264,7 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
         def on_error(error: DataError) -> None:
             report.bad[error.kind] += 1
             entry = {"path": error.path, "line": error.line, "kind": error.kind}
-            entry |= {"fact": error.fact, "remedy": error.remedy, "excerpt": error.excerpt}
+            entry |= {"fact": error.fact, "remedy": error.remedy, "row": error.row}
             rejected.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
         conversations = read_conversations(

@@ -1,7 +1,7 @@
 """Read plain text for pretraining and cut it into Examples. Knows no conversations.
 
-A text file is one document; in JSONL each row's "text" is one. Every token is trained, the first
-one predicted from <|endoftext|>, and <|endoftext|> is what ends the document:
+A text file is one document; in JSONL each row's "text" is one; empty ones are left out. Every token
+is trained, the first one predicted from <|endoftext|>, and <|endoftext|> is what ends the document:
 
     document    Once upon a time ...
     window 0    <|endoftext|> Once upon a          loss_mask 0 1 1 1
@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from minimind.data.conversation import DataError
+from minimind.data.conversation import DataError, excerpt
 from minimind.data.masking import Example
 from minimind.tokenizer import Tokenizer
 
@@ -29,9 +29,9 @@ def read_documents(path: Path) -> Iterator[str]:
     """
     try:
         if path.suffix != ".jsonl":
-            yield path.read_text(encoding="utf-8")
+            yield path.read_text(encoding="utf-8-sig")
             return
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for line, text in enumerate(file, 1):
                 if text.strip():
                     yield _text_of(text, str(path), line)
@@ -46,7 +46,7 @@ def encode_documents(
 ) -> Iterator[Example]:
     """Cut documents into windows of at most `max_length` inputs; each token is trained once."""
     end = tokenizer.encode_control(END_OF_TEXT)
-    for document in documents:
+    for document in filter(None, documents):
         ids = [end, *tokenizer.encode(document), end]
         for start in range(0, len(ids) - 1, max_length):
             window = ids[start : start + max_length + 1]
@@ -56,11 +56,14 @@ def encode_documents(
 def _text_of(line: str, path: str, number: int) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise DataError("bad_json", f"not JSON ({error})", "mend the row", path, number) from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        text = row.get("text") if isinstance(row, dict) else None
+        if isinstance(text, str):
+            text.encode()
+            return text
+    except (ValueError, RecursionError) as error:  # lone surrogates, too
         raise DataError(
-            "no_text", 'no "text" string in the row', 'use {"text": "..."}', path, number, line[:80]
-        )
-    text: str = row["text"]
-    return text
+            "bad_json", f"can't be read ({error})", "mend the row", path, number, excerpt(line)
+        ) from error
+    raise DataError(
+        "no_text", 'no "text" string in the row', 'use {"text": "..."}', path, number, excerpt(line)
+    )

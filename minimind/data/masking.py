@@ -1,8 +1,12 @@
 """Turn segments into token ids and the mask of what is trained. Knows no files and no tensors.
 
-    segments   <|im_start|> user\\n      1 + 1 = ?  <|im_end|> \\n  ... assistant\\n  2.     <|im_end|> \\n
-    input_ids       1       708 315 230  48 6069 ..    2      230      1168 .. 230 49 45      2      230
-    loss_mask       0        0   0   0    0   0  ..    0       0         0  ..  0   1  1      1       0
+    <|im_start|>  user\\n      1 + 1 = ?                   <|im_end|>  \\n
+         1        708 315 230  48 6069 252 48 5272 7461       2      230    input_ids
+         0          0   0   0   0    0   0  0    0    0       0        0    loss_mask
+
+    <|im_start|>  assistant\\n       2.                     <|im_end|>  \\n
+         1        1168 1007 703 230  49 45                    2      230    input_ids
+         0           0    0   0   0   1  1                    1        0    loss_mask
 
 Every segment is tokenized on its own: what a user types can't merge with the template around it,
 and the prompt at inference is, id for id, a prefix of the training row. With a tokenizer that joins
@@ -49,7 +53,7 @@ class Example:
 
 
 def encode_conversation(
-    conversation: Conversation | Sequence[Message | dict[str, object]],
+    conversation: Conversation | Iterable[Message | dict[str, object]],
     tokenizer: Tokenizer,
     max_length: int | None = None,
     *,
@@ -72,20 +76,20 @@ def encode_conversation(
         DataError: the messages aren't a legal conversation.
     """
     if not isinstance(conversation, Conversation):
-        conversation = Conversation(parse_messages(conversation))
+        conversation = Conversation(parse_messages(list(conversation)))
     (example,) = encode_conversations([conversation], tokenizer, train_on=train_on)
     return example if max_length is None else truncate(example, max_length, tokenizer, truncation)
 
 
 def encode_prompt(
-    messages: Sequence[Message | dict[str, object]], tokenizer: Tokenizer
+    messages: Iterable[Message | dict[str, object]], tokenizer: Tokenizer
 ) -> list[int]:
     """Turn messages into the ids after which the assistant's answer begins.
 
     Raises:
         DataError: the messages aren't a legal conversation.
     """
-    segments = render_prompt(parse_messages(messages))
+    segments = render_prompt(parse_messages(list(messages)))
     texts = [segment.text for segment in segments if not segment.control]
     example = _join(segments, iter(tokenizer.encode_batch(texts)), {}, tokenizer)
     return list(example.input_ids)

@@ -101,6 +101,7 @@ def _read(
                     text=row.text,
                 )
             except DataError as error:
+                error.row = error.row or (row.text if isinstance(row, _Row) else "")
                 if on_error is None:
                     raise
                 on_error(error)
@@ -267,7 +268,9 @@ def _rows_of_lines(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
         except JsonError as broken:
             if broken.kind == "cut_off":
                 _tell_spread_from_cut(broken, _end_of_spread_row(decoder, text, lines), number)
-            yield broken.error(path, number, text)
+            error = broken.error(path, number, text)
+            error.row = text
+            yield error
         else:
             yield _Row(value, number, text)
 

@@ -41,19 +41,31 @@ def summed_cross_entropy(
 def token_losses(
     states: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """(S,) float32: -log p(label) at each position, for evaluation; no gradient."""
+    """(S,) float32: -log p(label) at each position, for evaluation; no gradient.
+
+    Arguments as in `summed_cross_entropy`.
+    """
+    out = states.new_zeros(len(labels), dtype=_exact(states.dtype))
     with torch.no_grad():
-        losses = [
-            F.cross_entropy(F.linear(states[rows], weight).float(), labels[rows], reduction="none")
-            for rows in _chunks(len(labels), len(weight))
-        ]
-        out = torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)
-        return out if weights is None else out * weights
+        for rows in _chunks(len(labels), len(weight)):
+            logits = F.linear(states[rows], weight).to(out.dtype)
+            out[rows] = F.cross_entropy(logits, labels[rows], reduction="none")
+    return out if weights is None else out * weights
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """What sums are taken in: float32, or float64 where the inputs are."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two float16 matrices, summed and returned in float32."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -72,7 +84,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if half else states.dtype
         with torch.autocast(device, enabled=False):
             rows, head = states.to(dtype), weight.to(dtype)
-            exact = torch.promote_types(dtype, torch.float32)
+            exact = _exact(dtype)
             d_states = torch.empty_like(rows)
             d_weight = torch.zeros_like(weight, dtype=exact)
             loss = states.new_zeros((), dtype=exact)
@@ -94,6 +106,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 torch.mm(d_logits, head, out=d_states[chunk])
                 if dtype == exact:
                     d_weight.addmm_(d_logits.t(), rows[chunk])
+                elif dtype == torch.float16:  # a frequent label's sum could overflow it
+                    d_weight += _float32_product(d_logits.t(), rows[chunk])
                 else:
                     d_weight += d_logits.t() @ rows[chunk]
         ctx.save_for_backward(d_states.to(states.dtype), d_weight.to(weight.dtype))

@@ -1,0 +1,35 @@
+"""What all tests share: the embedded tokenizer; and none reaches the network or the home folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads them once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests start processes
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import minimind
+from minimind.tokenizer import Tokenizer
+
+# A slow machine isn't a fault of the code.
+settings.register_profile(
+    "minimind", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("minimind")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The embedded one."""
+    return Tokenizer.load(Path(minimind.__file__).parent / "base")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datasets are cached in the test's own folder."""
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
