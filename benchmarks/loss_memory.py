@@ -1,9 +1,10 @@
 """Time and memory of the loss at a large vocabulary, beside the naive loss with full logits.
 
-    python benchmarks/loss_memory.py --rows 8192 --vocabulary 151936 --hidden 1024
+    python -m benchmarks.loss_memory --rows 8192 --vocabulary 151936 --hidden 1024
 
 Every measurement has a process of its own, since a process's peak memory never falls; the variants
-take turns, round by round. Knows no model: states and head are random.
+take turns, round by round. On a machine that does other things too, CPU seconds say more than
+seconds. Knows no model: states and head are random.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.environment import environment
 from minimind.training import loss
 
 WARM_UP_ROWS = 64
@@ -34,13 +35,12 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options, options.measure)))
         return
-    variants = ["naive", *(f"{size}" for size in options.chunk_mb)]
-    if not options.naive:
-        variants.remove("naive")
+    variants = ["naive"] * options.naive + [str(size) for size in options.chunk_mb]
     runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for _ in range(options.rounds):
         for variant in variants:
-            command = [sys.executable, __file__, *sys.argv[1:], "--measure", variant]
+            command = [sys.executable, "-m", "benchmarks.loss_memory", *sys.argv[1:]]
+            command += ["--measure", variant]
             runs[variant].append(json.loads(subprocess.check_output(command)))
     results = {variant: summarize(many) for variant, many in runs.items()}
     print(f"{options.rows} rows, V = {options.vocabulary}, C = {options.hidden}, {options.dtype}")
@@ -52,7 +52,9 @@ def main() -> None:
             f"{name:>8} {row['added_gb']:9.2f} {row['seconds']:8.2f} {spread:>15} "
             f"{row['cpu_seconds']:8.2f}"
         )
-    print(json.dumps({**vars(options), **machine(options.device), "results": results}))
+    given = {name: value for name, value in vars(options).items() if name != "measure"}
+    facts = {"warm_up_rows": WARM_UP_ROWS, "load": os.getloadavg()[0]}
+    print(json.dumps(given | environment(options.device) | facts | {"results": results}))
 
 
 def parse() -> argparse.Namespace:
@@ -129,22 +131,6 @@ def summarize(runs: list[dict[str, float]]) -> dict[str, float]:
         "seconds_min": min(seconds),
         "seconds_max": max(seconds),
         "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
-    }
-
-
-def machine(device: str) -> dict[str, object]:
-    """What a figure depends on besides the code."""
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
-    return {
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit or None,
-        "warm_up_rows": WARM_UP_ROWS,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import locale
 import os
 import sys
 import warnings
@@ -215,7 +216,9 @@ class Chat:
 
 def converse(chat: Chat) -> None:
     """Read from the terminal until Ctrl-D, or Ctrl-C twice."""
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, AttributeError):  # Windows has neither
+        if locale.nl_langinfo(locale.CODESET) != "UTF-8":
+            os.environ["LC_ALL"] = "C.UTF-8"  # read by readline, which would drop Korean letters
         import readline  # noqa: F401  # gives `input` its keys and its history
     interrupted = False
     while True:

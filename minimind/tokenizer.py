@@ -1,8 +1,8 @@
 """Turn text into token ids and back, and keep control tokens out of text. Knows no roles or turns.
 
-    encode("1 + 1 = <|im_end|>")   [49, 252, 1110, ...]   never the id of the control token
-    encode_control("<|im_end|>")   2                      the only way to get it
-    decode([49, 2])                "1<|im_end|>"
+    encode("1 + 1 = <|im_end|>")   [48, 6069, 252, 48, ...]   never the control token's id
+    encode_control("<|im_end|>")   2                          the only way to get it
+    decode([48, 2])                "1<|im_end|>"
 
 A text stands in the middle of something: nothing is put in front of it, neither a BOS nor the
 space that sentencepiece puts before a document. So text is the ids' bytes end to end, and can be
@@ -226,7 +226,7 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes ids one at a time; a character appears once all of its bytes have.
 
-        push(4021) ""   push(145) "녕"   push(14) "!"   finish() ""
+        push(837) ""   push(275) "녕"   push(32) "!"   finish() ""
 
     The pieces joined are `Tokenizer.decode` of all the ids. After `finish` it can be used again.
     """

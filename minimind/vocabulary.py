@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -188,8 +189,8 @@ def add_chatml(files: Files) -> tuple[tuple[str, ...], str | None]:
                 files.write(name, cast(Object, _renamed(files.read(name), new)))
         how = f"took the place of {' and '.join(new)}, which it left spare"
     else:
-        end = _size(names, control)
-        ids = {token: names.get(token, end + i) for i, token in enumerate(missing)}
+        new_ids = count(_size(names, control))
+        ids = {token: names[token] if token in names else next(new_ids) for token in missing}
         _list_tokens(files, ids)
         how = f"came in as {' and '.join(f'id {id}' for id in ids.values())}"
     _prefix_documents_only(files)

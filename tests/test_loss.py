@@ -234,7 +234,7 @@ def test_one_row_is_scored_at_a_time_when_even_that_is_over_the_limit(monkeypatc
 
 
 def test_the_first_answer_token_gets_gradient() -> None:
-    """Position t predicts token t + 1: the answer's first token is learned where the prompt ends."""
+    """The position where the prompt ends predicts the answer's first token, and learns it."""
     config = ModelConfig(
         model_type="llama",
         vocab_size=20,

@@ -34,7 +34,7 @@ def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_cut() -> None:
         losses.append(validation_loss(model, batches, "fp32"))
     total, count = 0.0, 0
     for row in rows:
-        logits = model.logits(torch.tensor([row.input_ids]))[0].double().log_softmax(-1)
+        logits = model.logits(torch.tensor([row.input_ids]))[0].detach().double().log_softmax(-1)
         for position in range(2, len(row)):
             total -= float(logits[position - 1, row.input_ids[position]])
             count += 1
@@ -50,7 +50,7 @@ def test_validating_leaves_no_gradient_and_trains_on() -> None:
 
 
 def test_a_device_that_is_not_there_is_named_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="device quantum: .*use auto, cpu or cuda"):
+    with pytest.raises(ValueError, match=r"device quantum: .*use auto, cpu or cuda"):
         choose_device("quantum")
     assert choose_device("cpu") == torch.device("cpu")
 

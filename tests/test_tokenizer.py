@@ -166,6 +166,21 @@ def test_a_base_that_cuts_long_texts_off_cuts_none_of_ours(tmp_path: Path) -> No
     assert len(loaded.encode("a")) == 1
 
 
+def test_a_base_that_was_trained_with_dropout_encodes_without(tmp_path: Path) -> None:
+    expected = Tokenizer.load(write_llama2_json(tmp_path)).encode("the quick brown fox")
+    model = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))["model"]
+    edit_json(tmp_path / "tokenizer.json", model={**model, "dropout": 0.9})
+    assert Tokenizer.load(tmp_path).encode("the quick brown fox") == expected
+
+
+def test_sentencepiece_is_never_asked_twice_for_what_it_calls_user_defined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.load(write_sentencepiece(tmp_path))
+    monkeypatch.delattr(Tokenizer, "_encode_apart")  # cutting texts apart: right, but slow
+    assert tokenizer.encode_control("<tool>") not in tokenizer.encode("say <tool>")
+
+
 def test_a_character_that_cannot_be_written_becomes_the_base_s_unknown(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write_sentencepiece(tmp_path, byte_fallback=False, vocab_size=200))
     unknown = tokenizer.encode_control("<unk>")
@@ -392,6 +407,10 @@ def test_only_what_is_missing_is_added(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.added_chatml == ("<|im_end|>",)
     assert (tokenizer.start_id, tokenizer.end_id) == (462, 463)
+    model = data["model"] | {"vocab": data["model"]["vocab"] | {"<|im_start|>": 462}}
+    edit_json(tmp_path / "tokenizer.json", added_tokens=data["added_tokens"], model=model)
+    tokenizer = Tokenizer.load(tmp_path)  # a word of its vocabulary, but no control token
+    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.vocab_size) == (462, 463, 464)
 
 
 # Saving

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice, repeat
+from itertools import islice, repeat, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -219,12 +219,12 @@ def prompt_key_of(conversation: Conversation) -> int:
     """64 bits of a hash over all that stands before the first answer, normalized.
 
     Normalized: Unicode NFKC, case-folded, white space and punctuation left out, so that "Hi!" and
-    "hi" are one prompt. Rows without an answer use all their messages.
+    "hi" are one prompt. Where no user speaks before the first answer, all messages count.
     """
+    messages = conversation.messages
+    prompt = tuple(takewhile(lambda message: message.role != "assistant", messages))
     digest = hashlib.blake2b(digest_size=8)
-    for message in conversation.messages:
-        if message.role == "assistant":
-            break
+    for message in prompt if any(m.role == "user" for m in prompt) else messages:
         text = unicodedata.normalize("NFKC", message.content).casefold()
         kept = _NOT_ALPHANUMERIC.sub("", text)
         digest.update(f"{message.role}\0{kept or text}\0".encode("utf-8", "surrogatepass"))
@@ -264,7 +264,8 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
         def on_error(error: DataError) -> None:
             report.bad[error.kind] += 1
             entry = {"path": error.path, "line": error.line, "kind": error.kind}
-            entry |= {"fact": error.fact, "remedy": error.remedy, "row": error.row}
+            entry |= {"fact": error.fact, "remedy": error.remedy, "excerpt": error.excerpt}
+            entry["row"] = error.row
             rejected.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
         conversations = read_conversations(

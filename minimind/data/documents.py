@@ -44,7 +44,13 @@ def read_documents(path: Path) -> Iterator[str]:
 def encode_documents(
     documents: Iterable[str], tokenizer: Tokenizer, max_length: int
 ) -> Iterator[Example]:
-    """Cut documents into windows of at most `max_length` inputs; each token is trained once."""
+    """Cut documents into windows of at most `max_length` inputs; each token is trained once.
+
+    Raises:
+        ValueError: `max_length` isn't positive.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length is {max_length}; use a positive number")
     end = tokenizer.encode_control(END_OF_TEXT)
     for document in filter(None, documents):
         ids = [end, *tokenizer.encode(document), end]

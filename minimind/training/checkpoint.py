@@ -35,6 +35,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `state.step` steps and drop all but the newest `keep` checkpoints.
 
+    Later ones, which this run went back from, are dropped too.
+
     Args:
         folder: holds the checkpoints.
         model: its weights.
@@ -47,7 +49,8 @@ def save_checkpoint(
     """
     target = folder / f"step-{state.step:08d}"
     scratch = folder / f".writing-{target.name}"
-    shutil.rmtree(scratch, ignore_errors=True)
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     scratch.mkdir(parents=True)
     plain = state.state_dict()
     optimizer = plain.pop("optimizer")
@@ -66,8 +69,9 @@ def save_checkpoint(
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
     _sync(folder)
-    for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    kept = [path for path in _checkpoints(folder) if path <= target][-keep:]
+    for other in set(_checkpoints(folder)) - set(kept):
+        shutil.rmtree(other)
     return target
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class TrainConfig:
             "max_grad_norm": self.max_grad_norm > 0,
             "warmup": 0 <= self.warmup <= 1,
             "floor_ratio": 0 <= self.floor_ratio <= 1,
+            "precision": self.precision in get_args(Precision),
         }
         for name, fine in checks.items():
             if not fine:
@@ -100,8 +101,12 @@ class TrainState:
         self.optimizer = make_optimizer(
             model, config.learning_rate, config.betas, config.weight_decay
         )
-        # Small fp16 gradients would vanish: the loss is scaled up, and steps that overflow skipped.
-        self.scaler = torch.amp.GradScaler(model.device.type, enabled=self.precision == "fp16")
+        self.device = model.device
+        self.scaler = self._make_scaler()
+
+    def _make_scaler(self) -> torch.amp.GradScaler:
+        """Small fp16 gradients vanish: the loss is scaled up, and overflowing steps are skipped."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and numbers."""
@@ -116,6 +121,7 @@ class TrainState:
         """Go on from what `state_dict` gave."""
         self.step, self.precision = state["step"], state["precision"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler = self._make_scaler()  # the saved run may have had another precision
         self.scaler.load_state_dict(state["scaler"])
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 # Shape letters: S supervised positions, C hidden size, V vocabulary.
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits alive at once; measured in benchmarks/RESULTS.md
+CHUNK_BYTES = 128 * 2**20  # of float32 logits alive at once; measured in benchmarks/RESULTS.md
 
 
 def summed_cross_entropy(

@@ -1,0 +1,430 @@
+"""Talking, as a person does it: in the terminal, once, and through a pipe."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from minimind import chat
+from minimind.chat import Chat
+from minimind.data.conversation import Message
+from minimind.data.masking import encode_prompt
+from minimind.data.reader import read_conversations
+from minimind.sampler import SampleConfig
+from minimind.tokenizer import Tokenizer
+from tests.scripted import Scripted
+from tests.tiny import CONFIG, write_base
+
+GREEDY = SampleConfig(temperature=0, max_new_tokens=40)
+
+
+class Talk(Chat):
+    """A chat with a scripted model that remembers what a person would see."""
+
+    def __init__(self, tokenizer: Tokenizer, *script: object, config=GREEDY, system=None) -> None:
+        self.shown, self.notes = "", []
+        super().__init__(
+            Scripted(tokenizer, *script), tokenizer, config, system, self._show, self.notes.append
+        )
+
+    def _show(self, text: str) -> None:
+        self.shown += text
+
+    def say(self, *lines: str) -> Talk:
+        for line in lines:
+            self.take(line)
+        return self
+
+    @property
+    def contents(self) -> list[str]:
+        return [message.content for message in self.turns]
+
+    @property
+    def read(self) -> list[str]:
+        """What the model was given last, turn by turn."""
+        text = self.tokenizer.decode(self.model.prompts[-1])
+        return re.findall(r"<\|im_start\|>(\w+\n.*?)<\|im_end\|>", text, flags=re.DOTALL)
+
+
+# A conversation
+
+
+def test_an_answer_is_shown_and_the_next_question_is_asked_after_it(tokenizer) -> None:
+    talk = Talk(tokenizer, "안녕하세요!", "잘 지내요.").say("안녕?", "", "  ", "How are you?")
+    assert talk.shown == "안녕하세요!\n잘 지내요.\n"
+    assert talk.read == ["user\n안녕?", "assistant\n안녕하세요!", "user\nHow are you?"]
+    assert talk.contents == ["안녕?", "안녕하세요!", "How are you?", "잘 지내요."]
+    assert [message.role for message in talk.turns] == ["user", "assistant"] * 2
+    assert talk.notes == []
+
+
+def test_the_model_reads_what_it_was_trained_on(tokenizer) -> None:
+    talk = Talk(tokenizer, "네.", system="Be kind.").say("정말? <|im_end|>")
+    messages = [Message("system", "Be kind."), Message("user", "정말? <|im_end|>")]
+    assert talk.model.prompts == [encode_prompt(messages, tokenizer)]
+
+
+def test_system_sets_the_system_message_and_without_a_text_removes_it(tokenizer) -> None:
+    talk = Talk(tokenizer).say("/system 짧게 답해.", "a")
+    assert talk.read[0] == "system\n짧게 답해."
+    talk.say("/system", "b")
+    assert talk.read == ["user\nb"]
+    assert talk.notes[0] == "system message: 짧게 답해."
+    assert "no system message" in talk.notes
+
+
+def test_undo_takes_back_the_last_question_and_its_answer(tokenizer) -> None:
+    talk = Talk(tokenizer, "하나", "둘", "셋").say("1?", "2?", "/undo")
+    assert talk.contents == ["1?", "하나"]
+    talk.say("3?")
+    assert talk.read == ["user\n1?", "assistant\n하나", "user\n3?"]
+    talk.say("/undo", "/undo", "/undo")
+    assert talk.notes == ["took back: 2?", "took back: 3?", "took back: 1?", "nothing to take back"]
+
+
+def test_reset_forgets_the_conversation_but_not_the_system_message(tokenizer) -> None:
+    talk = Talk(tokenizer, "하나", system="Be kind.").say("1?", "/reset", "2?")
+    assert talk.read == ["system\nBe kind.", "user\n2?"]
+
+
+def test_help_names_every_command_and_an_unknown_one_says_so(tokenizer) -> None:
+    talk = Talk(tokenizer).say("/help", "/hepl me")
+    for command in ("/system", "/undo", "/reset", "/save", "Ctrl-C", "Ctrl-D"):
+        assert command in talk.notes[0]
+    assert talk.notes[1] == "no command /hepl; /help lists them"
+    assert talk.model.prompts == []
+
+
+def test_a_space_before_it_makes_a_question_of_a_slash(tokenizer) -> None:
+    assert Talk(tokenizer, "A folder.").say(" /etc?").contents == ["/etc?", "A folder."]
+
+
+# What is saved
+
+
+def test_what_save_writes_is_a_row_that_training_reads(tokenizer, tmp_path) -> None:
+    path = tmp_path / "chats.jsonl"
+    talk = Talk(tokenizer, '줄\n바꿈 "x" \u2028 👍🏽', "2", system="S").say(
+        "첫째?", f"/save {path}"
+    )
+    talk.say("둘째?", f"/save {path}")
+    assert talk.notes == [f"added to {path}"] * 2
+    assert "첫째?" in path.read_text(encoding="utf-8")
+    first, second = read_conversations(path)
+    assert second.messages == (Message("system", "S"), *talk.turns)
+    assert first.messages == second.messages[:3]
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_save_adds_to_a_file_and_keeps_what_is_there(tokenizer, tmp_path, end) -> None:
+    path = tmp_path / "chats.jsonl"
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path.write_text(json.dumps(row) + end, encoding="utf-8")
+    Talk(tokenizer, "네").say("응?", f"/save {path}")
+    contents = [[m.content for m in c.messages] for c in read_conversations(path)]
+    assert contents == [["a", "b"], ["응?", "네"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("", "error: /save: adds a line of JSON to a file; give a name ending in .jsonl"),
+        ("chats.jsonl.gz", "error: /save: adds a line of JSON to a file; give a name ending"),
+        ("no/such/folder/chats.jsonl", "No such file or directory"),
+    ],
+)
+def test_a_save_that_fails_says_so_and_loses_nothing(tokenizer, tmp_path, name, error) -> None:
+    talk = Talk(tokenizer, "네").say("응?", f"/save {tmp_path / name}" if name else "/save")
+    assert error in talk.notes[0]
+    assert talk.contents == ["응?", "네"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_conversation_is_not_saved(tokenizer, tmp_path) -> None:
+    talk = Talk(tokenizer).say(f"/save {tmp_path / 'chats.jsonl'}")
+    assert talk.notes == ["error: /save: nothing was said yet; ask something first"]
+    assert list(tmp_path.iterdir()) == []
+
+
+# Ends of all kinds
+
+
+def test_the_oldest_turns_are_not_read_any_more_when_the_context_is_full_and_it_says_so(
+    tokenizer, tmp_path
+) -> None:
+    talk = Talk(tokenizer, *[f"답 {number}." for number in range(12)], system="Be kind.")
+    questions = [f"질문 {number}: {'가나다라 ' * 4}" for number in range(12)]
+    for question in questions:
+        talk.take(question)
+        assert len(talk.model.prompts[-1]) <= talk.context - GREEDY.max_new_tokens
+    assert (
+        "of this conversation's questions, the model no longer reads the first 1" in talk.notes[0]
+    )
+    assert f"the context of {CONFIG.max_position_embeddings} tokens is full" in talk.notes[0]
+    forgotten = talk.forgotten // 2
+    assert len(talk.notes) > 1
+    assert talk.notes[-1].endswith(f"no longer reads the first {forgotten}")
+    assert talk.read[0] == "system\nBe kind."
+    assert talk.read[1] == f"user\n{questions[forgotten].strip()}"
+    assert talk.read[-1] == f"user\n{questions[-1].strip()}"
+
+    talk.say(f"/save {tmp_path / 'all.jsonl'}")
+    (saved,) = read_conversations(tmp_path / "all.jsonl")
+    assert len(saved.messages) == 1 + 24  # what isn't read isn't lost
+    assert talk.say("/undo").forgotten == 0
+
+
+def test_a_question_longer_than_the_context_is_refused_and_the_conversation_goes_on(
+    tokenizer,
+) -> None:
+    talk = Talk(tokenizer, "하나", "둘").say("1?", "가나다 " * 300)
+    assert len(talk.notes) == 1
+    assert "the model's context of 256 must hold the answer too; shorten it" in talk.notes[0]
+    assert talk.say("2?").read == ["user\n1?", "assistant\n하나", "user\n2?"]
+
+
+def test_an_answer_cut_by_length_is_kept_and_it_says_so(tokenizer) -> None:
+    talk = Talk(tokenizer, "하나 둘 셋 넷", config=SampleConfig(max_new_tokens=2)).say("세어 봐")
+    assert talk.notes == [
+        "cut: an answer has 2 tokens at most (--max-new-tokens), a conversation 256"
+    ]
+    assert talk.contents[1] == talk.shown.removesuffix("\n") != ""
+
+
+def test_an_empty_answer_is_not_kept_and_it_says_so(tokenizer) -> None:
+    talk = Talk(tokenizer, "").say("응?")
+    assert (talk.shown, talk.turns) == ("\n", [])
+    assert talk.notes == ["no answer; the question isn't kept"]
+
+
+def test_an_interrupted_answer_is_kept_as_far_as_it_was_shown(tokenizer) -> None:
+    talk = Talk(tokenizer, ["하나 ", KeyboardInterrupt(), "둘"]).say("세어 봐")
+    assert talk.shown == "하나 \n"
+    assert talk.contents == ["세어 봐", "하나 "]
+    assert talk.notes == ["stopped; /undo takes it back"]
+    assert talk.say("계속").read[1] == "assistant\n하나 "
+
+
+def test_an_answer_interrupted_before_its_first_word_leaves_no_trace(tokenizer) -> None:
+    talk = Talk(tokenizer, "하나", [KeyboardInterrupt()]).say("1?", "2?")
+    assert talk.contents == ["1?", "하나"]
+    assert talk.notes == ["stopped; nothing is kept"]
+
+
+def test_an_error_within_an_answer_does_not_end_the_conversation(tokenizer) -> None:
+    talk = Talk(tokenizer, ["하나", ValueError("model: broken")], "둘").say("1?", "2?")
+    assert talk.notes == ["error: model: broken"]
+    assert talk.contents == ["1?", "하나", "2?", "둘"]
+
+
+# The terminal
+
+
+def keys(*typed: str | BaseException) -> Callable[[str], str]:
+    """Stands in for `input`: lines, and keys as the exceptions they become; then Ctrl-D."""
+    waiting: Iterator[str | BaseException] = iter([*typed, EOFError()])
+
+    def read(prompt: str) -> str:
+        item = next(waiting)
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    return read
+
+
+def test_ctrl_d_leaves_the_terminal(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(builtins, "input", keys("1?"))
+    talk = Talk(tokenizer, "하나")
+    chat.converse(talk)
+    assert talk.contents == ["1?", "하나"]
+
+
+def test_ctrl_c_at_the_prompt_leaves_only_the_second_time_in_a_row(tokenizer, monkeypatch) -> None:
+    ctrl_c = KeyboardInterrupt()
+    monkeypatch.setattr(builtins, "input", keys(ctrl_c, "1?", ctrl_c, ctrl_c, "2?"))
+    talk = Talk(tokenizer, "하나", "둘")
+    chat.converse(talk)
+    assert talk.contents == ["1?", "하나"]
+    assert talk.notes == ["Ctrl-C again or Ctrl-D leaves"] * 2
+
+
+def test_bytes_that_are_not_utf_8_do_not_end_the_conversation(tokenizer, monkeypatch) -> None:
+    broken = UnicodeDecodeError("utf-8", b"\xbe\xc8", 0, 1, "invalid start byte")
+    monkeypatch.setattr(builtins, "input", keys(broken, "1?"))
+    talk = Talk(tokenizer, "하나")
+    chat.converse(talk)
+    assert talk.notes == ["error: what was typed isn't UTF-8; set the terminal to it"]
+    assert talk.contents == ["1?", "하나"]
+
+
+# The command
+
+
+@pytest.fixture
+def command(tokenizer, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `main` on a scripted model: (its exit code, what it printed, its errors)."""
+
+    def run(
+        *arguments: str, script: tuple[object, ...] = (), stdin: bytes = b""
+    ) -> tuple[int, str, str]:
+        model = Scripted(tokenizer, *script)
+        monkeypatch.setattr(chat, "load", lambda *_, **__: (model, tokenizer))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="ascii"))
+        try:
+            code = chat.main(["--temperature", "0", *arguments])
+        except SystemExit as error:  # how tyro ends
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_prompt_is_answered_once(command) -> None:
+    assert command("--prompt", "안녕?", script=("안녕하세요!",)) == (0, "안녕하세요!\n", "")
+
+
+def test_each_line_of_a_pipe_is_answered_on_its_own(command) -> None:
+    stdin = "\ufeff안녕?\r\n\n  \n/undo\nBye?".encode()
+    code, out, err = command(stdin=stdin, script=("안녕하세요!\n반가워요.", "네?", "Bye!"))
+    assert (code, out, err) == (0, "안녕하세요!\n반가워요.\n\n네?\n\nBye!\n\n", "")
+
+
+def test_an_answer_from_a_pipe_that_was_cut_is_noted_beside_it(command) -> None:
+    _, out, err = command("--max-new-tokens", "1", stdin=b"?\n", script=("12",))
+    assert (out, err[:10]) == ("1\n\n", "note: cut:")
+
+
+@pytest.mark.parametrize(
+    ("stdin", "error"),
+    [
+        (b"Hi\n\xbe\xc8\xb3\xe7\n", "error: <stdin>:2: not UTF-8 at byte 1; convert it"),
+        (b"Hi\n" + b"Hi " * 300, "error: <stdin>:2: prompt: .* must hold the answer too; shorten"),
+    ],
+)
+def test_a_line_that_cannot_be_answered_is_named_after_the_answers_before_it(
+    command, stdin, error
+) -> None:
+    code, out, err = command(stdin=stdin, script=("Hello.",))
+    assert (code, out) == (1, "Hello.\n\n")
+    assert re.match(error, err)
+
+
+def test_ctrl_c_ends_a_pipe_with_its_own_exit_code(command) -> None:
+    code, out, err = command(stdin=b"1?\n2?\n", script=(["하나", KeyboardInterrupt()],))
+    assert (code, out, err) == (130, "하나\n", "error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--top-p", "2"], "top_p is 2.0; use more than 0, up to 1"),
+        (["--top-k", "many"], "many"),
+        (["--tempreature", "1"], "tempreature"),
+        (["--device", "toaster"], "error: device toaster: .*; use auto, cpu or cuda"),
+    ],
+)
+def test_a_wrong_option_is_named_and_ends_with_2(command, arguments, error) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert re.search(error, err)
+
+
+def test_a_prompt_without_a_word_is_an_error(command) -> None:
+    code, out, err = command("--prompt", "")
+    assert (code, out) == (1, "")
+    assert "empty" in err
+
+
+def test_a_model_that_is_not_there_ends_with_1(capsys) -> None:
+    assert chat.main(["--model", "no/such/model", "--prompt", "?"]) == 1
+    assert capsys.readouterr().err.startswith("error: no/such/model: no such directory")
+
+
+def test_help_gives_every_option_with_its_default(command) -> None:
+    code, out, _ = command("--help")
+    assert code == 0
+    for name in ("model", "prompt", "system", "device", *SampleConfig.__dataclass_fields__):
+        assert f"--{name.replace('_', '-')}" in out
+    assert "(default: 0.9)" in out
+
+
+# The real thing
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def start(base: Path, *arguments: str, **streams: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "error", "-m", "minimind.chat", "--model", str(base)]
+    environment = {**os.environ, "LC_ALL": "C", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *arguments], env=environment, **streams)
+
+
+class Screen:
+    """What a terminal shows."""
+
+    def __init__(self, terminal: int) -> None:
+        self.terminal, self.unread = terminal, b""
+
+    def wait_for(self, text: str) -> str:
+        """What is shown up to `text` and with it."""
+        while text.encode() not in self.unread:
+            readable, _, _ = select.select([self.terminal], [], [], 60)
+            assert readable, f"{text} did not come: {self.unread!r}"
+            self.unread += os.read(self.terminal, 65536)
+        shown, _, self.unread = self.unread.partition(text.encode())
+        return shown.decode() + text
+
+
+def test_a_terminal_shows_answers_survives_ctrl_c_and_leaves_at_ctrl_d(base) -> None:
+    terminal, other_end = pty.openpty()
+    screen = Screen(terminal)
+    options = ("--temperature", "2", "--top-p", "1", "--max-new-tokens", "30")
+    process = start(base, *options, stdin=other_end, stdout=other_end, stderr=other_end)
+    try:
+        screen.wait_for("/help lists commands, Ctrl-D leaves.")
+        screen.wait_for("> ")
+        process.send_signal(signal.SIGINT)
+        screen.wait_for("(Ctrl-C again or Ctrl-D leaves)")
+        screen.wait_for("> ")
+        os.write(terminal, "안녕하\x7f?\n".encode())
+        screen.wait_for("\n")
+        shown = screen.wait_for("(cut: an answer has 30 tokens")  # random weights don't stop
+        assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", shown)
+        screen.wait_for("> ")
+        os.write(terminal, b"/undo\n")
+        screen.wait_for("(took back: 안녕?)")
+        screen.wait_for("> ")
+        os.write(terminal, b"\x04")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+        os.close(other_end)
+
+
+def test_a_pipe_that_is_closed_early_ends_without_a_traceback(base) -> None:
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = start(base, "--max-new-tokens", "200", **streams)
+    process.stdout.close()
+    _, errors = process.communicate(b"Hi\n" * 20)
+    assert process.returncode == 1
+    assert b"Traceback" not in errors
+    assert b"Exception" not in errors
