@@ -311,8 +311,7 @@ def test_an_interrupted_write_leaves_a_checkpoint_to_go_on_from(error, tmp_path)
         shutil.copytree(tmp_path / "good", folder)
         state.step = 3
         with pytest.MonkeyPatch.context() as monkeypatch:
-            fuse = Fuse(monkeypatch)
-            fuse.error, fuse.left = error, count
+            fuse = Fuse(monkeypatch, error, left=count)
             with suppress(type(error)):
                 save_checkpoint(folder, moved, state, {"new": True}, keep=1)
                 assert not fuse.failed  # an error is never swallowed
