@@ -1,11 +1,12 @@
 """Turn a pretrained small language model and a JSONL file of conversations into a chat model.
 
-    model, tokenizer = minimind.load()
-    examples = [minimind.encode_conversation(c, tokenizer) for c in minimind.read_conversations(path)]
-    steps = minimind.make_steps(examples, tokens_per_step=2048, epochs=10)
-    for result in minimind.train(model, steps):
-        print(result.step, float(result.loss))
-    print(minimind.reply(model, tokenizer, [{"role": "user", "content": "Hello!"}]))
+model, tokenizer = minimind.load()
+chats = minimind.read_conversations(path)
+examples = [minimind.encode_conversation(chat, tokenizer) for chat in chats]
+steps = minimind.make_steps(examples, tokens_per_step=2048, epochs=10)
+for result in minimind.train(model, steps):
+    print(result.step, float(result.loss))
+print(minimind.reply(model, tokenizer, [{"role": "user", "content": "Hello!"}]))
 """
 
 from minimind.data.conversation import Conversation, DataError, Message

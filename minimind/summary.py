@@ -95,10 +95,11 @@ def loss_plot(metrics: Path, picture: Path) -> None:
     except ImportError:
         return
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    axes = Figure(figsize=(7, 4), layout="constrained").subplots()
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for name, label in (("loss", "training"), ("validation_loss", "validation")):
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True), label=label) if points else None
     axes.set(xlabel="optimizer step", ylabel="loss per supervised token")
     axes.legend()
-    axes.figure.savefig(picture)
+    figure.savefig(picture)

@@ -1,4 +1,4 @@
-"""One optimizer step is the mean over its supervised tokens, however it is cut, stopped or resumed."""
+"""A step is the mean over its supervised tokens, however it is cut; a run can stop anywhere."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def cut_evenly(dataset: Dataset, parts: int) -> list[Batch]:
     return [make_batch(dataset, rows) for rows in np.split(np.arange(len(dataset)), parts)]
 
 
-def step_gradients(
-    batches: list[Batch], monkeypatch: pytest.MonkeyPatch, config: TrainConfig = FP32
-) -> dict[str, Tensor]:
+def step_gradients(batches: list[Batch]) -> dict[str, Tensor]:
     """The gradients that a real step is about to clip."""
     model = new_model()
     seen: dict[str, Tensor] = {}
@@ -45,8 +43,9 @@ def step_gradients(
         seen.update({name: p.grad.clone() for name, p in model.named_parameters()})
         return clip(parameters, max_norm)
 
-    monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
-    train_step(model, batches, config, TrainState(model, config), rate=1e-3)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
+        train_step(model, batches, FP32, TrainState(model, FP32), rate=1e-3)
     return seen
 
 
@@ -55,7 +54,7 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
 
 
 def naive_loss(model: Transformer, example: Example) -> tuple[Tensor, int]:
-    """The slow twin: one row at a time, full logits; weighted sum, and the count of trained tokens."""
+    """The slow twin: one row at a time, full logits. Weighted sum, count of trained tokens."""
     ids, trained = torch.tensor(example.input_ids), torch.tensor(example.loss_mask)[1:]
     losses = F.cross_entropy(model.logits(ids[None])[0, :-1], ids[1:], reduction="none")
     if example.weights is not None:
@@ -67,21 +66,21 @@ def naive_loss(model: Transformer, example: Example) -> tuple[Tensor, int]:
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_gradients_do_not_depend_on_the_micro_batches(weighted, monkeypatch) -> None:
+def test_gradients_do_not_depend_on_the_micro_batches(weighted) -> None:
     dataset = ragged_rows(16, weighted=weighted)
-    whole = step_gradients(cut_evenly(dataset, 1), monkeypatch)
+    whole = step_gradients(cut_evenly(dataset, 1))
     for parts in (4, 16):
-        cut = step_gradients(cut_evenly(dataset, parts), monkeypatch)
+        cut = step_gradients(cut_evenly(dataset, parts))
         for name, gradient in cut.items():
             assert relative_difference(gradient, whole[name]) <= 1e-6, (parts, name)
 
 
-def test_gradients_are_those_of_the_mean_over_all_supervised_tokens(monkeypatch) -> None:
+def test_gradients_are_those_of_the_mean_over_all_supervised_tokens() -> None:
     dataset = ragged_rows(16, weighted=True)
     model = new_model()
     sums, counts = zip(*(naive_loss(model, example) for example in dataset), strict=True)
     (sum(sums) / sum(counts)).backward()
-    ours = step_gradients(cut_evenly(dataset, 4), monkeypatch)
+    ours = step_gradients(cut_evenly(dataset, 4))
     for name, parameter in model.named_parameters():
         assert relative_difference(ours[name], parameter.grad) <= 1e-5, name
     # The rows are ragged enough to tell: a mean of means is another gradient.
@@ -90,13 +89,13 @@ def test_gradients_are_those_of_the_mean_over_all_supervised_tokens(monkeypatch)
     assert relative_difference(model.model.norm.weight.grad / 16, ours["model.norm.weight"]) > 0.01
 
 
-def test_a_step_tells_what_it_did(monkeypatch) -> None:
+def test_a_step_tells_what_it_did() -> None:
     dataset = ragged_rows(6)
     model = new_model()
     losses = [naive_loss(model, example) for example in dataset]
     expected = float(sum(loss.detach() for loss, _ in losses)) / sum(count for _, count in losses)
     batches = cut_evenly(dataset, 3)
-    norm = torch.stack([g.norm() for g in step_gradients(batches, monkeypatch).values()]).norm()
+    norm = torch.stack([g.norm() for g in step_gradients(batches).values()]).norm()
     config = replace(FP32, warmup=0.0, floor_ratio=0.5)
     (result,) = train(model, [batches], config)
     assert result.step == 1
@@ -270,35 +269,35 @@ def test_half_precision_is_really_computed_in() -> None:
     assert losses["fp16"] == pytest.approx(losses["fp32"], rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_small_steps_are_not_lost_in_half_precision(precision) -> None:
+def test_small_steps_are_not_lost_in_half_precision() -> None:
     """At a rate of 1e-6, bfloat16 weights would stand still; ours move wherever float32's do."""
-    steps = make_steps(ragged_rows(6), tokens_per_step=10**6, epochs=100)
+    steps = [cut_evenly(ragged_rows(2), 1)] * 100
     moved = {}
-    for compute in ("fp32", precision):
+    for precision in ("fp32", "bf16", "fp16"):
         model = new_model()
         before = weights_of(model)
-        for _ in train(model, steps, TrainConfig(precision=compute, learning_rate=1e-6)):
+        for _ in train(model, steps, TrainConfig(precision=precision, learning_rate=1e-6)):
             pass
-        moved[compute] = torch.cat(
+        moved[precision] = torch.cat(
             [(p != before[name]).flatten() for name, p in model.named_parameters()]
         )
     assert moved["fp32"].float().mean() > 0.99
-    assert moved[precision][moved["fp32"]].float().mean() >= 0.99
-    stuck = {n: (w.bfloat16() + 1e-6).bfloat16() == w.bfloat16() for n, w in before.items()}
-    assert stuck["model.norm.weight"].all()
+    for precision in ("bf16", "fp16"):
+        assert moved[precision][moved["fp32"]].float().mean() >= 0.99
+    half = before["model.norm.weight"].bfloat16()
+    assert torch.equal(half + 1e-6, half)
 
 
 def test_a_step_that_overflows_fp16_is_skipped_and_the_next_one_trains() -> None:
     model, config = new_model(), TrainConfig(precision="fp16")
     state, batches = TrainState(model, config), cut_evenly(ragged_rows(4), 1)
-    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # far too large
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # far too large
     before = weights_of(model)
     result = train_step(model, batches, config, state, 1e-3)
     assert torch.isfinite(result.loss)
     assert not torch.isfinite(result.grad_norm)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    for _ in range(40):  # the scale is halved each time
+    for _ in range(20):  # the scale is halved each time
         train_step(model, batches, config, state, 1e-3)
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 

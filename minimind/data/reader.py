@@ -268,9 +268,9 @@ def _rows_of_lines(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
         except JsonError as broken:
             if broken.kind == "cut_off":
                 _tell_spread_from_cut(broken, _end_of_spread_row(decoder, text, lines), number)
-            error = broken.error(path, number, text)
-            error.row = text
-            yield error
+            unusable = broken.error(path, number, text)
+            unusable.row = text
+            yield unusable
         else:
             yield _Row(value, number, text)
 
