@@ -42,6 +42,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.loss_memory", *sys.argv[1:]]
             command += ["--measure", variant]
             runs[variant].append(json.loads(subprocess.check_output(command)))
+            print(variant, runs[variant][-1], file=sys.stderr)
     results = {variant: summarize(many) for variant, many in runs.items()}
     print(f"{options.rows} rows, V = {options.vocabulary}, C = {options.hidden}, {options.dtype}")
     print(f"{'chunk':>8} {'added GB':>9} {'seconds':>8} {'spread':>15} {'CPU s':>8}")

@@ -259,7 +259,7 @@ def _decode(
     room = [min(config.max_new_tokens, context - len(prompt)) for prompt in prompts]
     capacity = max(len(prompt) + new for prompt, new in zip(prompts, room, strict=True))
     cache = KVCache(model.config, len(prompts), capacity, model.device, model.head_weight.dtype)
-    draws = _draws(config, max(room), len(prompts))
+    draws = _draws(config, max(room), len(prompts)).to(model.device)
     seen = _seen(prompts, model.config.vocab_size) if config.repetition_penalty != 1 else None
     rows = list(range(len(prompts)))  # the prompt that each row still going belongs to
 
@@ -267,7 +267,7 @@ def _decode(
     for step in range(max(room)):
         if seen is not None:
             logits = penalize(logits, seen, config.repetition_penalty)
-        tokens = choose(logits, config, draws[step, rows])
+        tokens = choose(logits, config, draws[step, : len(rows)])
         answered = list(zip(rows, tokens.tolist(), strict=True))
         yield answered
 
@@ -293,7 +293,7 @@ def choose(logits: Tensor, config: SampleConfig, draws: Tensor) -> Tensor:
     Args:
         logits: (R, V)
         config: the steps from temperature on.
-        draws: (R,) float64 in [0, 1): where in each row's distribution to take it.
+        draws: (R,) float64 in [0, 1): where in each row's distribution to take it. Not read if greedy.
 
     Returns:
         (R,) int64
@@ -308,7 +308,7 @@ def choose(logits: Tensor, config: SampleConfig, draws: Tensor) -> Tensor:
     probabilities, ids = candidates(logits, config)
     # In float64 a draw below 1 times the total stays below the total: a candidate is always found.
     running = probabilities.cumsum(-1, dtype=torch.float64)
-    target = draws.to(running.device)[:, None] * running[:, -1:]
+    target = draws[:, None] * running[:, -1:]
     return ids.gather(1, torch.searchsorted(running, target, right=True)).squeeze(1)
 
 
