@@ -293,7 +293,7 @@ def choose(logits: Tensor, config: SampleConfig, draws: Tensor) -> Tensor:
     Args:
         logits: (R, V)
         config: the steps from temperature on.
-        draws: (R,) float64 in [0, 1): where in each row's distribution to take it. Not read if greedy.
+        draws: (R,) float64 in [0, 1): where in each row's distribution to take it.
 
     Returns:
         (R,) int64

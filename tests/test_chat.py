@@ -297,6 +297,14 @@ def test_prompt_is_answered_once(command) -> None:
     assert command("--prompt", "안녕?", script=("안녕하세요!",)) == (0, "안녕하세요!\n", "")
 
 
+@pytest.mark.parametrize(
+    ("terminal", "shown"), [(True, "\\x1b[31m빨강\t\n"), (False, "\x1b[31m빨강\t\n")]
+)
+def test_what_a_model_says_cannot_steer_a_terminal(command, monkeypatch, terminal, shown) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert command("--prompt", "색은?", script=("\x1b[31m빨강\t",))[1] == shown
+
+
 def test_each_line_of_a_pipe_is_answered_on_its_own(command) -> None:
     stdin = "\ufeff안녕?\r\n\n  \n/undo\nBye?".encode()
     code, out, err = command(stdin=stdin, script=("안녕하세요!\n반가워요.", "네?", "Bye!"))

@@ -401,6 +401,12 @@ def test_each_policy_on_a_row_that_is_too_long_in_its_second_answer(tokenizer: T
     assert cut.loss_mask[-1]
 
 
+@pytest.mark.parametrize("policy", ["turns", "tokens", "drop"])
+def test_a_row_that_just_fits_is_left_alone(policy: Truncation, tokenizer: Tokenizer) -> None:
+    row = encode_conversation([Message("assistant", "딱 맞아요")], tokenizer)
+    assert truncate(row, len(row), tokenizer, policy) is row
+
+
 def test_a_row_whose_answers_fit_is_never_dropped(tokenizer: Tokenizer) -> None:
     messages = [Message("assistant", "안녕하세요"), Message("user", "긴 글 " * 50)]
     trained = sum(encode_conversation(messages, tokenizer).loss_mask)

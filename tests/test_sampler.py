@@ -185,6 +185,11 @@ def test_the_smallest_and_the_largest_draw_take_a_token_that_was_not_dropped(
         assert token.item() in allowed
 
 
+def test_a_token_that_cannot_be_is_not_taken_even_if_it_is_first() -> None:
+    logits, config = torch.tensor([[-1e4, 0.0]]), SampleConfig(temperature=1.0, top_p=1.0)
+    assert choose(logits, config, torch.zeros(1, dtype=torch.float64)).item() == 1
+
+
 @pytest.mark.parametrize("top_p", [0.999, 1.0])
 def test_more_tokens_are_kept_than_the_first_look_sees_where_they_are_all_likely(top_p) -> None:
     logits = torch.zeros(1, 4 * FIRST_LOOK)
@@ -391,6 +396,20 @@ def test_inference_mode_does_not_leak_to_the_caller_between_two_tokens() -> None
         assert not torch.is_inference_mode_enabled()
     tokens.close()
     assert not torch.is_inference_mode_enabled()
+
+
+def test_generating_keeps_nothing_for_gradients(monkeypatch) -> None:
+    model, modes = random_model(), []
+    for name in ("prefill", "decode"):
+        method = getattr(model, name)
+
+        def noticing(*arguments, method=method):
+            modes.append(torch.is_inference_mode_enabled())
+            return method(*arguments)
+
+        monkeypatch.setattr(model, name, noticing)
+    list(generate(model, [1, 2, 3], max_new_tokens=3))
+    assert modes == [True] * 3
 
 
 @pytest.mark.parametrize("training", [True, False])
