@@ -1,6 +1,6 @@
 """Answer ten prompts that are not in the sample, as README shows them.
 
-    python -m benchmarks.ten_prompts runs/conversations-1
+python -m benchmarks.ten_prompts runs/conversations-1
 """
 
 from __future__ import annotations

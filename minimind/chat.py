@@ -24,7 +24,7 @@ from minimind.data.conversation import Message
 from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
-from minimind.run import choose_device
+from minimind.run import choose_device, fail
 from minimind.sampler import SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
 
@@ -300,22 +300,17 @@ def main(argv: list[str] | None = None) -> int:
         options = tyro.cli(ChatOptions, args=argv, prog="python -m minimind.chat")
         device = choose_device(options.device)
     except ValueError as error:
-        return _fail(EXIT_USAGE, error)
+        return fail(EXIT_USAGE, error)
     try:
         run(options, device)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (ValueError, OSError) as error:
-        return _fail(EXIT_FAILED, error)
+        return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:
-        return _fail(EXIT_INTERRUPTED, "interrupted")
+        return fail(EXIT_INTERRUPTED, "interrupted")
     return EXIT_OK
-
-
-def _fail(code: int, error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

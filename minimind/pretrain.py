@@ -17,7 +17,16 @@ from minimind.data.documents import encode_documents, read_documents
 from minimind.data.packing import Batch, make_steps
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
-from minimind.run import Run, TrainingError, choose_device, fit, peak_memory, versions
+from minimind.run import (
+    Run,
+    TrainingError,
+    choose_device,
+    fail,
+    fit,
+    peak_memory,
+    speak_utf8,
+    versions,
+)
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision
@@ -83,6 +92,13 @@ class Options:
     seed: int = field(default=0)
     """Decides the first weights and the order."""
 
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "max_length": 1, "tokens_per_step": 1, "tokens_per_batch": 1}
+        for name, low in {**least, "hold_back": 2, "eval_every": 1, "save_every": 0}.items():
+            if getattr(self, name) < low:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is {getattr(self, name)}; use {low} or more")
+
 
 def run(options: Options) -> None:
     """Train, and leave a Hugging Face folder in `options.out`."""
@@ -134,7 +150,10 @@ def run(options: Options) -> None:
     record = {"options": vars(options), "versions": versions(), "outcome": vars(outcome)}
     text = json.dumps(record, default=str, indent=1)
     (options.out / "run.json").write_text(text + "\n", encoding="utf-8")
-    print(f"{outcome}\npeak memory {peak_memory()}")
+    print(
+        f"{outcome.steps} steps; loss per held-back token {outcome.first_loss} before, "
+        f"{outcome.last_loss} after; peak memory {peak_memory()}"
+    )
 
 
 def _batches(dataset: Dataset, tokens_per_batch: int) -> list[Batch]:
@@ -145,11 +164,13 @@ def _batches(dataset: Dataset, tokens_per_batch: int) -> list[Batch]:
 
 def main() -> int:
     """Parse the command line and run."""
+    speak_utf8()
     try:
-        run(tyro.cli(Options))
+        run(tyro.cli(Options, prog="python -m minimind.pretrain"))
     except (DataError, TrainingError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(1, error)
+    except KeyboardInterrupt:
+        return fail(130, "interrupted; the same command goes on from its last checkpoint")
     return 0
 
 

@@ -11,6 +11,7 @@ Knows no rows and no arguments.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -124,7 +125,9 @@ def fit(
         )
         for result, seconds in bar:
             loss = float(result.loss)
-            if not math.isfinite(loss):
+            # In fp16 an infinite gradient is an overflow: the scaler skips that step.
+            norm = 0.0 if state.precision == "fp16" else float(result.grad_norm)
+            if not math.isfinite(loss + norm):
                 raise TrainingError(_not_finite(result, loss, steps, run))
             supervised += result.supervised
             training_seconds += seconds
@@ -193,7 +196,9 @@ def choose_device(name: str) -> torch.device:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
-        raise ValueError(f"device {name}: {first_line}; use auto, cpu or cuda") from error
+        raise ValueError(
+            f"device {name}: {first_line}; use auto, or a device that is here"
+        ) from error
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what isn't in half precision anyway
     return device
@@ -212,6 +217,19 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
     names = ("torch", "tokenizers", "safetensors", "numpy")
     return {"minimind": __version__} | found | {name: version(name) for name in names}
+
+
+def fail(code: int, error: object) -> int:
+    """Say what went wrong, and hand on the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def speak_utf8() -> None:
+    """Print Korean under any locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def peak_memory() -> str:
@@ -262,18 +280,20 @@ class _Metrics:
 
 
 def _resume(model: Transformer, state: TrainState, run: Run) -> _History:
-    extra, passed_over = load_checkpoint(run.out / "checkpoints", model, state)
+    def check(extra: dict[str, Any]) -> None:
+        for name, value in run.identity.items():
+            if extra["identity"].get(name) != value:
+                raise TrainingError(
+                    f"{run.out}: its checkpoint was trained with {name} "
+                    f"{extra['identity'].get(name)}, this run has {value}; "
+                    "use the same data and options, or another --out"
+                )
+
+    extra, passed_over = load_checkpoint(run.out / "checkpoints", model, state, check)
     for sentence in passed_over:
         run.say(sentence)
     if extra is None:
         return _History([], [])
-    for name, value in run.identity.items():
-        if extra["identity"].get(name) != value:
-            raise TrainingError(
-                f"{run.out}: its checkpoint was trained with {name} "
-                f"{extra['identity'].get(name)}, this run has {value}; "
-                "use the same data and options, or another --out"
-            )
     run.say(f"going on from step {state.step}")
     return _History(extra["steps"], extra["losses"])
 
@@ -308,6 +328,7 @@ def _not_finite(result: StepResult, loss: float, steps: Steps, run: Run) -> str:
         for row, (file, line) in zip(result.rows, places, strict=False)
     )
     return (
-        f"step {result.step}: the loss is {loss}; its rows are {rows}. Lower --learning-rate "
+        f"step {result.step}: the loss is {loss} and the gradient's norm "
+        f"{float(result.grad_norm)}; its rows are {rows}. Lower --learning-rate "
         f"or use --precision fp32; checkpoints in {run.out} are from before it"
     )

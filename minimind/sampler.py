@@ -9,7 +9,7 @@ One prompt or many, streamed or whole: all of it is `_decode`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -153,7 +153,7 @@ def generate_batch(
 def reply(
     model: Transformer,
     tokenizer: Tokenizer,
-    messages: Iterable[Message | dict[str, object]],
+    messages: Iterable[Message | Mapping[str, object]],
     temperature: float = 0.7,
     top_p: float = 0.9,
     max_new_tokens: int = 256,
@@ -189,7 +189,7 @@ def reply(
 def stream_reply(
     model: Transformer,
     tokenizer: Tokenizer,
-    messages: Iterable[Message | dict[str, object]],
+    messages: Iterable[Message | Mapping[str, object]],
     temperature: float = 0.7,
     top_p: float = 0.9,
     max_new_tokens: int = 256,

@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,18 +23,28 @@ from minimind.run import (
     Run,
     TrainingError,
     choose_device,
+    fail,
     fit,
     new_folder,
     peak_memory,
+    speak_utf8,
     versions,
 )
 from minimind.sampler import generate
-from minimind.summary import loss_plot, model_card, prompt_of, show_row, summarize
+from minimind.summary import (
+    describe_plan,
+    describe_rows,
+    loss_plot,
+    model_card,
+    prompt_of,
+    show_row,
+)
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import TrainConfig
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 BASE_LEARNING_RATE = 1e-3  # for the embedded base: measured, see benchmarks/RESULTS.md
+REJECTED = "rejected.jsonl"
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -96,6 +106,10 @@ class SFTOptions:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; use a positive number")
         if not self.files:
             raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; use 0 or more")
+        if (self.data.prompt_key is None) != (self.data.answer_key is None):
+            raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
         if self.save_dtype not in ("fp32", "bf16"):
@@ -106,33 +120,32 @@ class SFTOptions:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
 
 
-def run(options: SFTOptions) -> None:
+def run(options: SFTOptions, out: Path, device: torch.device) -> None:
     """Prepare, show what will be trained, train, and answer a few validation prompts."""
-    device = choose_device(options.device)
-    name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
-    out = options.out or new_folder(name)
     _check_folder(out, options)
     model, tokenizer = load(options.model)
     dataset, report, folder = build_dataset(options.files, tokenizer, options.data)
+    print("\n".join(describe_rows(report, folder / REJECTED)))
     if options.limit:
         dataset = dataset.select(torch.arange(min(options.limit, len(dataset))).numpy())
     training, validation = _split(dataset, tokenizer, options)
     steps = _plan(training, options)
 
-    print("\n".join(summarize(report, training, validation, steps)))
+    print("\n".join(describe_plan(training, validation, steps)))
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
     if options.dry_run:
         return
 
     _prepare_folder(out, options)
-    rejected = folder / "rejected.jsonl"
-    if rejected.exists():
-        shutil.copy(rejected, out / rejected.name)
+    if (folder / REJECTED).exists():
+        shutil.copy(folder / REJECTED, out / REJECTED)
     print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
     model.to(device)
     per_epoch = min(steps.steps_per_epoch, len(steps))
     identity = {
+        "base": options.model or "the embedded base",
         "data": training.hash(),
+        "validation data": validation.hash(),
         "tokenizer": tokenizer.fingerprint,
         "tokens per step": steps.tokens_per_step,
         "seed": options.seed,
@@ -162,31 +175,33 @@ def run(options: SFTOptions) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    _speak_utf8()
+    speak_utf8()
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
+        device = choose_device(options.device)
     except ValueError as error:
-        return _fail(EXIT_USAGE, error)
+        return fail(EXIT_USAGE, error)
+    name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
+    out = options.out or new_folder(name or "run")
     try:
-        run(options)
+        run(options, out, device)
     except DataError as error:
-        return _fail(EXIT_DATA, error)
+        return fail(EXIT_DATA, error)
     except FileExistsError as error:
-        return _fail(EXIT_USAGE, error)
+        return fail(EXIT_USAGE, error)
     except TrainingError as error:
-        return _fail(EXIT_FAILED, error)
+        return fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         remedy = f"out of memory with --tokens-per-batch {options.tokens_per_batch}; halve it, "
-        return _fail(EXIT_FAILED, f"{remedy}or use --activation-checkpointing ({error})")
+        return fail(EXIT_FAILED, f"{remedy}or use --activation-checkpointing ({error})")
     except (ValueError, OSError) as error:
-        return _fail(EXIT_FAILED, error)
+        return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:
-        return _fail(
-            EXIT_INTERRUPTED, "interrupted; the same command with --out and --resume goes on"
-        )
+        remedy = f"the same command with --out {out} --resume goes on from its last checkpoint"
+        return fail(EXIT_INTERRUPTED, f"interrupted; {remedy}")
     return EXIT_OK
 
 
@@ -199,7 +214,8 @@ def parse(argv: list[str]) -> SFTOptions:
     """
     argv = [*_config_arguments(argv), *argv]
     options = tyro.cli(SFTOptions, args=argv, prog="python -m minimind.sft")
-    if options.model is None and not any(a.startswith("--learning-rate") for a in argv):
+    given = {argument.partition("=")[0].replace("_", "-") for argument in argv}
+    if options.model is None and "--learning-rate" not in given:
         faster = replace(options.training, learning_rate=BASE_LEARNING_RATE)
         options = replace(options, training=faster)
     return options
@@ -214,20 +230,41 @@ def _config_arguments(argv: list[str]) -> list[str]:
         try:
             options = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"--config {path}: {error}; use a JSON object of options") from error
+            raise ValueError(f"--config {path}: {error}; name a JSON file of options") from error
         if not isinstance(options, dict):
             raise ValueError(f'--config {path}: not a JSON object; use {{"epochs": 3}}')
         for name, value in options.items():
             option = name.replace("_", "-")
+            if name.replace("-", "_") not in _option_names():
+                raise ValueError(f"--config {path}: no option is called {name}; see --help")
+            if isinstance(value, dict):
+                raise ValueError(f"--config {path}: {name} is an object; give a plain value")
             if isinstance(value, bool):
                 arguments.append(f"--{option}" if value else f"--no-{option}")
+            elif isinstance(value, list):
+                arguments += [f"--{option}", *(str(v) for v in value)]
             elif value is not None:
-                values = value if isinstance(value, list) else [value]
-                arguments += [f"--{option}", *(str(v) for v in values)]
+                arguments.append(f"--{option}={value}")
     return arguments
 
 
+def _option_names() -> set[str]:
+    named = {
+        field.name
+        for options in (SFTOptions, DataOptions, TrainConfig)
+        for field in fields(options)
+    }
+    return named - {"files", "config", "data", "training"}
+
+
 def _check_folder(out: Path, options: SFTOptions) -> None:
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; name a folder")
+    if options.overwrite and out.exists() and any(out.iterdir()):
+        inside = [file for file in options.files if out.resolve() in Path(file).resolve().parents]
+        if inside or not (out / "metrics.jsonl").exists():
+            fact = f"holds the data file {inside[0]}" if inside else "isn't the folder of a run"
+            raise FileExistsError(f"{out} {fact}; --overwrite would delete it: name another --out")
     if out.exists() and any(out.iterdir()) and not (options.resume or options.overwrite):
         raise FileExistsError(
             f"{out} exists and isn't empty; --resume goes on with it, --overwrite deletes it, "
@@ -245,7 +282,12 @@ def _split(dataset: Dataset, tokenizer: Tokenizer, options: SFTOptions) -> tuple
     """Training and validation rows; no prompt stands in both."""
     if options.val_data is None:
         return dataset.split(options.val_fraction)
-    validation, _, _ = build_dataset([options.val_data], tokenizer, options.data)
+    validation, report, folder = build_dataset([options.val_data], tokenizer, options.data)
+    print("\n".join(describe_rows(report, folder / REJECTED)))
+    if not len(validation):
+        raise DataError(
+            "no_rows", "no row has an answer that can be scored", "use other rows", options.val_data
+        )
     training = dataset.without_prompts_of(validation)
     if removed := len(dataset) - len(training):
         print(f"{removed} rows left out of training: their prompts stand in {options.val_data}")
@@ -254,7 +296,12 @@ def _split(dataset: Dataset, tokenizer: Tokenizer, options: SFTOptions) -> tuple
 
 def _plan(training: Dataset, options: SFTOptions) -> Steps:
     if not len(training):
-        raise ValueError("no row is left to train on; check the data, --val-data and --max-length")
+        raise DataError(
+            "no_rows",
+            "no row is left to train on",
+            "see the counts above; check --val-data, --val-fraction, --max-length and --train-on",
+            ", ".join(options.files),
+        )
     mean = float(training.table["inputs"].mean())
     return make_steps(
         training,
@@ -319,18 +366,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(
         error
     )
-
-
-def _fail(code: int, error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
-
-
-def _speak_utf8() -> None:
-    """Print Korean under any locale."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 if __name__ == "__main__":

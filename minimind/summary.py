@@ -16,15 +16,13 @@ from minimind.tokenizer import Tokenizer
 GREEN, RESET = "\033[32m", "\033[0m"
 
 
-def summarize(
-    report: DataReport, training: Dataset, validation: Dataset, steps: Steps
-) -> list[str]:
-    """The lines printed before step 1: what will be trained, and what will not."""
+def describe_rows(report: DataReport, rejected: Path) -> list[str]:
+    """What became of the rows of the files."""
     counts = ", ".join(f"{count:,} {shape}" for shape, count in report.shapes.most_common())
     lines = [f"rows: {report.rows:,} read ({counts})"]
     if report.bad:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.bad.most_common())
-        lines.append(f"rejected: {kinds}; listed in rejected.jsonl")
+        lines.append(f"rejected: {kinds}; listed in {rejected}")
     if report.turns:
         kinds = ", ".join(f"{count:,} {name}" for name, count in report.turns.most_common())
         lines.append(f"unusual turns, kept: {kinds}")
@@ -35,17 +33,21 @@ def summarize(
             f"truncated: {report.truncated:,} rows lose {report.tokens_lost:,} supervised tokens "
             f"({report.dropped_long:,} of them wholly); raise --max-length to keep them"
         )
+    return lines
+
+
+def describe_plan(training: Dataset, validation: Dataset, steps: Steps) -> list[str]:
+    """What will be trained, and in how many steps."""
     table = training.table
     tokens, trained = int(table["length"].sum()), int(table["trained"].sum())
     low, middle, high, top = np.percentile(table["length"], [5, 50, 95, 100])
-    lines += [
+    return [
         f"training: {len(training):,} rows, {tokens:,} tokens, {trained:,} supervised "
         f"({trained / tokens:.0%}); validation: {len(validation):,} rows",
         f"tokens per row: {low:.0f} (5%), {middle:.0f} (median), {high:.0f} (95%), {top:.0f} (max)",
         f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
         f"{steps.steps_per_epoch:,} an epoch",
     ]
-    return lines
 
 
 def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:

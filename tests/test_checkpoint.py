@@ -144,6 +144,18 @@ def test_without_a_checkpoint_nothing_is_loaded(tmp_path) -> None:
     assert state.step == 0
 
 
+def test_a_check_may_refuse_a_checkpoint_before_anything_of_it_is_loaded(tmp_path) -> None:
+    save_checkpoint(tmp_path, *trained(2), EXTRA)
+    model, state = new_model(seed=99, hidden_size=16), None  # not even the sizes agree
+
+    def refuse(extra: dict[str, object]) -> None:
+        assert extra == EXTRA
+        raise ValueError("another run's")
+
+    with pytest.raises(ValueError, match="another run's"):
+        load_checkpoint(tmp_path, model, state, refuse)
+
+
 # Which checkpoints stay
 
 

@@ -226,8 +226,8 @@ def test_a_message_that_is_not_one_is_told_so_by_its_number(message: object, err
         parse_messages([USER, message])
 
 
-@pytest.mark.parametrize("weight", [0, 0.0, 1, 0.25, 3, 10**100])
-def test_a_weight_is_any_number_from_zero_on(weight: float) -> None:
+@pytest.mark.parametrize("weight", [0, 0.0, 1, 0.25, 3, 10_000, 0.0001])
+def test_a_weight_is_zero_or_a_number_that_float32_can_bear(weight: float) -> None:
     _, message = parse_messages([USER, {**ANSWER, "weight": weight}])
     assert (message.weight, type(message.weight)) == (float(weight), float)
 
@@ -237,6 +237,8 @@ def test_a_weight_is_any_number_from_zero_on(weight: float) -> None:
     [
         -1,
         -1e-9,
+        1e-50,
+        1e308,
         True,
         False,
         "1",
@@ -247,7 +249,9 @@ def test_a_weight_is_any_number_from_zero_on(weight: float) -> None:
     ],
 )
 def test_nothing_else_is_a_weight(weight: object) -> None:
-    with pytest.raises(DataError, match=r"message 2 has weight .*; a weight is a number, 0 or mor"):
+    with pytest.raises(
+        DataError, match=r"message 2 has weight .*; a weight is a number, 0 or 0.0001"
+    ):
         parse_messages([USER, {**ANSWER, "weight": weight}])
 
 

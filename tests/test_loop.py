@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from itertools import islice
 
@@ -269,6 +270,15 @@ def test_half_precision_is_really_computed_in() -> None:
     assert losses["fp16"] == pytest.approx(losses["fp32"], rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_are_clipped_by_their_own_size_not_by_the_scaled_one(precision) -> None:
+    batches = cut_evenly(ragged_rows(4), 2)
+    config = replace(FP32, max_grad_norm=1e9)
+    (exact,) = train(new_model(), [batches], config)
+    (half,) = train(new_model(), [batches], replace(config, precision=precision))
+    assert half.grad_norm.item() == pytest.approx(exact.grad_norm.item(), rel=0.02)
+
+
 def test_small_steps_are_not_lost_in_half_precision() -> None:
     """At a rate of 1e-6, bfloat16 weights would stand still; ours move wherever float32's do."""
     steps = [cut_evenly(ragged_rows(2), 1)] * 100
@@ -343,22 +353,22 @@ def test_activation_checkpointing_keeps_fewer_tensors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "bad"),
+    ("field", "bad", "remedy"),
     [
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("learning_rate", float("inf")),
-        ("betas", (0.9, 1.0)),
-        ("betas", (-0.1, 0.9)),
-        ("weight_decay", -0.1),
-        ("max_grad_norm", 0.0),
-        ("warmup", 1.5),
-        ("floor_ratio", -0.1),
-        ("precision", "fp8"),
+        ("learning_rate", 0.0, "a positive number"),
+        ("learning_rate", float("nan"), "a positive number"),
+        ("learning_rate", float("inf"), "a positive number"),
+        ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
+        ("betas", (-0.1, 0.9), "two numbers from 0 to below 1"),
+        ("weight_decay", -0.1, "0 or a positive number"),
+        ("max_grad_norm", 0.0, "a positive number"),
+        ("warmup", 1.5, "a share of the steps, 0 to 1"),
+        ("floor_ratio", -0.1, "a share of the peak, 0 to 1"),
+        ("precision", "fp8", "auto, fp32, bf16 or fp16"),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(field, bad) -> None:
-    with pytest.raises(ValueError, match=f"^{field} is .*; see TrainConfig for its range"):
+def test_options_out_of_range_are_refused_by_name_with_a_remedy(field, bad, remedy) -> None:
+    with pytest.raises(ValueError, match=f"^{field} is {re.escape(str(bad))}; use {remedy}"):
         TrainConfig(**{field: bad})
 
 

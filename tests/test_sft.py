@@ -236,15 +236,24 @@ def test_other_runtime_errors_are_not_dressed_up(
 
 def test_options_come_from_a_file_and_the_command_line_goes_first(tmp_path: Path) -> None:
     config = tmp_path / "options.json"
-    config.write_text('{"epochs": 3, "learning_rate": 0.01, "compile": true, "betas": [0.8, 0.9]}')
+    config.write_text(
+        '{"epochs": 3, "learning_rate": 0.01, "compile": true, "system": "-x", "betas": [0.8, 0.9]}'
+    )
     options = sft.parse(["a.jsonl", "--config", str(config), "--epochs", "5"])
     assert (options.epochs, options.training.learning_rate) == (5, 0.01)
     assert options.training.compile is True
     assert options.training.betas == (0.8, 0.9)
+    assert options.data.system == "-x"
 
 
 @pytest.mark.parametrize(
-    ("text", "match"), [("{", "use a JSON object"), ("[1]", "not a JSON object")]
+    ("text", "match"),
+    [
+        ("{", "name a JSON file of options"),
+        ("[1]", "not a JSON object"),
+        ('{"eppochs": 1}', "no option is called eppochs; see --help"),
+        ('{"system": {"a": 1}}', "system is an object; give a plain value"),
+    ],
 )
 def test_an_options_file_that_cannot_be_read_is_named(
     tmp_path: Path, text: str, match: str
@@ -258,7 +267,12 @@ def test_an_options_file_that_cannot_be_read_is_named(
 def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() -> None:
     assert sft.parse(["a.jsonl", "--model", "x"]).training.learning_rate == 1e-4
     assert sft.parse(["a.jsonl"]).training.learning_rate == sft.BASE_LEARNING_RATE
-    assert sft.parse(["a.jsonl", "--learning-rate", "3e-4"]).training.learning_rate == 3e-4
+    for given in (
+        ["--learning-rate", "3e-4"],
+        ["--learning_rate", "3e-4"],
+        ["--learning-rate=3e-4"],
+    ):
+        assert sft.parse(["a.jsonl", *given]).training.learning_rate == 3e-4
 
 
 @pytest.mark.parametrize(
@@ -269,7 +283,10 @@ def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() 
         (["a.jsonl", "--val-fraction", "1"], "--val-fraction is 1"),
         (["a.jsonl", "--resume"], "--resume needs --out"),
         (["a.jsonl", "--save-dtype", "int4"], "use fp32 or bf16"),
-        (["a.jsonl", "--learning-rate", "-1"], "learning_rate is -1"),
+        (["a.jsonl", "--learning-rate", "-1"], "use a positive number"),
+        (["a.jsonl", "--seed", "-1"], "--seed is -1; use 0 or more"),
+        (["a.jsonl", "--prompt-key", "q"], "one of --prompt-key and --answer-key is missing"),
+        (["a.jsonl", "--device", "quantum"], "use auto, or a device that is here"),
     ],
 )
 def test_a_wrong_value_is_named_and_exits_with_two(
@@ -331,8 +348,57 @@ def test_a_limit_takes_the_first_rows(
 def test_no_rows_left_to_train_on_is_an_error_with_the_remedy(
     base: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, "--model", base, "--val-data", data) == sft.EXIT_FAILED
-    assert "no row is left to train on" in capsys.readouterr().err
+    assert run(data, "--model", base, "--val-data", data) == sft.EXIT_DATA
+    assert "no row is left to train on; see the counts above" in capsys.readouterr().err
+
+
+def test_what_became_of_the_rows_is_said_even_where_none_is_left(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data.write_text('{"messages": [{"role": "bot", "content": "hi"}]}\n')
+    assert run(data, "--model", base, "--on-bad-row", "skip", "--dry-run") == sft.EXIT_DATA
+    printed = capsys.readouterr().out
+    assert "rejected: 1 unknown_role; listed in " in printed
+    listed = Path(printed.partition("listed in ")[2].splitlines()[0])
+    assert json.loads(listed.read_text(encoding="utf-8"))["line"] == 1
+
+
+def test_validation_data_without_an_answer_is_an_error(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    assert run(data, "--model", base, "--val-data", asked) == sft.EXIT_DATA
+    assert "no row has an answer that can be scored" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_the_folder_is_refused(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, "--model", base, "--out", data, "--overwrite") == sft.EXIT_USAGE
+    assert "is a file; name a folder" in capsys.readouterr().err
+
+
+def test_overwrite_deletes_nothing_but_runs(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, "--model", base, "--out", tmp_path, "--overwrite") == sft.EXIT_USAGE
+    assert "holds the data file" in capsys.readouterr().err
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("keep")
+    assert run(data, "--model", base, "--out", precious, "--overwrite") == sft.EXIT_USAGE
+    assert "isn't the folder of a run" in capsys.readouterr().err
+    assert (precious / "thesis.txt").read_text() == "keep"
+
+
+def test_another_base_is_not_gone_on_from(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", tmp_path / "run", "--max-steps", 2)
+    assert run(data, "--model", base, *out) == 0
+    assert run(data, *out, "--resume", "--learning-rate", "1e-4") == sft.EXIT_FAILED
+    assert "its checkpoint was trained with base" in capsys.readouterr().err
 
 
 def test_the_split_puts_no_prompt_on_both_sides(data: Path, base: Path) -> None:

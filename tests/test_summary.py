@@ -10,7 +10,15 @@ import pytest
 from minimind.data.dataset import DataReport, Dataset
 from minimind.data.masking import encode_conversation
 from minimind.data.packing import make_steps
-from minimind.summary import GREEN, RESET, loss_plot, prompt_of, show_row, summarize
+from minimind.summary import (
+    GREEN,
+    RESET,
+    describe_plan,
+    describe_rows,
+    loss_plot,
+    prompt_of,
+    show_row,
+)
 from minimind.tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "안녕하세요!"}]
@@ -38,7 +46,8 @@ def test_the_summary_names_every_loss(tokenizer: Tokenizer) -> None:
     report.bad["unknown_role"] = 5
     report.turns["trailing_prompt"] = 2
     steps = make_steps(dataset, tokens_per_step=30, epochs=2)
-    text = "\n".join(summarize(report, dataset, dataset.select([0]), steps))
+    lines = describe_rows(report, Path("rejected.jsonl"))
+    text = "\n".join(lines + describe_plan(dataset, dataset.select([0]), steps))
     assert "rows: 9 read (9 messages)" in text
     assert "rejected: 5 unknown_role; listed in rejected.jsonl" in text
     assert "unusual turns, kept: 2 trailing_prompt" in text

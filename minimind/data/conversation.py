@@ -4,7 +4,7 @@ Row shapes, mixed freely. The first shape whose keys are all there, and not null
 
     {PROMPT: ..., ANSWER: ...}                     any two keys by name; as prompt and completion
     {"messages": [{"role": ..., "content": ...}]}  OpenAI; content may be a list of text parts,
-                                                   joined as they are; "weight" is a number >= 0
+                                                   joined as they are; "weight" scales the loss
     {"conversations": [...]}                       MiniMind's role and content, ShareGPT's from and
                                                    value
     {"instruction": ..., "output": ...}            Alpaca; the user's turn is instruction + "\\n" +
@@ -33,8 +33,7 @@ Turns. Whatever is legal is kept as it stands, turn by turn; the names are `irre
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -56,6 +55,7 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
 }
 _EXCERPT = 80  # characters
+_LEAST_WEIGHT, _LARGEST_WEIGHT = 0.0001, 10_000  # beyond them a loss in float32 means little
 
 
 class DataError(ValueError):
@@ -168,7 +168,7 @@ def parse_conversation(
     return Conversation(tuple(messages), name, path, line)
 
 
-def parse_messages(messages: Sequence[Message | Row]) -> tuple[Message, ...]:
+def parse_messages(messages: Sequence[Message | Mapping[str, object]]) -> tuple[Message, ...]:
     """Check messages that come from Python: dicts, or Messages, which pass through unchanged.
 
     Raises:
@@ -435,9 +435,10 @@ def _join_parts(parts: list[object]) -> str:
 
 def _check_weight(weight: object) -> float:
     if isinstance(weight, (int, float)) and not isinstance(weight, bool):  # noqa: SIM102
-        if 0 <= weight <= sys.float_info.max:
+        if weight == 0 or _LEAST_WEIGHT <= weight <= _LARGEST_WEIGHT:
             return float(weight)
-    raise _RowError("bad_weight", f"has weight {_show(weight)}", "a weight is a number, 0 or more")
+    remedy = f"a weight is a number, 0 or {_LEAST_WEIGHT} to {_LARGEST_WEIGHT}"
+    raise _RowError("bad_weight", f"has weight {_show(weight)}", remedy)
 
 
 _UNTRAINED = frozenset(UNTRAINED)

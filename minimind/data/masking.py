@@ -16,7 +16,7 @@ begins with white space; that is on purpose.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
@@ -53,7 +53,7 @@ class Example:
 
 
 def encode_conversation(
-    conversation: Conversation | Iterable[Message | dict[str, object]],
+    conversation: Conversation | Iterable[Message | Mapping[str, object]],
     tokenizer: Tokenizer,
     max_length: int | None = None,
     *,
@@ -82,7 +82,7 @@ def encode_conversation(
 
 
 def encode_prompt(
-    messages: Iterable[Message | dict[str, object]], tokenizer: Tokenizer
+    messages: Iterable[Message | Mapping[str, object]], tokenizer: Tokenizer
 ) -> list[int]:
     """Turn messages into the ids after which the assistant's answer begins.
 

@@ -338,7 +338,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: (T, 1, D/2)
         sin: (T, 1, D/2)
     """
-    if torch.compiler.is_compiling():  # the compiler finds the backward pass by itself
+    # The compiler finds the backward pass by itself, and while decoding there is none.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return _Rotate.forward(x, cos, sin)
     out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out

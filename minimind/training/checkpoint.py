@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: Transformer, state: TrainState
+    folder: Path,
+    model: Transformer,
+    state: TrainState,
+    check: Callable[[dict[str, Any]], None] = lambda extra: None,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Put the newest whole checkpoint into `model` and `state`.
+
+    `check` sees what was saved as `extra` first, and may raise.
 
     Returns:
         What was saved as `extra` (None if there is no checkpoint), and a sentence for each newer
@@ -90,13 +96,14 @@ def load_checkpoint(
             passed_over.append(f"{path}: {problem}; passed over for the one before it")
             continue
         plain = json.loads((path / STATE).read_text(encoding="utf-8"))
+        extra: dict[str, Any] = plain.pop("extra")
+        check(extra)
         tensors = load_file(path / TENSORS)
         model.load_state_dict(_under("weights/", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under("optimizer/", tensors).items():
             index, _, key = name.partition("/")
             moments.setdefault(int(index), {})[key] = tensor
-        extra: dict[str, Any] = plain.pop("extra")
         plain["optimizer"] = {"state": moments, "param_groups": plain.pop("groups")}
         state.load_state_dict(plain)
         torch.set_rng_state(tensors["random"])

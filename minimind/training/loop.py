@@ -50,17 +50,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks = {
-            "learning_rate": 0 < self.learning_rate < math.inf,
-            "betas": all(0 <= beta < 1 for beta in self.betas),
-            "weight_decay": 0 <= self.weight_decay < math.inf,
-            "max_grad_norm": self.max_grad_norm > 0,
-            "warmup": 0 <= self.warmup <= 1,
-            "floor_ratio": 0 <= self.floor_ratio <= 1,
-            "precision": self.precision in get_args(Precision),
+            "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
+            "max_grad_norm": (self.max_grad_norm > 0, "a positive number, inf for no clipping"),
+            "warmup": (0 <= self.warmup <= 1, "a share of the steps, 0 to 1"),
+            "floor_ratio": (0 <= self.floor_ratio <= 1, "a share of the peak, 0 to 1"),
+            "precision": (self.precision in get_args(Precision), "auto, fp32, bf16 or fp16"),
         }
-        for name, fine in checks.items():
+        for name, (fine, remedy) in checks.items():
             if not fine:
-                raise ValueError(f"{name} is {getattr(self, name)}; see TrainConfig for its range")
+                raise ValueError(f"{name} is {getattr(self, name)}; use {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
