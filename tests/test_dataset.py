@@ -531,7 +531,8 @@ def test_other_prompts_are_other_prompts() -> None:
     assert len({key(text, "x") for text in texts}) == len(texts)
     user = Message("user", "hi")
     system = Message("system", "hi")
-    assert prompt_key_of(Conversation((user,))) != prompt_key_of(Conversation((system, user)))
+    orders = [(user,), (system, user), (user, user)]
+    assert len({prompt_key_of(Conversation(order)) for order in orders}) == 3
 
 
 def test_the_answer_and_what_follows_do_not_count() -> None:
