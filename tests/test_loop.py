@@ -358,6 +358,7 @@ def test_activation_checkpointing_keeps_fewer_tensors() -> None:
         ("learning_rate", 0.0, "a positive number"),
         ("learning_rate", float("nan"), "a positive number"),
         ("learning_rate", float("inf"), "a positive number"),
+        ("betas", (0.9,), "two numbers from 0 to below 1"),
         ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
         ("betas", (-0.1, 0.9), "two numbers from 0 to below 1"),
         ("weight_decay", -0.1, "0 or a positive number"),

@@ -51,7 +51,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         checks = {
             "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            "betas": (
+                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                "two numbers from 0 to below 1",
+            ),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
             "max_grad_norm": (self.max_grad_norm > 0, "a positive number, inf for no clipping"),
             "warmup": (0 <= self.warmup <= 1, "a share of the steps, 0 to 1"),
