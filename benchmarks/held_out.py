@@ -18,6 +18,7 @@ from minimind.sampler import SampleConfig, generate_batch
 
 PROMPTS = Path(__file__).parent / "data" / "held_out.jsonl"
 GREEDY = SampleConfig(temperature=0, max_new_tokens=100)
+FLAGS = re.IGNORECASE | re.DOTALL
 ROWS = 32  # prompts answered side by side
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     ended = sum(ids[-1] in tokenizer.stop_ids for ids in answers)
     for row, ids in zip(rows, answers, strict=True):
         text = tokenizer.decode(ids, skip_control=True)
-        right[row["language"]] += bool(re.search(row["pattern"], text, re.IGNORECASE))
+        right[row["language"]] += bool(re.search(row["pattern"], text, FLAGS))
     for language, count in prompts.items():
         print(f"{language}: {right[language]} of {count} right")
     print(f"{ended} of {len(rows)} end by themselves")

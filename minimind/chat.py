@@ -6,12 +6,10 @@ Knows neither the template nor how tokens are chosen.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import locale
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +22,7 @@ from minimind.data.conversation import Message
 from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
-from minimind.run import choose_device, fail
+from minimind.run import choose_device, fail, prepare_terminal
 from minimind.sampler import SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
 
@@ -288,14 +286,7 @@ def run(options: ChatOptions, device: torch.device) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    for stream, errors in (
-        (sys.stdin, "strict"),
-        (sys.stdout, "backslashreplace"),
-        (sys.stderr, "backslashreplace"),
-    ):
-        if isinstance(stream, io.TextIOWrapper):  # Korean under any locale
-            stream.reconfigure(encoding="utf-8", errors=errors)
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    prepare_terminal()
     try:
         options = tyro.cli(ChatOptions, args=argv, prog="python -m minimind.chat")
         device = choose_device(options.device)

@@ -14,7 +14,7 @@ import tyro
 from minimind.data.conversation import DataError
 from minimind.data.dataset import Dataset
 from minimind.data.documents import encode_documents, read_documents
-from minimind.data.packing import Batch, make_steps
+from minimind.data.packing import batches_of, make_steps
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
 from minimind.run import (
@@ -24,7 +24,7 @@ from minimind.run import (
     fail,
     fit,
     peak_memory,
-    speak_utf8,
+    prepare_terminal,
     versions,
 )
 from minimind.tokenizer import Tokenizer
@@ -138,7 +138,7 @@ def run(options: Options) -> None:
         ),
         Run(
             out=options.out,
-            validation=_batches(validation, options.tokens_per_batch),
+            validation=batches_of(validation, options.tokens_per_batch),
             eval_every=options.eval_every,
             save_every=options.save_every,
             save_dtype=torch.bfloat16,
@@ -156,15 +156,9 @@ def run(options: Options) -> None:
     )
 
 
-def _batches(dataset: Dataset, tokens_per_batch: int) -> list[Batch]:
-    if not len(dataset):
-        return []
-    return make_steps(dataset, tokens_per_step=2**40, tokens_per_batch=tokens_per_batch)[0]
-
-
 def main() -> int:
     """Parse the command line and run."""
-    speak_utf8()
+    prepare_terminal()
     try:
         run(tyro.cli(Options, prog="python -m minimind.pretrain"))
     except (DataError, TrainingError, ValueError, OSError) as error:

@@ -18,6 +18,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,12 +29,17 @@ import torch
 from tqdm import tqdm
 
 from minimind.data.packing import Batch, Steps
-from minimind.model.attention import Documents
 from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
-from minimind.training.loop import StepResult, TrainConfig, TrainState, train
+from minimind.training.loop import (
+    StepResult,
+    TrainConfig,
+    TrainState,
+    supervised_states,
+    train,
+)
 from minimind.training.loss import token_losses
 from minimind.training.precision import Precision, autocast
 from minimind.version import __version__
@@ -171,11 +177,7 @@ def validation_loss(model: Transformer, batches: list[Batch], precision: Precisi
     with torch.no_grad(), autocast(precision, model.device):
         for host in batches:
             batch = host.to(model.device)
-            documents = Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen)
-            states = model.hidden_states(
-                batch.input_ids, batch.positions, documents, select=batch.supervised
-            )
-            labels = batch.labels.index_select(0, batch.supervised)
+            states, labels = supervised_states(model, batch)
             losses = token_losses(states, model.head_weight, labels, batch.weights)
             total += float(losses.double().sum())
             count += batch.num_supervised
@@ -225,11 +227,13 @@ def fail(code: int, error: object) -> int:
     return code
 
 
-def speak_utf8() -> None:
-    """Print Korean under any locale."""
-    for stream in (sys.stdout, sys.stderr):
+def prepare_terminal() -> None:
+    """Read and print Korean under any locale, and print warnings as one-line notes."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            errors = "strict" if stream is sys.stdin else "backslashreplace"
+            stream.reconfigure(encoding="utf-8", errors=errors)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
 
 
 def peak_memory() -> str:

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import sys
-import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ import tyro
 
 from minimind.data.conversation import DataError
 from minimind.data.dataset import DataOptions, Dataset, build_dataset
-from minimind.data.packing import Batch, Steps, make_steps
+from minimind.data.packing import Steps, batches_of, make_steps
 from minimind.model.pretrained import load
 from minimind.run import (
     Outcome,
@@ -27,7 +26,7 @@ from minimind.run import (
     fit,
     new_folder,
     peak_memory,
-    speak_utf8,
+    prepare_terminal,
     versions,
 )
 from minimind.sampler import generate
@@ -158,7 +157,7 @@ def run(options: SFTOptions, out: Path, device: torch.device) -> None:
         options.training,
         Run(
             out=out,
-            validation=_validation_batches(validation, options),
+            validation=batches_of(validation, _budget(options)),
             eval_every=options.eval_every or per_epoch,
             save_every=options.save_every or per_epoch,
             save_dtype=torch.bfloat16 if options.save_dtype == "bf16" else torch.float32,
@@ -175,8 +174,7 @@ def run(options: SFTOptions, out: Path, device: torch.device) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    speak_utf8()
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    prepare_terminal()
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
         device = choose_device(options.device)
@@ -306,17 +304,15 @@ def _plan(training: Dataset, options: SFTOptions) -> Steps:
     return make_steps(
         training,
         tokens_per_step=options.tokens_per_step or math.ceil(CONVERSATIONS_PER_STEP * mean),
-        tokens_per_batch=max(options.tokens_per_batch, options.data.max_length),
+        tokens_per_batch=_budget(options),
         epochs=options.epochs,
         seed=options.seed,
     ).first(options.max_steps)
 
 
-def _validation_batches(validation: Dataset, options: SFTOptions) -> list[Batch]:
-    if not len(validation):
-        return []
-    budget = max(options.tokens_per_batch, options.data.max_length)
-    return make_steps(validation, tokens_per_step=2**40, tokens_per_batch=budget)[0]
+def _budget(options: SFTOptions) -> int:
+    """Tokens of a batch: at least one row of the greatest length fits."""
+    return max(options.tokens_per_batch, options.data.max_length)
 
 
 def _record(out: Path, options: SFTOptions, identity: dict[str, Any], outcome: Outcome) -> None:

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import minimind.model.pretrained
-from minimind.model.config import ModelConfig
 from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
+from minimind.pretrain import SMALL
 from minimind.tokenizer import Tokenizer
 
-CONFIG = ModelConfig(
-    model_type="qwen3",
-    vocab_size=8192,
+CONFIG = replace(
+    SMALL,
     hidden_size=32,
     intermediate_size=64,
     num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=1,
     head_dim=16,
-    rms_norm_eps=1e-6,
-    rope_theta=10_000.0,
-    rope_scaling=None,
     max_position_embeddings=256,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    qk_norm=True,
 )
 
 

@@ -185,6 +185,13 @@ def make_steps(
     return steps
 
 
+def batches_of(dataset: Dataset, tokens_per_batch: int) -> list[Batch]:
+    """All rows once, in batches of at most `tokens_per_batch`; none for an empty dataset."""
+    if not len(dataset):
+        return []
+    return make_steps(dataset, tokens_per_step=2**40, tokens_per_batch=tokens_per_batch)[0]
+
+
 def make_batch(dataset: Dataset, rows: Ints) -> Batch:
     """Lay rows end to end; each has at least one trained token."""
     counts = dataset.table["inputs"][rows].astype(np.int64)

@@ -195,14 +195,20 @@ def batch_loss(
 ) -> Tensor:
     """The loss summed over a batch's supervised tokens."""
     batch = batch.to(model.device)
-    documents = Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen)
     with autocast(precision, model.device):
-        states = model.hidden_states(
-            batch.input_ids,
-            batch.positions,
-            documents,
-            select=batch.supervised,
-            activation_checkpointing=config.activation_checkpointing,
-        )
-        labels = batch.labels.index_select(0, batch.supervised)
+        states, labels = supervised_states(model, batch, config.activation_checkpointing)
         return summed_cross_entropy(states, model.head_weight, labels, batch.weights)
+
+
+def supervised_states(
+    model: Transformer, batch: Batch, activation_checkpointing: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What the head reads at a batch's supervised positions, (S, C), and the labels there, (S,)."""
+    states = model.hidden_states(
+        batch.input_ids,
+        batch.positions,
+        Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen),
+        select=batch.supervised,
+        activation_checkpointing=activation_checkpointing,
+    )
+    return states, batch.labels.index_select(0, batch.supervised)
