@@ -37,14 +37,11 @@ def executed_flops(config: ModelConfig, batch: Batch) -> int:
     """
     layers, tokens = config.num_hidden_layers - 1, len(batch)
     queries, keys_values, after = _layer(config)
-    asking = [
-        length - first for length, first in zip(batch.lengths, batch.first_supervised, strict=True)
-    ]
     matrices = layers * tokens * (queries + keys_values + after)
-    matrices += tokens * keys_values + sum(asking) * queries
+    matrices += tokens * keys_values + len(batch.tails) * queries
     matrices += batch.num_supervised * (after + _head(config))
     pairs = layers * sum(causal_pairs(length, length) for length in batch.lengths)
-    pairs += sum(map(causal_pairs, asking, batch.lengths))
+    pairs += sum(map(causal_pairs, batch.tail_lengths, batch.lengths))
     return 6 * matrices + _attention(config, pairs, FLASH_ATTENTION)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from minimind.model.attention import Documents, packed_attention
 from minimind.model.cache import KVCache
 from minimind.model.config import ModelConfig, RopeScaling
-from minimind.model.transformer import Transformer, rotate
+from minimind.model.transformer import Transformer
 
 TOLERANCE = 1e-5
 QWEN3 = ModelConfig(
@@ -59,10 +59,18 @@ def random_documents(lengths: list[int]) -> list[Tensor]:
     return [torch.randint(QWEN3.vocab_size, (length,), generator=generator) for length in lengths]
 
 
-def packed_states(model: Transformer, documents: list[Tensor], **options: object) -> Tensor:
+def packed_states(
+    model: Transformer,
+    documents: list[Tensor],
+    wanted: Tensor | None = None,
+    activation_checkpointing: bool = False,
+) -> Tensor:
     lengths = [len(document) for document in documents]
     positions = torch.cat([torch.arange(length) for length in lengths])
-    return model.hidden_states(torch.cat(documents), positions, Documents.of(lengths), **options)
+    packed = Documents.of(lengths, wanted=wanted)
+    return model.hidden_states(
+        torch.cat(documents), positions, packed, activation_checkpointing=activation_checkpointing
+    )
 
 
 def packed_logits(model: Transformer, documents: list[Tensor]) -> Tensor:
@@ -174,13 +182,20 @@ def test_a_rectangular_batch_gets_the_logits_of_its_rows(config) -> None:
 
 
 @every_family
-def test_selected_states_are_those_of_all(config) -> None:
-    model = random_model(config)
-    documents = random_documents([6, 11, 9])
-    select = torch.tensor([0, 5, 6, 20, 25])
-    with torch.no_grad():
-        some = packed_states(model, documents, select=select)
-        torch.testing.assert_close(some, packed_states(model, documents)[select])
+@pytest.mark.parametrize("wanted", [[0, 5, 6, 20, 25], [5, 16, 25], [3, 5, 6, 16, 18, 19]])
+def test_wanted_states_and_their_gradients_are_those_of_all(config, wanted) -> None:
+    documents, wanted = random_documents([6, 11, 9]), torch.tensor(wanted)
+    results = []
+    for states_of in (
+        lambda model: packed_states(model, documents, wanted),
+        lambda model: packed_states(model, documents)[wanted],
+    ):
+        model = random_model(config)
+        states = states_of(model)
+        F.linear(states, model.head_weight).logsumexp(-1).sum().backward()
+        results.append([states, *(parameter.grad for parameter in model.parameters())])
+    for some, all_of_them in zip(*results, strict=True):
+        torch.testing.assert_close(some, all_of_them)
 
 
 @given(
@@ -211,32 +226,17 @@ def test_packed_attention_is_dense_attention_under_a_block_diagonal_mask(lengths
 @every_family
 def test_activation_checkpointing_changes_no_gradient_by_a_bit(config) -> None:
     documents = random_documents([6, 11, 9])
-    select = torch.tensor([3, 10, 11, 25])
+    wanted = torch.tensor([3, 10, 11, 25])
     results = []
     for activation_checkpointing in (False, True):
         model = random_model(config)
-        states = packed_states(
-            model, documents, select=select, activation_checkpointing=activation_checkpointing
-        )
+        states = packed_states(model, documents, wanted, activation_checkpointing)
         loss = F.linear(states, model.head_weight).logsumexp(-1).sum()
         loss.backward()
         gradients = [parameter.grad for parameter in model.parameters()]
         assert all(gradient is not None for gradient in gradients)
         results.append([loss.detach(), *gradients])
     assert all(map(torch.equal, *results))
-
-
-def test_a_rotation_has_the_gradient_of_its_formula() -> None:
-    x, angles = torch.randn(5, 3, 8, dtype=torch.float64), torch.randn(5, 1, 4, dtype=torch.float64)
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(rotate, (x, angles.cos(), angles.sin()))
-
-
-def test_a_rotation_turns_each_pair_by_its_angle() -> None:
-    x = torch.tensor([[[1.0, 0.0, 0.0, 2.0]]])  # the pairs (1, 0) and (0, 2)
-    angles = torch.tensor([[[torch.pi / 2, torch.pi]]])
-    turned = rotate(x, angles.cos(), angles.sin())
-    torch.testing.assert_close(turned, torch.tensor([[[0.0, 0.0, 1.0, -2.0]]]))
 
 
 # Fresh weights

@@ -36,8 +36,10 @@ class Batch:
         labels       -100 2  8 -100 2     what each position must predict, already shifted
         cu_seqlens     0        3     5
         supervised        1  2     4      where labels isn't -100
+        tails             1  2     4      of each row, the first supervised position and all after
 
     A row's inputs end just before its last trained token: nothing later would be learned from.
+    Nor does the last layer compute more than keys and values before a row's first one: `tails`.
 
     Attributes:
         input_ids: (T,) int64
@@ -45,8 +47,11 @@ class Batch:
         labels: (T,) int64, IGNORE_INDEX where nothing is trained.
         cu_seqlens: (rows + 1,) int32
         supervised: (S,) int64 indices into labels.
+        tails: (Q,) int64 indices into input_ids.
+        tail_cu_seqlens: (rows + 1,) int32, of tail_lengths.
+        supervised_in_tails: (S,) int64 indices into tails.
         weights: (S,) float32 loss factors, or None where all are 1.
-        lengths: tokens of each row, on the host.
+        lengths, tail_lengths: tokens of each row and of its tail, on the host.
         max_seqlen: the largest of lengths.
         num_supervised: S, on the host.
         rows: each row's index among the examples.
@@ -57,8 +62,12 @@ class Batch:
     labels: Tensor
     cu_seqlens: Tensor
     supervised: Tensor
+    tails: Tensor
+    tail_cu_seqlens: Tensor
+    supervised_in_tails: Tensor
     weights: Tensor | None
     lengths: tuple[int, ...]
+    tail_lengths: tuple[int, ...]
     max_seqlen: int
     num_supervised: int
     rows: tuple[int, ...]
@@ -81,6 +90,9 @@ class Batch:
             labels=move(self.labels),
             cu_seqlens=move(self.cu_seqlens),
             supervised=move(self.supervised),
+            tails=move(self.tails),
+            tail_cu_seqlens=move(self.tail_cu_seqlens),
+            supervised_in_tails=move(self.supervised_in_tails),
             weights=None if self.weights is None else move(self.weights),
         )
 
@@ -202,19 +214,29 @@ def make_batch(dataset: Dataset, rows: Ints) -> Batch:
     trained = np.asarray(dataset.loss_mask[source + 1])
     labels = np.where(trained, dataset.input_ids[source + 1].astype(np.int64), IGNORE_INDEX)
     supervised = np.flatnonzero(trained)
+    first = supervised[np.searchsorted(supervised, ends - counts)]  # of each row
+    tails = np.flatnonzero(np.arange(ends[-1]) >= np.repeat(first, counts))
     weights = None if dataset.weights is None else dataset.weights[source[supervised] + 1]
     return Batch(
         input_ids=torch.from_numpy(dataset.input_ids[source].astype(np.int64)),
         positions=torch.from_numpy(positions),
         labels=torch.from_numpy(labels),
-        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+        cu_seqlens=_running_sums(counts),
         supervised=torch.from_numpy(supervised),
+        tails=torch.from_numpy(tails),
+        tail_cu_seqlens=_running_sums(ends - first),
+        supervised_in_tails=torch.from_numpy(np.searchsorted(tails, supervised)),
         weights=None if weights is None else torch.from_numpy(np.array(weights)),
         lengths=tuple(counts.tolist()),
+        tail_lengths=tuple((ends - first).tolist()),
         max_seqlen=int(counts.max()),
         num_supervised=len(supervised),
         rows=tuple(rows.tolist()),
     )
+
+
+def _running_sums(counts: Ints) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
 def cut(rows: Ints, lengths: Ints, budget: int) -> list[Ints]:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from minimind.model.attention import Documents, packed_attention
+from minimind.model.attention import Documents, Tails, packed_attention
 from minimind.model.cache import KVCache
 from minimind.model.config import ModelConfig
+from minimind.model.elementwise import rms_norm, rotate, swiglu
 from minimind.model.rope import inverse_frequencies
 
-# Shape letters: T tokens of all documents, C hidden size, V vocabulary, H query heads,
-# K key/value heads, D head dimension.
+# Shape letters: T tokens of all documents, Q of their tails, S wanted, C hidden size, V vocabulary,
+# H query heads, K key/value heads, D head dimension.
 
 # (layer, q, k, v) -> attended; what the queries may see is the caller's choice.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -112,7 +111,6 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         positions: Tensor,
         documents: Documents,
-        select: Tensor | None = None,
         activation_checkpointing: bool = False,
     ) -> Tensor:
         """Read documents and return the states that the head turns into logits.
@@ -120,16 +118,17 @@ class Transformer(nn.Module):
         Args:
             input_ids: (T,) int64
             positions: (T,) int64, each document's own, from 0.
-            documents: where each document ends.
-            select: (S,) the positions in the flat run whose states are wanted; None for all. What
-                the last layer does for other positions alone isn't computed.
+            documents: where each document ends, and of which tokens the states are wanted; what
+                the last layer does for others alone isn't computed.
             activation_checkpointing: compute each layer again in the backward pass, to save memory.
 
         Returns:
-            (T, C), or (S, C) with `select`.
+            (S, C) of the wanted tokens, or (T, C) of all.
         """
         attend = partial(packed_attention, documents)
-        states: Tensor = self.model(input_ids, positions, attend, select, activation_checkpointing)
+        states: Tensor = self.model(
+            input_ids, positions, attend, documents.tails, activation_checkpointing
+        )
         return states
 
     def logits(self, input_ids: Tensor) -> Tensor:
@@ -154,11 +153,11 @@ class Transformer(nn.Module):
             (rows, V) logits of the token that follows each prompt.
         """
         lengths = [len(prompt) for prompt in prompts]
-        documents = Documents.of(lengths, self.device)
+        last = torch.tensor(lengths).cumsum(0) - 1
+        documents = Documents.of(lengths, self.device, wanted=last)
         positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
-        last = documents.cu_seqlens[1:].long() - 1
         attend = partial(cache.attend_prompts, documents)
-        states = self.model(torch.cat(prompts), positions, attend, select=last)
+        states = self.model(torch.cat(prompts), positions, attend, documents.tails)
         cache.advance(lengths)
         return F.linear(states, self.head_weight)
 
@@ -194,7 +193,7 @@ class Decoder(nn.Module):
         input_ids: Tensor,
         positions: Tensor,
         attend: Attend,
-        select: Tensor | None = None,
+        tails: Tails | None = None,
         activation_checkpointing: bool = False,
     ) -> Tensor:
         """See `Transformer.hidden_states`."""
@@ -202,7 +201,7 @@ class Decoder(nn.Module):
         cos, sin = self.rotation(positions)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            arguments = (x, cos, sin, partial(attend, index), select if index == last else None)
+            arguments = (x, cos, sin, partial(attend, index), tails if index == last else None)
             if activation_checkpointing:
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -233,17 +232,17 @@ class DecoderLayer(nn.Module):
         self.compiled: tuple[Before, After] | None = None  # see Transformer.compile_tokenwise
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, select: Tensor | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, tails: Tails | None
     ) -> Tensor:
-        """(T, C) -> (T, C), or (S, C) at the selected positions."""
+        """(T, C) -> (T, C), or (S, C) of the wanted tokens, which stand in the tails."""
         # Without gradients the compiler would begin anew, for passes that are few.
         fast = self.compiled if torch.is_grad_enabled() else None
         before, after = fast or (before_attention, after_attention)
-        q, k, v = before(self, x, cos, sin)
-        attended = attend(q, k, v)  # (T, H, D)
-        if select is not None:
-            x, attended = x.index_select(0, select), attended.index_select(0, select)
-        return after(self, x, attended)
+        if tails is None:
+            return after(self, x, attend(*before(self, x, cos, sin)))
+        attended = attend(*before_tails(self, x, cos, sin, tails.index))  # (Q, H, D)
+        wanted = tails.index.index_select(0, tails.wanted)
+        return after(self, x.index_select(0, wanted), attended.index_select(0, tails.wanted))
 
 
 # What a layer does before and after attention works token by token. Functions of the layer, not
@@ -254,8 +253,17 @@ def before_attention(
     layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(T, C) -> queries (T, H, D), keys and values (T, K, D)"""
-    q, k, v = layer.self_attn(layer.input_layernorm(x), cos, sin)
-    return q, k, v
+    x = layer.input_layernorm(x)
+    return layer.self_attn.queries(x, cos, sin), *layer.self_attn.keys_values(x, cos, sin)
+
+
+def before_tails(
+    layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, C) -> queries (Q, H, D) of some tokens, keys and values (T, K, D) of all"""
+    x = layer.input_layernorm(x)
+    asking = (x.index_select(0, index), cos.index_select(0, index), sin.index_select(0, index))
+    return layer.self_attn.queries(*asking), *layer.self_attn.keys_values(x, cos, sin)
 
 
 def after_attention(layer: DecoderLayer, x: Tensor, attended: Tensor) -> Tensor:
@@ -291,18 +299,20 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
         self.head_dim = head_dim
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, C) -> queries (T, H, D), keys and values (T, K, D). `o_proj` is applied elsewhere."""
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, H, D)
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, D)
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, D)
-        q = rotate(self.q_norm(q), cos, sin)
-        k = rotate(self.k_norm(k), cos, sin)
-        return q.to(v.dtype), k.to(v.dtype), v
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(T, C) -> (T, H, D)"""
+        q: Tensor = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        return rotate(self.q_norm(q), cos, sin).to(q.dtype)
+
+    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, C) -> keys and values, each (T, K, D)"""
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        return rotate(self.k_norm(k), cos, sin).to(v.dtype), v
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv:2002.05202."""
+    """down(silu(gate(x)) * up(x))"""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -313,12 +323,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, C) -> (T, C)"""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return out
 
 
 class RMSNorm(nn.Module):
-    """Scale to unit root mean square, times a weight. Source: Zhang & Sennrich 2019, 1910.07467."""
+    """See `rms_norm`."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -327,41 +337,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle. Source: Su et al., 2104.09864.
-
-    Args:
-        x: (T, heads, D)
-        cos: (T, 1, D/2)
-        sin: (T, 1, D/2)
-    """
-    # The compiler finds the backward pass by itself, and while decoding there is none.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return _Rotate.forward(x, cos, sin)
-    out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation back: nothing of x needs to be kept."""
-
-    @staticmethod
-    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(
-            x.dtype
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, cos, sin = inputs
-        ctx.save_for_backward(cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _Rotate.forward(grad, cos, -sin), None, None
+        return rms_norm(x, self.weight, self.eps)

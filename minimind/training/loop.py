@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minimind.data.packing import Batch
-from minimind.model.attention import Documents
+from minimind.model.attention import Documents, Tails
 from minimind.model.transformer import Transformer
 from minimind.training.loss import summed_cross_entropy
 from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer
@@ -204,11 +204,9 @@ def supervised_states(
     model: Transformer, batch: Batch, activation_checkpointing: bool = False
 ) -> tuple[Tensor, Tensor]:
     """What the head reads at a batch's supervised positions, (S, C), and the labels there, (S,)."""
+    tails = Tails(batch.tails, batch.tail_lengths, batch.tail_cu_seqlens, batch.supervised_in_tails)
+    documents = Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen, tails)
     states = model.hidden_states(
-        batch.input_ids,
-        batch.positions,
-        Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen),
-        select=batch.supervised,
-        activation_checkpointing=activation_checkpointing,
+        batch.input_ids, batch.positions, documents, activation_checkpointing
     )
     return states, batch.labels.index_select(0, batch.supervised)
