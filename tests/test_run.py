@@ -56,9 +56,13 @@ def test_a_device_that_is_not_there_is_named_with_the_choices() -> None:
 
 
 def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for there, name in ((True, "cuda"), (False, "cpu")):
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    for there, name in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert asked == []
         assert choose_device("auto") == torch.device(name)
+    assert asked == ["high"]  # TF32, where a GPU was found too
 
 
 def test_each_run_gets_the_first_free_number(tmp_path: Path) -> None:
