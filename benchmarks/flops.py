@@ -1,0 +1,76 @@
+"""How many floating-point operations training takes: what the model asks for, and what is done.
+
+*model*     6 per matrix weight (the head's too) and token, and causal attention: 2 products forward
+            and 4 backward over the pairs of tokens that see each other. The same for everybody; the
+            share of the machine's peak that it stands for is called MFU.
+*executed*  what was computed in fact: less where work that leads nowhere is left out, more for
+            padding and for the scores that flash attention computes again.
+
+Norms, rotations and the softmax count nothing. Source for 6: Kaplan et al. 2020, 2001.08361.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minimind.data.packing import Batch
+from minimind.model.config import ModelConfig
+
+# Products over a pair of tokens: scores and values forward; their four gradients backward.
+MODEL_ATTENTION = 6
+FLASH_ATTENTION = 7  # flash attention computes the scores once more
+
+
+def model_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
+    """Of one forward and backward pass over rows of these many tokens."""
+    tokens = sum(lengths)
+    matrices = config.num_hidden_layers * sum(_layer(config)) + _head(config)
+    pairs = config.num_hidden_layers * sum(causal_pairs(length, length) for length in lengths)
+    return 6 * matrices * tokens + _attention(config, pairs, MODEL_ATTENTION)
+
+
+def executed_flops(config: ModelConfig, batch: Batch) -> int:
+    """Of our forward and backward pass over one batch.
+
+    In the last layer only keys and values are computed for all tokens: queries from each
+    document's first supervised position on, all after attention at supervised positions alone.
+    """
+    layers, tokens = config.num_hidden_layers - 1, len(batch)
+    queries, keys_values, after = _layer(config)
+    asking = [
+        length - first for length, first in zip(batch.lengths, batch.first_supervised, strict=True)
+    ]
+    matrices = layers * tokens * (queries + keys_values + after)
+    matrices += tokens * keys_values + sum(asking) * queries
+    matrices += batch.num_supervised * (after + _head(config))
+    pairs = layers * sum(causal_pairs(length, length) for length in batch.lengths)
+    pairs += sum(map(causal_pairs, asking, batch.lengths))
+    return 6 * matrices + _attention(config, pairs, FLASH_ATTENTION)
+
+
+def dense_flops(config: ModelConfig, rows: int, tokens: int) -> int:
+    """What a plain implementation computes for `rows` rows padded to `tokens` each."""
+    matrices = config.num_hidden_layers * sum(_layer(config)) + _head(config)
+    pairs = config.num_hidden_layers * rows * causal_pairs(tokens, tokens)
+    return 6 * matrices * rows * tokens + _attention(config, pairs, FLASH_ATTENTION)
+
+
+def causal_pairs(queries: int, keys: int) -> int:
+    """Pairs of a query and a key it sees: the queries are the last of the keys' tokens."""
+    return queries * keys - queries * (queries - 1) // 2
+
+
+def _layer(config: ModelConfig) -> tuple[int, int, int]:
+    """Matrix weights of one layer: for queries, for keys and values, after attention."""
+    width, head_dim = config.hidden_size, config.head_dim
+    heads = width * config.num_attention_heads * head_dim
+    kv_heads = width * config.num_key_value_heads * head_dim
+    return heads, 2 * kv_heads, heads + 3 * width * config.intermediate_size
+
+
+def _head(config: ModelConfig) -> int:
+    return config.vocab_size * config.hidden_size
+
+
+def _attention(config: ModelConfig, pairs: int, products: int) -> int:
+    return 2 * products * config.num_attention_heads * config.head_dim * pairs

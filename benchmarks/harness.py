@@ -1,0 +1,121 @@
+"""Measure contestants in turns, each in a process of its own, and print what came out.
+
+A contestant is a command that, once ready, does one round for each line of its standard input and
+answers each with a line of JSON. Only one works at a time; all have the machine alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+Measures = dict[str, float]
+MATMUL = 2048  # rows and columns of the product that tells a machine's peak
+
+
+class Contestant:
+    """A running process; `round()` makes it do its work once.
+
+    Args:
+        command: what to run after the Python interpreter, as in ["-m", "benchmarks.x", "--serve"].
+        threads: cores it may use.
+    """
+
+    def __init__(self, command: Sequence[str], threads: int) -> None:
+        count = str(threads)
+        environment = os.environ | {"OMP_NUM_THREADS": count, "RAYON_NUM_THREADS": count}
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def round(self) -> Measures:
+        """One round's figures, as the contestant gave them."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("{"):  # peers print other things, too
+                answer: Measures = json.loads(line)
+                return answer
+        raise RuntimeError(f"contestant ended: {self._process.args}")
+
+    def close(self) -> None:
+        """Let it end."""
+        self._process.communicate()
+
+
+def serve(work: Callable[[], Measures]) -> None:
+    """A contestant's side: one round for each line of standard input, after one to warm up."""
+    work()
+    for _ in sys.stdin:
+        print(json.dumps(work() | {"peak_gb": peak_memory()}), flush=True)
+
+
+def alternate(
+    commands: Mapping[str, Sequence[str]], rounds: int, threads: int
+) -> dict[str, list[Measures]]:
+    """Let contestants take turns, round by round."""
+    contestants = {name: Contestant(command, threads) for name, command in commands.items()}
+    results: dict[str, list[Measures]] = {name: [] for name in commands}
+    for number in range(rounds):
+        for name, contestant in contestants.items():
+            results[name].append(contestant.round())
+            print(f"round {number + 1}, {name}: {results[name][-1]}", file=sys.stderr)
+    for contestant in contestants.values():
+        contestant.close()
+    return results
+
+
+def matmul_peak(device: torch.device, seconds: float = 1.0) -> float:
+    """FLOP/s of a large matrix product, the best of as many as fit into some seconds."""
+    a, b = (torch.randn(MATMUL, MATMUL, device=device) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * MATMUL**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory() -> float:
+    """GB that this process has held at most; on CUDA, of the GPU's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def spread(values: Sequence[float], form: str = ",.0f") -> str:
+    """The median, and from where to where it went."""
+    median = format(statistics.median(values), form)
+    return f"{median} ({min(values):{form}}–{max(values):{form}})"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Round by round, ours over theirs."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)], ".2f") + "×"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as RESULTS.md has them."""
+    lines = [header, ["--"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
