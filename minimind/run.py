@@ -113,8 +113,6 @@ def fit(
     history = _resume(model, state, run)
     started = time.monotonic()
     training_seconds, supervised, skipped = 0.0, 0, 0
-    # On CUDA a step's numbers are read while the next step runs: the device is never left idle.
-    behind = 1 if state.device.type == "cuda" else 0
     unread: list[_Reading] = []
     deadline = math.inf if run.max_minutes is None else started + 60 * run.max_minutes
     with _Metrics(run.out / "metrics.jsonl", state.step) as metrics:
@@ -158,7 +156,7 @@ def fit(
             last, stopping = result.step == len(steps), time.monotonic() > deadline
             validating = run.validation and (last or result.step % run.eval_every == 0)
             saving = last or stopping or (run.save_every and result.step % run.save_every == 0)
-            while len(unread) > (0 if validating or saving else behind):
+            while len(unread) > (0 if validating or saving else _behind(state.device)):
                 unread[0].wait()
                 clock, before = time.perf_counter(), clock
                 note(unread.pop(0), clock - before)
@@ -321,6 +319,11 @@ def _resume(model: Transformer, state: TrainState, run: Run) -> _History:
         return _History([], [])
     run.say(f"going on from step {state.step}")
     return _History(extra["steps"], extra["losses"])
+
+
+def _behind(device: torch.device) -> int:
+    """How many steps' numbers may be unread: on CUDA one, read while the next step runs."""
+    return 1 if device.type == "cuda" else 0
 
 
 class _Reading:
