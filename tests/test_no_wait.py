@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -88,9 +89,12 @@ def test_a_step_never_asks_the_device_for_a_value(precision, checkpointing, weig
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 def test_a_step_copies_nothing_back_to_the_host(weighted, monkeypatch) -> None:
-    # Autocast doesn't know the meta device; in float32 it is off anyway.
+    # Autocast and AdamW don't know the meta device; in float32 autocast is off anyway.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    optimizers = import_module("torch.optim.optimizer")
+    devices = [*optimizers._get_fused_kernels_supported_devices(), "meta"]
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: devices)
     config = TrainConfig(precision="fp32")
     with torch.device("meta"):
         model = Transformer(CONFIG)
