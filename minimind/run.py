@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ from minimind.training.loop import (
 )
 from minimind.training.loss import token_losses
 from minimind.training.precision import Precision, autocast
+from minimind.training.prefetch import prefetch
 from minimind.version import __version__
 
 
@@ -87,6 +88,7 @@ class Outcome:
         best_step: where the best was.
         finished: False if it stopped before its last step.
         supervised_per_second: over the training of this call, validation and saving left out.
+        skipped: steps of this call that changed nothing, since fp16 gradients overflowed.
     """
 
     steps: int
@@ -96,6 +98,7 @@ class Outcome:
     best_step: int
     finished: bool
     supervised_per_second: float
+    skipped: int
 
 
 def fit(
@@ -109,7 +112,8 @@ def fit(
     state = TrainState(model, config)
     history = _resume(model, state, run)
     started = time.monotonic()
-    training_seconds, supervised = 0.0, 0
+    training_seconds, supervised, skipped = 0.0, 0, 0
+    unread: list[_Reading] = []
     deadline = math.inf if run.max_minutes is None else started + 60 * run.max_minutes
     with _Metrics(run.out / "metrics.jsonl", state.step) as metrics:
 
@@ -122,36 +126,50 @@ def fit(
 
         if run.validation and not history.steps:
             validate()
+
+        def note(reading: _Reading, seconds: float) -> None:
+            nonlocal training_seconds, supervised, skipped
+            result, (loss, norm) = reading.result, reading.wait()
+            # In fp16 an infinite gradient is an overflow: the scaler skips that step.
+            overflow = state.precision == "fp16" and not math.isfinite(norm)
+            if not math.isfinite(loss if overflow else loss + norm):
+                raise TrainingError(_not_finite(result, loss, norm, steps, run))
+            skipped += overflow
+            supervised += result.supervised
+            training_seconds += seconds
+            metrics.write(_line(result, loss, None if overflow else norm, seconds))
+            bar.set_postfix_str(
+                f"loss {loss:.3f}, lr {result.learning_rate:.1e}, "
+                f"{supervised / training_seconds:,.0f} supervised tokens/s"
+            )
+
         bar = tqdm(
-            _timed(train(model, steps, config, state)),
+            train(model, steps, config, state),
             total=len(steps),
             initial=state.step,
             unit="step",
             dynamic_ncols=True,
         )
-        for result, seconds in bar:
-            loss = float(result.loss)
-            # In fp16 an infinite gradient is an overflow: the scaler skips that step.
-            norm = 0.0 if state.precision == "fp16" else float(result.grad_norm)
-            if not math.isfinite(loss + norm):
-                raise TrainingError(_not_finite(result, loss, steps, run))
-            supervised += result.supervised
-            training_seconds += seconds
-            metrics.write(_line(result, loss, seconds))
-            bar.set_postfix_str(
-                f"loss {loss:.3f}, lr {result.learning_rate:.1e}, "
-                f"{supervised / training_seconds:,.0f} supervised tokens/s"
-            )
-            last = result.step == len(steps)
-            if run.validation and (last or result.step % run.eval_every == 0):
+        clock = time.perf_counter()  # stands while this function validates and saves
+        for result in bar:
+            unread.append(_Reading(result))
+            last, stopping = result.step == len(steps), time.monotonic() > deadline
+            validating = run.validation and (last or result.step % run.eval_every == 0)
+            saving = last or stopping or (run.save_every and result.step % run.save_every == 0)
+            while len(unread) > (0 if validating or saving else _behind(state.device)):
+                unread[0].wait()
+                clock, before = time.perf_counter(), clock
+                note(unread.pop(0), clock - before)
+            if validating:
                 validate()
                 bar.write(
                     f"step {result.step}: validation loss {history.losses[-1]:.4f}", sys.stderr
                 )
-            stopping = time.monotonic() > deadline
-            if last or stopping or (run.save_every and result.step % run.save_every == 0):
+            if saving:
                 extra = {"identity": run.identity, "steps": history.steps, "losses": history.losses}
                 save_checkpoint(run.out / "checkpoints", model, state, extra)
+            if validating or saving:
+                clock = time.perf_counter()
             if stopping:
                 break
         bar.close()
@@ -167,22 +185,22 @@ def fit(
         best_step=history.best_step if history.losses else state.step,
         finished=state.step == len(steps),
         supervised_per_second=supervised / training_seconds if training_seconds else 0.0,
+        skipped=skipped,
     )
 
 
 def validation_loss(model: Transformer, batches: list[Batch], precision: Precision) -> float:
     """The mean loss per supervised token over batches, whatever their cut."""
     model.eval()
-    total, count = 0.0, 0
+    total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
     with torch.no_grad(), autocast(precision, model.device):
-        for host in batches:
-            batch = host.to(model.device)
+        for batch in prefetch(batches, model.device):
             states, labels = supervised_states(model, batch)
             losses = token_losses(states, model.head_weight, labels, batch.weights)
-            total += float(losses.double().sum())
+            total += losses.double().sum()
             count += batch.num_supervised
     model.train()
-    return total / count
+    return float(total) / count
 
 
 def choose_device(name: str) -> torch.device:
@@ -192,15 +210,16 @@ def choose_device(name: str) -> torch.device:
         ValueError: the device isn't there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {name}: {first_line}; use auto, or a device that is here"
-        ) from error
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+            torch.zeros((), device=device)
+        except (RuntimeError, AssertionError) as error:
+            first_line = str(error).splitlines()[0]
+            raise ValueError(
+                f"device {name}: {first_line}; use auto, or a device that is here"
+            ) from error
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what isn't in half precision anyway
     return device
@@ -278,7 +297,7 @@ class _Metrics:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(self, values: dict[str, float]) -> None:
+    def write(self, values: Mapping[str, float | None]) -> None:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
@@ -302,30 +321,46 @@ def _resume(model: Transformer, state: TrainState, run: Run) -> _History:
     return _History(extra["steps"], extra["losses"])
 
 
-def _timed(results: Iterator[StepResult]) -> Iterator[tuple[StepResult, float]]:
-    """Each result with the seconds its step took, the caller's own work left out."""
-    while True:
-        start = time.perf_counter()
-        result = next(results, None)
-        if result is None:
-            return
-        float(result.loss)  # on CUDA, wait for the step
-        yield result, time.perf_counter() - start
+def _behind(device: torch.device) -> int:
+    """How many steps' numbers may be unread: on CUDA one, read while the next step runs."""
+    return 1 if device.type == "cuda" else 0
 
 
-def _line(result: StepResult, loss: float, seconds: float) -> dict[str, float]:
+class _Reading:
+    """A step's loss and gradient norm on their way to the host."""
+
+    def __init__(self, result: StepResult) -> None:
+        self.result = result
+        # Queued behind this step and before the next one, which needn't be over to read them.
+        numbers = torch.stack([result.loss, result.grad_norm])
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if numbers.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def wait(self) -> tuple[float, float]:
+        """The loss and the norm, once the step is over."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, norm = self._numbers.tolist()
+        return loss, norm
+
+
+def _line(
+    result: StepResult, loss: float, norm: float | None, seconds: float
+) -> dict[str, float | None]:
     return {
         "step": result.step,
         "loss": loss,
         "learning_rate": result.learning_rate,
-        "grad_norm": float(result.grad_norm),
+        "grad_norm": norm,  # null: fp16 gradients overflowed, the step was skipped
         "tokens": result.tokens,
         "supervised": result.supervised,
         "seconds": round(seconds, 4),
     }
 
 
-def _not_finite(result: StepResult, loss: float, steps: Steps, run: Run) -> str:
+def _not_finite(result: StepResult, loss: float, norm: float, steps: Steps, run: Run) -> str:
     places = steps.dataset.table[["file", "line"]][list(result.rows[:20])].tolist()
     rows = ", ".join(
         f"{run.files[file]}:{line}" if line else f"row {row}"
@@ -333,6 +368,6 @@ def _not_finite(result: StepResult, loss: float, steps: Steps, run: Run) -> str:
     )
     return (
         f"step {result.step}: the loss is {loss} and the gradient's norm "
-        f"{float(result.grad_norm)}; its rows are {rows}. Lower --learning-rate "
+        f"{norm}; its rows are {rows}. Lower --learning-rate "
         f"or use --precision fp32; checkpoints in {run.out} are from before it"
     )

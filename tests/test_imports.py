@@ -19,7 +19,7 @@ ORDER = """
     vocabulary, tokenizer
     data:      conversation, strict_json, reader, chatml, masking, documents, dataset, packing
     model:     config, rope, elementwise, attention, cache, transformer, pretrained
-    training:  precision, optim, loss, loop, checkpoint
+    training:  precision, optim, loss, prefetch, loop, checkpoint
     sampler
     summary, run
     sft, pretrain, chat

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer
+from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if
 
 BETAS = (0.9, 0.95)
 
@@ -183,3 +183,36 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad) -> None:
     a = nn.Parameter(torch.zeros(2))
     a.grad = torch.tensor([0.3, bad])
     assert not math.isfinite(clip_gradients([a], 1.0).item())
+
+
+# A step that the device itself decides about
+
+
+def stepped(flags: list[bool]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A weight after one step for each flag, and its moments."""
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for step, fine in enumerate(flags):
+        weight.grad = torch.full_like(weight, 1.0 + step if fine else math.nan)
+        step_if(torch.tensor(fine), optimizer)
+    return weight.detach(), optimizer.state[weight]
+
+
+def test_a_step_that_is_not_fine_changes_neither_weights_nor_moments() -> None:
+    weight, moments = stepped([True, True])
+    disturbed, others = stepped([True, False])
+    assert not torch.equal(weight, disturbed)  # the flag is seen
+    (once, first) = stepped([True])
+    assert torch.equal(disturbed, once)
+    assert all(torch.equal(others[name], first[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+    assert moments["step"].item() == 2
+
+
+def test_a_fine_step_is_adamws_own() -> None:
+    weight, _ = stepped([True, True])
+    plain = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = torch.optim.AdamW([plain], lr=0.1, fused=True)
+    for gradient in (1.0, 2.0):
+        plain.grad = torch.full_like(plain, gradient)
+        optimizer.step()
+    assert torch.equal(weight, plain.detach())

@@ -7,12 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from minimind import run as module
 from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
 from minimind.data.packing import make_steps
 from minimind.model.transformer import Transformer
-from minimind.run import _Metrics, choose_device, new_folder, validation_loss
+from minimind.run import (
+    Run,
+    TrainingError,
+    _Metrics,
+    choose_device,
+    fit,
+    new_folder,
+    validation_loss,
+)
+from minimind.tokenizer import Tokenizer
+from minimind.training import loop
+from minimind.training.loop import TrainConfig
 from tests.tiny import CONFIG
 
 
@@ -56,9 +69,13 @@ def test_a_device_that_is_not_there_is_named_with_the_choices() -> None:
 
 
 def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for there, name in ((True, "cuda"), (False, "cpu")):
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    for there, name in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert asked == []
         assert choose_device("auto") == torch.device(name)
+    assert asked == ["high"]  # TF32, where a GPU was found too
 
 
 def test_each_run_gets_the_first_free_number(tmp_path: Path) -> None:
@@ -74,3 +91,101 @@ def test_metrics_of_steps_that_will_be_done_again_are_dropped(tmp_path: Path) ->
         metrics.write({"step": 2, "loss": 2.5})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 3}, {"step": 2, "loss": 2.5}]
+
+
+# A step that isn't finite, and when the host comes to know of it
+
+
+@pytest.fixture(params=[0, 1], ids=["read at once", "read a step late, as on CUDA"])
+def behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    steps: int = request.param
+    monkeypatch.setattr(module, "_behind", lambda device: steps)
+    return steps
+
+
+def train_with_a_bad_step(
+    out: Path, tokenizer: Tokenizer, bad: int, save_every: int, monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, torch.Tensor]]:
+    """Weights after each step of a run whose step `bad` has a loss that is no number."""
+    out.mkdir()
+    model = Transformer(CONFIG).initialize(0)
+    steps = make_steps(examples(12), tokens_per_step=60)
+    assert len(steps) > bad
+    seen: list[dict[str, torch.Tensor]] = []
+    train_step, batch_loss = loop.train_step, loop.batch_loss
+
+    def loss_of_a_bad_step(*arguments: object) -> torch.Tensor:
+        loss = batch_loss(*arguments)
+        return loss * float("nan") if len(seen) + 1 == bad else loss
+
+    def note(*arguments: object) -> loop.StepResult:
+        result = train_step(*arguments)
+        seen.append({name: x.detach().clone() for name, x in model.state_dict().items()})
+        return result
+
+    monkeypatch.setattr(loop, "batch_loss", loss_of_a_bad_step)
+    monkeypatch.setattr(loop, "train_step", note)
+    run = Run(
+        out=out,
+        validation=[],
+        eval_every=100,
+        save_every=save_every,
+        save_dtype=torch.float32,
+        identity={},
+        say=print,
+    )
+    first, last = steps.rows_of(bad - 1)[[0, -1]]
+    named = f"^step {bad}: the loss is nan .*its rows are row {first}, .*row {last}\\. Lower"
+    with pytest.raises(TrainingError, match=named):
+        fit(model, tokenizer, steps, TrainConfig(precision="fp32"), run)
+    return seen
+
+
+def test_a_bad_step_stops_the_run_and_leaves_the_weights_as_they_were(
+    behind: int, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    seen = train_with_a_bad_step(out, tokenizer, 3, save_every=2, monkeypatch=monkeypatch)
+    assert len(seen) == 3 + behind  # a late reader has begun one more
+    before, after = seen[1], seen[2]
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not torch.equal(seen[0]["model.norm.weight"], before["model.norm.weight"])
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
+    kept = load_file(out / "checkpoints" / "step-00000002" / "tensors.safetensors")
+    assert torch.equal(kept["weights/model.norm.weight"], before["model.norm.weight"])
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_nothing_is_saved_before_the_last_step_is_known_to_be_fine(
+    behind: int, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    seen = train_with_a_bad_step(out, tokenizer, 2, save_every=2, monkeypatch=monkeypatch)
+    assert len(seen) == 2
+    assert not (out / "checkpoints").exists()
+
+
+def test_steps_that_overflow_fp16_are_counted_and_the_run_goes_on(
+    behind: int, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(state: loop.TrainState) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=2.0**30)
+
+    monkeypatch.setattr(loop.TrainState, "_make_scaler", too_large)
+    run = Run(
+        out=tmp_path,
+        validation=[],
+        eval_every=100,
+        save_every=0,
+        save_dtype=torch.float32,
+        identity={},
+        say=print,
+    )
+    steps = make_steps(examples(12), tokens_per_step=60)
+    model = Transformer(CONFIG).initialize(0)
+    outcome = fit(model, tokenizer, steps, TrainConfig(precision="fp16"), run)
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    norms = [json.loads(line)["grad_norm"] for line in lines]
+    assert outcome.finished
+    assert outcome.skipped == norms.count(None) > 0

@@ -81,7 +81,8 @@ class Batch:
             return self
 
         def move(x: Tensor) -> Tensor:
-            return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+            pinned = device.type == "cuda" and x.device.type == "cpu"
+            return (x.pin_memory() if pinned else x).to(device, non_blocking=True)
 
         return replace(
             self,

@@ -18,8 +18,9 @@ from minimind.data.packing import Batch
 from minimind.model.attention import Documents, Tails
 from minimind.model.transformer import Transformer
 from minimind.training.loss import summed_cross_entropy
-from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer
+from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if
 from minimind.training.precision import Precision, autocast, resolve_precision
+from minimind.training.prefetch import prefetch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,14 +166,18 @@ def train(
 def train_step(
     model: Transformer, batches: list[Batch], config: TrainConfig, state: TrainState, rate: float
 ) -> StepResult:
-    """One optimizer step over its micro-batches, divided once by all their supervised tokens."""
+    """One optimizer step over its micro-batches, divided once by all their supervised tokens.
+
+    Where the loss or a gradient isn't finite, weights and moments stay what they were. Nothing
+    here waits for the device: the caller reads what came of it.
+    """
     supervised = sum(batch.num_supervised for batch in batches)
     if not supervised:
         raise ValueError(
             f"step {state.step + 1} has no supervised token; leave out rows without one"
         )
     total = torch.zeros((), device=model.device)
-    for batch in batches:
+    for batch in prefetch(batches, model.device):
         loss = batch_loss(model, batch, config, state.precision) / supervised
         state.scaler.scale(loss).backward()
         total += loss.detach()
@@ -181,8 +186,11 @@ def train_step(
     norm = clip_gradients(model.parameters(), config.max_grad_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    if state.scaler.is_enabled():  # it has seen every gradient itself
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        step_if(torch.isfinite(total + norm), state.optimizer)
     state.optimizer.zero_grad()
     state.step += 1
     rows = tuple(row for batch in batches for row in batch.rows)

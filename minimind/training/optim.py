@@ -26,6 +26,20 @@ def make_optimizer(
     )
 
 
+def step_if(fine: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of a fused optimizer where `fine`, else none; decided on the device.
+
+    The host needn't wait to know: the fused kernel takes the flag that GradScaler hands it.
+
+    Args:
+        fine: a bool scalar on the weights' device.
+        optimizer: fused; where not `fine`, its weights and moments stay what they were.
+    """
+    optimizer.found_inf = (~fine).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
 def learning_rate_at(
     step: int, steps: int, peak: float, warmup_steps: int, floor_ratio: float
 ) -> float:
