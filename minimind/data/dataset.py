@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice, repeat, takewhile
+from itertools import compress, islice, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, DataError, irregularities
-from minimind.data.masking import Example, Truncation, encode_conversations, truncate
+from minimind.data.masking import EncodedRows, Example, Truncation, encode_rows, truncate
 from minimind.data.reader import read_conversations
 from minimind.tokenizer import Tokenizer
 
@@ -75,8 +75,14 @@ class Dataset(Sequence[Example]):
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
         """Copy Examples into memory."""
         rows = list(examples)
-        weighted = any(row.weights is not None for row in rows)
-        return cls(*_lay_out(rows, np.uint32, weighted, repeat((0, 0, 0))))
+        input_ids = _flat("I", [row.input_ids for row in rows])
+        loss_mask = _flat("I", [row.loss_mask for row in rows]).astype(np.bool_)
+        weights = None
+        if any(row.weights is not None for row in rows):
+            marks_or_weights = [w.loss_mask if w.weights is None else w.weights for w in rows]
+            weights = _flat("f", marks_or_weights)
+        lengths = np.array([len(row) for row in rows], np.int64)
+        return cls(input_ids, loss_mask, weights, _table(loss_mask, np.cumsum(lengths)))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -277,16 +283,20 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
         )
         weighted = False
         dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        for sources, kept in _blocks(conversations, tokenizer, options, report):
-            if not weighted and any(row.weights is not None for row in kept):
+        file_of = {name: index for index, name in reversed(list(enumerate(names)))}
+        for sources, block in _blocks(conversations, tokenizer, options, report):
+            if not weighted and not np.isin(block.weights, (0, 1)).all():
                 weighted = True
                 _write_ones(folder / "loss_mask.bin", weights)
-            places = [(prompt_key_of(s), names.index(s.path), s.line) for s in sources]
-            input_ids, loss_mask, factors, table = _lay_out(kept, dtype, weighted, places)
-            input_ids.tofile(ids)
+            loss_mask = block.weights > 0
+            table = _table(loss_mask, block.ends)
+            table["key"] = [prompt_key_of(source) for source in sources]
+            table["file"] = [file_of[source.path] for source in sources]
+            table["line"] = [source.line for source in sources]
+            block.input_ids.astype(dtype).tofile(ids)
             loss_mask.tofile(masks)
-            if factors is not None:
-                factors.tofile(weights)
+            if weighted:
+                block.weights.astype(np.float32).tofile(weights)
             table.tofile(rows)
     if not weighted:
         (folder / "weights.bin").unlink()
@@ -308,54 +318,46 @@ def _blocks(
     tokenizer: Tokenizer,
     options: DataOptions,
     report: DataReport,
-) -> Iterator[tuple[list[Conversation], list[Example]]]:
-    """Yield the rows that train, some thousand at a time, with their Examples; count all others."""
-    while block := list(islice(conversations, BLOCK_ROWS)):
-        sources: list[Conversation] = []
-        kept: list[Example] = []
-        whole = encode_conversations(block, tokenizer, train_on=options.train_on)
-        for conversation, full in zip(block, whole, strict=True):
-            report.rows += 1
-            report.shapes[conversation.shape] += 1
-            report.turns.update(irregularities(conversation))
-            wanted = full.loss_mask.count(True)
-            if not wanted:
-                report.unsupervised += 1
-                continue
-            row = truncate(full, options.max_length, tokenizer, options.truncation)
-            trained = wanted if row is full else row.loss_mask.count(True)
-            if trained < wanted:
-                report.truncated += 1
-                report.tokens_lost += wanted - trained
-            if not trained:
-                report.dropped_long += 1
-                continue
-            report.kept += 1
-            report.tokens += len(row)
-            report.trained += trained
-            sources.append(conversation)
-            kept.append(row)
-        yield sources, kept
+) -> Iterator[tuple[list[Conversation], EncodedRows]]:
+    """Yield the rows that train, some thousand at a time, with what they encode to; count all."""
+    while sources := list(islice(conversations, BLOCK_ROWS)):
+        report.rows += len(sources)
+        for source in sources:
+            report.shapes[source.shape] += 1
+            report.turns.update(irregularities(source))
+        whole = encode_rows(sources, tokenizer, train_on=options.train_on)
+        lengths = np.diff(whole.ends, prepend=0)
+        starts = whole.ends - lengths
+        trained_before = np.append(0, np.cumsum(whole.weights > 0))
+        wanted = trained_before[whole.ends] - trained_before[starts]
+        for index in np.flatnonzero((lengths > options.max_length) & (wanted > 0)):
+            row = truncate(whole[index], options.max_length, tokenizer, options.truncation)
+            lengths[index] = len(row)
+        trained = trained_before[starts + lengths] - trained_before[starts]
+        lengths[trained == 0] = 0
+        report.unsupervised += int((wanted == 0).sum())
+        report.truncated += int((trained < wanted).sum())
+        report.tokens_lost += int((wanted - trained).sum())
+        report.dropped_long += int(((trained == 0) & (wanted > 0)).sum())
+        report.kept += int((trained > 0).sum())
+        report.tokens += int(lengths.sum())
+        report.trained += int(trained.sum())
+        yield list(compress(sources, lengths.tolist())), whole.cut(lengths)
 
 
-def _lay_out(
-    rows: list[Example], dtype: npt.DTypeLike, weighted: bool, places: Iterable[tuple[int, ...]]
-) -> tuple[Array, Array, Array | None, Array]:
-    """Lay rows end to end: ids, mask, weights, table. A place is the last three fields of ROW."""
-    input_ids = _flat("I", [row.input_ids for row in rows]).astype(dtype)
-    loss_mask = _flat("I", [row.loss_mask for row in rows]).astype(np.bool_)
-    weights = None
-    if weighted:
-        weights = _flat("f", [w.loss_mask if w.weights is None else w.weights for w in rows])
-
-    marks, start, table = loss_mask.tobytes(), 0, []
-    for row, place in zip(rows, places, strict=False):
-        end = start + len(row)
-        trained = marks.count(1, start + 1, end)  # nothing stands before a first token
-        inputs = marks.rfind(1, start + 1, end) - start if trained else 0
-        table.append((len(row), inputs, trained, *place))
-        start = end
-    return input_ids, loss_mask, weights, np.array(table, ROW)
+def _table(loss_mask: Array, ends: Array) -> Array:
+    """What is known of rows that stand end to end, without their places."""
+    table = np.zeros(len(ends), ROW)
+    lengths = np.diff(ends, prepend=0)
+    starts = ends - lengths
+    marked = np.flatnonzero(loss_mask)
+    marked = marked[~np.isin(marked, starts[lengths > 0])]  # nothing stands before a first token
+    before, after = np.searchsorted(marked, starts), np.searchsorted(marked, ends)
+    some = after > before
+    table["length"] = lengths
+    table["trained"] = after - before
+    table["inputs"][some] = marked[after[some] - 1] - starts[some]
+    return table
 
 
 def _flat(code: str, parts: Iterable[Sequence[Any]]) -> Array:
