@@ -1,7 +1,7 @@
 """How many floating-point operations training takes: what the model asks for, and what is done.
 
-*model*     6 per matrix weight (the head's too) and token, and causal attention: 2 products forward,
-            4 backward, over the pairs of tokens that see each other. The same for everybody; the
+*model*     6 per matrix weight (the head's too) and token, and causal attention: 2 products forward
+            and 4 backward over the pairs of tokens that see each other. The same for everybody; the
             share of the machine's peak that it stands for is called MFU.
 *executed*  what was computed in fact: less where work that leads nowhere is left out, more for
             padding and for the scores that flash attention computes again.

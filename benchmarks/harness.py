@@ -42,7 +42,8 @@ class Contestant:
 
     def round(self) -> Measures:
         """One round's figures, as the contestant gave them."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         for line in self._process.stdout:

@@ -23,7 +23,7 @@ SHORTEST = 110  # characters of an answer
 
 
 def _shape(
-    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, kv: int
+    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int
 ) -> ModelConfig:
     return ModelConfig(
         model_type="llama",
@@ -32,7 +32,7 @@ def _shape(
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=kv,
+        num_key_value_heads=kv_heads,
         head_dim=hidden // heads,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
