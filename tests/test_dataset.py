@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -367,6 +368,49 @@ def test_a_pipe_is_read_once_and_each_time(tmp_path: Path, tokenizer: Tokenizer)
         dataset, _, _ = build(pipe, tokenizer)
         writer.join(10)
         assert f"assistant\n{answer}<" in tokenizer.decode(dataset[0].input_ids)
+
+
+def test_standard_input_is_cached_by_its_content_and_errors_call_it_so(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, written: list[object]
+) -> None:
+    def feed(text: str) -> None:
+        buffer = io.BytesIO(text.encode())
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=buffer))
+
+    for _ in range(2):
+        feed(json.dumps(exchange("Hi", "하나")))
+        dataset, _, folder = build_dataset(["-"], tokenizer, DataOptions())
+        assert "하나" in tokenizer.decode(dataset[0].input_ids)
+    assert len(written) == 1
+    feed("[]\n" + BAD[0])
+    with pytest.raises(DataError, match="<stdin>: has no rows"):
+        build_dataset(["-"], tokenizer, DataOptions())
+    feed(BAD[0])
+    _, _, listed = build_dataset(["-"], tokenizer, DataOptions(on_bad_row="skip"))
+    (entry,) = (listed / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(entry)["path"] == "-"
+    assert {path.name for path in cache_directory().iterdir()} == {folder.name, listed.name}
+
+
+def test_the_cache_takes_at_most_twice_the_bytes_of_the_tokens(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    rows = [exchange(f"질문 {i}입니다", "답 " * (30 + i % 50)) for i in range(300)]
+    dataset, report, folder = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size <= 2 * report.tokens * dataset.input_ids.dtype.itemsize
+
+
+def test_garbage_is_collected_again_after_building(mixed: Path, tokenizer: Tokenizer) -> None:
+    assert gc.isenabled()
+    build(mixed, tokenizer)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        build(mixed, tokenizer, max_length=60)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_crash_while_building_leaves_nothing_behind(

@@ -17,7 +17,8 @@ ROOT = Path(minimind.__file__).parent
 ORDER = """
     version
     vocabulary, tokenizer
-    data:      conversation, strict_json, reader, chatml, masking, documents, dataset, packing
+    data:      conversation, strict_json, reader, sources, chatml
+    data:      masking, documents, dataset, packing
     model:     config, rope, elementwise, attention, cache, transformer, pretrained
     training:  precision, optim, loss, prefetch, loop, checkpoint
     sampler

@@ -14,7 +14,7 @@ nothing searches token ids for it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from minimind.data.conversation import Message
@@ -49,7 +49,6 @@ class Segment(NamedTuple):
 
 
 _OPEN = Segment(START, control=True)
-_CLOSE = Segment(END, control=True)
 _NEWLINE = Segment("\n")
 
 
@@ -70,9 +69,8 @@ def render(messages: Sequence[Message], train_on: TrainOn = "all") -> list[Segme
         trained = message.role == "assistant" and (train_on == "all" or index == last)
         weight = message.weight if trained else 0.0
         segments += _header(message.role)
-        segments.append(Segment(message.content, weight=weight))
-        segments.append(Segment(END, control=True, weight=weight) if weight else _CLOSE)
-        segments.append(_NEWLINE)
+        segments.append(Segment(message.content, False, weight))
+        segments += _tail(weight)
     return segments
 
 
@@ -83,10 +81,15 @@ def render_prompt(messages: Iterable[Message]) -> list[Segment]:
     """
     segments: list[Segment] = []
     for message in messages:
-        segments += [*_header(message.role), Segment(message.content), _CLOSE, _NEWLINE]
+        segments += [*_header(message.role), Segment(message.content), *_tail(0.0)]
     return [*segments, *_header("assistant")]
 
 
 @cache
 def _header(role: str) -> tuple[Segment, ...]:
     return _OPEN, Segment(role + "\n")
+
+
+@lru_cache  # data may weigh each turn otherwise
+def _tail(weight: float) -> tuple[Segment, ...]:
+    return Segment(END, control=True, weight=weight), _NEWLINE

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -187,7 +187,12 @@ def irregularities(conversation: Conversation) -> list[str]:
 
     See the table at the top of this module. The list is empty for system?, (user, assistant)+.
     """
-    roles = [message.role for message in conversation.messages if message.role != "system"]
+    return list(_irregularities(tuple([message.role for message in conversation.messages])))
+
+
+@lru_cache  # a data set knows few orders of turns
+def _irregularities(order: tuple[str, ...]) -> tuple[str, ...]:
+    roles = [role for role in order if role != "system"]
     pairs = set(pairwise(roles))
     found = {
         "repeated_user": ("user", "user") in pairs,
@@ -196,7 +201,7 @@ def irregularities(conversation: Conversation) -> list[str]:
         "trailing_prompt": "assistant" in roles and roles[-1] != "assistant",
         "no_assistant": "assistant" not in roles,
     }
-    return [name for name, present in found.items() if present]
+    return tuple(name for name, present in found.items() if present)
 
 
 def printable(text: str) -> str:

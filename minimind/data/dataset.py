@@ -10,35 +10,38 @@ Knows no steps, no batches and no model.
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 import unicodedata
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice, repeat, takewhile
+from functools import partial
+from itertools import compress, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, DataError, irregularities
-from minimind.data.masking import Example, Truncation, encode_conversations, truncate
+from minimind.data.masking import EncodedRows, Example, Truncation, encode_rows, truncate
 from minimind.data.reader import read_conversations
+from minimind.data.sources import content_hash, readable_again, working_folder
 from minimind.tokenizer import Tokenizer
 
 Array: TypeAlias = "npt.NDArray[Any]"
 
 FORMAT = 1  # raised whenever the same input would give other ids, masks or files
-BLOCK_ROWS = 2048
+BLOCK_ROWS = 512
 OnBadRow = Literal["stop", "skip"]
 
 
@@ -75,8 +78,14 @@ class Dataset(Sequence[Example]):
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
         """Copy Examples into memory."""
         rows = list(examples)
-        weighted = any(row.weights is not None for row in rows)
-        return cls(*_lay_out(rows, np.uint32, weighted, repeat((0, 0, 0))))
+        input_ids = _flat("I", [row.input_ids for row in rows])
+        loss_mask = _flat("I", [row.loss_mask for row in rows]).astype(np.bool_)
+        weights = None
+        if any(row.weights is not None for row in rows):
+            marks_or_weights = [w.loss_mask if w.weights is None else w.weights for w in rows]
+            weights = _flat("f", marks_or_weights)
+        lengths = np.array([len(row) for row in rows], np.int64)
+        return cls(input_ids, loss_mask, weights, _table(loss_mask, np.cumsum(lengths)))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -169,8 +178,8 @@ def build_dataset(
 ) -> tuple[Dataset, DataReport, Path]:
     """Tokenize files once; the second time, map what the first time wrote.
 
-    The key is made of the files' content, the tokenizer, the template and the options. Standard
-    input and pipes can be read only once, so they are tokenized each time.
+    The key is made of the files' content, the tokenizer, the template and the options. A file whose
+    size and times haven't changed isn't read for it. Standard input and pipes are copied first.
 
     Args:
         paths: JSONL, gzipped JSONL or JSON array files; "-" is standard input.
@@ -185,26 +194,24 @@ def build_dataset(
         DataError: a file or, unless `options.on_bad_row` is "skip", a row can't be used.
     """
     names = [os.fspath(path) for path in paths]
+    root = cache or cache_directory()
     settings = [FORMAT, CHAT_TEMPLATE, tokenizer.fingerprint, asdict(options)]
     if options.on_bad_row == "skip":
         settings.append(names)  # they stand in rejected.jsonl
-    key = hashlib.sha256(json.dumps(settings).encode())
-    for name in names:
-        key.update(_content_hash(name))
-    root = cache or cache_directory()
-    folder = root / key.hexdigest()[:32]
-    repeatable = all(map(_is_file, names))
-    if not (repeatable and (folder / "report.json").exists()):
-        root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=root, prefix="building-"))
-        try:
-            _write(names, tokenizer, options, scratch)
-            if not (repeatable and (folder / "report.json").exists()):
-                shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another process was first
-                scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with readable_again(names, root) as files:
+        settings.append([content_hash(file, root) for file in files])
+        key = hashlib.sha256(json.dumps(settings).encode())
+        folder = root / key.hexdigest()[:32]
+        if not (folder / "report.json").exists():
+            with working_folder(root) as scratch:
+                built = scratch / "dataset"
+                built.mkdir()
+                with _without_garbage_collection():
+                    _write(files, dict(zip(files, names, strict=True)), tokenizer, options, built)
+                if not (folder / "report.json").exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # another process was first
+                    built.rename(folder)
     return *_read(folder), folder
 
 
@@ -222,34 +229,35 @@ def prompt_key_of(conversation: Conversation) -> int:
     "hi" are one prompt. Where no user speaks before the first answer, all messages count.
     """
     messages = conversation.messages
-    prompt = tuple(takewhile(lambda message: message.role != "assistant", messages))
-    digest = hashlib.blake2b(digest_size=8)
-    for message in prompt if any(m.role == "user" for m in prompt) else messages:
+    roles = [message.role for message in messages]
+    first_answer = roles.index("assistant") if "assistant" in roles else len(roles)
+    prompt = messages[:first_answer] if "user" in roles[:first_answer] else messages
+    parts = []
+    for message in prompt:
         text = unicodedata.normalize("NFKC", message.content).casefold()
-        kept = _NOT_ALPHANUMERIC.sub("", text)
-        digest.update(f"{message.role}\0{kept or text}\0".encode("utf-8", "surrogatepass"))
-    return int.from_bytes(digest.digest(), "big")
+        parts.append(f"{message.role}\0{''.join(_ALPHANUMERIC.findall(text)) or text}\0")
+    spelled = "".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(spelled, digest_size=8).digest(), "big")
 
 
-_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
+_ALPHANUMERIC = re.compile(r"[^\W_]+")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
-def _is_file(name: str) -> bool:
-    return name != "-" and os.path.isfile(name)
+def _write(
+    files: list[str],
+    names: dict[str, str],
+    tokenizer: Tokenizer,
+    options: DataOptions,
+    folder: Path,
+) -> None:
+    """Stream files through the data chain into flat arrays: memory doesn't grow with rows.
 
-
-def _content_hash(name: str) -> bytes:
-    digest = hashlib.sha256()
-    if _is_file(name):
-        with suppress(OSError), open(name, "rb") as file:  # the reader says what is wrong with it
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.digest()
-
-
-def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder: Path) -> None:
-    """Stream files through the data chain into flat arrays: memory doesn't grow with rows."""
+    Errors call each file by its name: a copy of standard input is called "-".
+    """
     report = DataReport()
+    index_of = {file: index for index, file in reversed(list(enumerate(files)))}
     with (
         open(folder / "input_ids.bin", "wb") as ids,
         open(folder / "loss_mask.bin", "wb") as masks,
@@ -263,13 +271,14 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
 
         def on_error(error: DataError) -> None:
             report.bad[error.kind] += 1
-            entry = {"path": error.path, "line": error.line, "kind": error.kind}
+            entry = {"path": names[error.path], "line": error.line, "kind": error.kind}
             entry |= {"fact": error.fact, "remedy": error.remedy, "excerpt": error.excerpt}
             entry["row"] = error.row
             rejected.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-        conversations = read_conversations(
+        conversations = _read_as(
             names,
+            files,
             prompt_key=options.prompt_key,
             answer_key=options.answer_key,
             system=options.system,
@@ -277,16 +286,19 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
         )
         weighted = False
         dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        for sources, kept in _blocks(conversations, tokenizer, options, report):
-            if not weighted and any(row.weights is not None for row in kept):
+        for sources, block in _blocks(conversations, tokenizer, options, report):
+            if not weighted and not np.isin(block.weights, (0, 1)).all():
                 weighted = True
                 _write_ones(folder / "loss_mask.bin", weights)
-            places = [(prompt_key_of(s), names.index(s.path), s.line) for s in sources]
-            input_ids, loss_mask, factors, table = _lay_out(kept, dtype, weighted, places)
-            input_ids.tofile(ids)
+            loss_mask = block.weights > 0
+            table = _table(loss_mask, block.ends)
+            table["key"] = [prompt_key_of(source) for source in sources]
+            table["file"] = [index_of[source.path] for source in sources]
+            table["line"] = [source.line for source in sources]
+            block.input_ids.astype(dtype).tofile(ids)
             loss_mask.tofile(masks)
-            if factors is not None:
-                factors.tofile(weights)
+            if weighted:
+                block.weights.astype(np.float32).tofile(weights)
             table.tofile(rows)
     if not weighted:
         (folder / "weights.bin").unlink()
@@ -294,6 +306,15 @@ def _write(names: list[str], tokenizer: Tokenizer, options: DataOptions, folder:
         (folder / "rejected.jsonl").unlink()
     head = {"dtype": dtype.__name__, "weighted": weighted, "report": vars(report)}
     (folder / "report.json").write_text(json.dumps(head, indent=1), encoding="utf-8")
+
+
+def _read_as(names: dict[str, str], files: list[str], **options: Any) -> Iterator[Conversation]:
+    """`read_conversations`, but an error that it raises has the file's name."""
+    try:
+        yield from read_conversations(files, **options)
+    except DataError as error:
+        error.path = names.get(error.path, error.path)
+        raise
 
 
 def _write_ones(masks: Path, weights: BinaryIO) -> None:
@@ -308,54 +329,74 @@ def _blocks(
     tokenizer: Tokenizer,
     options: DataOptions,
     report: DataReport,
-) -> Iterator[tuple[list[Conversation], list[Example]]]:
-    """Yield the rows that train, some thousand at a time, with their Examples; count all others."""
-    while block := list(islice(conversations, BLOCK_ROWS)):
-        sources: list[Conversation] = []
-        kept: list[Example] = []
-        whole = encode_conversations(block, tokenizer, train_on=options.train_on)
-        for conversation, full in zip(block, whole, strict=True):
-            report.rows += 1
-            report.shapes[conversation.shape] += 1
-            report.turns.update(irregularities(conversation))
-            wanted = full.loss_mask.count(True)
-            if not wanted:
-                report.unsupervised += 1
-                continue
-            row = truncate(full, options.max_length, tokenizer, options.truncation)
-            trained = wanted if row is full else row.loss_mask.count(True)
-            if trained < wanted:
-                report.truncated += 1
-                report.tokens_lost += wanted - trained
-            if not trained:
-                report.dropped_long += 1
-                continue
-            report.kept += 1
-            report.tokens += len(row)
-            report.trained += trained
-            sources.append(conversation)
-            kept.append(row)
-        yield sources, kept
+) -> Iterator[tuple[list[Conversation], EncodedRows]]:
+    """Yield the rows that train, some thousand at a time, with what they encode to; count all."""
+    blocks = iter(lambda: list(islice(conversations, BLOCK_ROWS)), [])
+    encode = partial(encode_rows, tokenizer=tokenizer, train_on=options.train_on)
+    for sources, whole in _ahead(blocks, encode):
+        report.rows += len(sources)
+        report.shapes.update([source.shape for source in sources])
+        report.turns.update([name for source in sources for name in irregularities(source)])
+        lengths = np.diff(whole.ends, prepend=0)
+        starts = whole.ends - lengths
+        trained_before = np.append(0, np.cumsum(whole.weights > 0))
+        wanted = trained_before[whole.ends] - trained_before[starts]
+        for index in np.flatnonzero((lengths > options.max_length) & (wanted > 0)).tolist():
+            row = truncate(whole[index], options.max_length, tokenizer, options.truncation)
+            lengths[index] = len(row)
+        trained = trained_before[starts + lengths] - trained_before[starts]
+        lengths[trained == 0] = 0
+        report.unsupervised += int((wanted == 0).sum())
+        report.truncated += int((trained < wanted).sum())
+        report.tokens_lost += int((wanted - trained).sum())
+        report.dropped_long += int(((trained == 0) & (wanted > 0)).sum())
+        report.kept += int((trained > 0).sum())
+        report.tokens += int(lengths.sum())
+        report.trained += int(trained.sum())
+        yield list(compress(sources, lengths.tolist())), whole.cut(lengths)
 
 
-def _lay_out(
-    rows: list[Example], dtype: npt.DTypeLike, weighted: bool, places: Iterable[tuple[int, ...]]
-) -> tuple[Array, Array, Array | None, Array]:
-    """Lay rows end to end: ids, mask, weights, table. A place is the last three fields of ROW."""
-    input_ids = _flat("I", [row.input_ids for row in rows]).astype(dtype)
-    loss_mask = _flat("I", [row.loss_mask for row in rows]).astype(np.bool_)
-    weights = None
-    if weighted:
-        weights = _flat("f", [w.loss_mask if w.weights is None else w.weights for w in rows])
+def _ahead(blocks: Iterable[_T], work: Callable[[_T], _R]) -> Iterator[tuple[_T, _R]]:
+    """Yield each block and what `work` makes of it; the next is read while this one is worked on.
 
-    marks, start, table = loss_mask.tobytes(), 0, []
-    for row, place in zip(rows, places, strict=False):
-        end = start + len(row)
-        trained = marks.count(1, start + 1, end)  # nothing stands before a first token
-        inputs = marks.rfind(1, start + 1, end) - start if trained else 0
-        table.append((len(row), inputs, trained, *place))
-        start = end
-    return input_ids, loss_mask, weights, np.array(table, ROW)
+    The tokenizer leaves Python's lock while it works, so that both go on at once.
+    """
+    waiting: deque[tuple[_T, Future[_R]]] = deque()
+    with ThreadPoolExecutor(1) as worker:
+        for block in blocks:
+            waiting.append((block, worker.submit(work, block)))
+            if len(waiting) > 1:
+                ready, future = waiting.popleft()
+                yield ready, future.result()
+        for ready, future in waiting:
+            yield ready, future.result()
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Rows hold no cycles, and to look for some in all of them takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _table(loss_mask: Array, ends: Array) -> Array:
+    """What is known of rows that stand end to end, without their places."""
+    table = np.zeros(len(ends), ROW)
+    lengths = np.diff(ends, prepend=0)
+    starts = ends - lengths
+    marked = np.flatnonzero(loss_mask)
+    marked = marked[~np.isin(marked, starts[lengths > 0])]  # nothing stands before a first token
+    before, after = np.searchsorted(marked, starts), np.searchsorted(marked, ends)
+    some = after > before
+    table["length"] = lengths
+    table["trained"] = after - before
+    table["inputs"][some] = marked[after[some] - 1] - starts[some]
+    return table
 
 
 def _flat(code: str, parts: Iterable[Sequence[Any]]) -> Array:

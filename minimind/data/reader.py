@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import stat
 import sys
 import zlib
@@ -77,6 +78,20 @@ def read_conversations(
     for name in names:
         _refuse_unopenable(name)
     return _read(names, prompt_key, answer_key, system, on_error)
+
+
+def copy_stream(path: str, to: BinaryIO) -> None:
+    """Copy what can be read only once, standard input ("-") or a pipe, as it is.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        stream = _standard_input() if path == "-" else open(path, "rb")  # noqa: SIM115
+        with nullcontext() if path == "-" else stream:
+            shutil.copyfileobj(stream, to)
+    except OSError as error:
+        raise _unreadable(path, 0, error.strerror or error) from None
 
 
 def _read(
