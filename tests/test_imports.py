@@ -18,7 +18,7 @@ ORDER = """
     version
     vocabulary, tokenizer
     data:      conversation, strict_json, reader, chatml, masking, documents, dataset, packing
-    model:     config, rope, attention, cache, transformer, pretrained
+    model:     config, rope, attention, cache, linear, transformer, pretrained
     training:  precision, optim, loss, loop, checkpoint
     sampler
     summary, run

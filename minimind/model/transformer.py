@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from minimind.model.attention import Documents, packed_attention
 from minimind.model.cache import KVCache
 from minimind.model.config import ModelConfig
+from minimind.model.linear import Linear, linear
 from minimind.model.rope import inverse_frequencies
 
 # Shape letters: T tokens of all documents, C hidden size, V vocabulary, H query heads,
@@ -45,7 +46,7 @@ class Transformer(nn.Module):
         self.config = config
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -160,7 +161,7 @@ class Transformer(nn.Module):
         attend = partial(cache.attend_prompts, documents)
         states = self.model(torch.cat(prompts), positions, attend, select=last)
         cache.advance(lengths)
-        return F.linear(states, self.head_weight)
+        return linear(states, self.head_weight)
 
     def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Read one more token per row.
@@ -175,7 +176,7 @@ class Transformer(nn.Module):
         cache.begin_token()
         states = self.model(input_ids, cache.next_positions, cache.attend_token)
         cache.advance([1] * len(input_ids))
-        return F.linear(states, self.head_weight)
+        return linear(states, self.head_weight)
 
 
 class Decoder(nn.Module):
@@ -280,10 +281,10 @@ class Attention(nn.Module):
         super().__init__()
         width, head_dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(width, heads * head_dim, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(heads * head_dim, width, bias=config.o_bias)
+        self.q_proj = Linear(width, heads * head_dim, bias=config.qkv_bias)
+        self.k_proj = Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
+        self.v_proj = Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
+        self.o_proj = Linear(heads * head_dim, width, bias=config.o_bias)
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
@@ -307,9 +308,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.gate_proj = Linear(width, inner, bias=bias)
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, C) -> (T, C)"""
