@@ -19,7 +19,7 @@ ORDER = """
     vocabulary, tokenizer
     data:      conversation, strict_json, reader, sources, chatml
     data:      masking, documents, dataset, packing
-    model:     config, rope, elementwise, attention, cache, transformer, pretrained
+    model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, optim, loss, prefetch, loop, checkpoint
     sampler
     summary, run

@@ -19,6 +19,7 @@ from minimind.model.attention import Documents, Tails, packed_attention
 from minimind.model.cache import KVCache
 from minimind.model.config import ModelConfig
 from minimind.model.elementwise import rms_norm, rotate, swiglu
+from minimind.model.linear import Linear, linear
 from minimind.model.rope import inverse_frequencies
 
 # Shape letters: T tokens of all documents, Q of their tails, S wanted, C hidden size, V vocabulary,
@@ -44,7 +45,7 @@ class Transformer(nn.Module):
         self.config = config
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -159,7 +160,7 @@ class Transformer(nn.Module):
         attend = partial(cache.attend_prompts, documents)
         states = self.model(torch.cat(prompts), positions, attend, documents.tails)
         cache.advance(lengths)
-        return F.linear(states, self.head_weight)
+        return linear(states, self.head_weight)
 
     def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
         """Read one more token per row.
@@ -174,7 +175,7 @@ class Transformer(nn.Module):
         cache.begin_token()
         states = self.model(input_ids, cache.next_positions, cache.attend_token)
         cache.advance([1] * len(input_ids))
-        return F.linear(states, self.head_weight)
+        return linear(states, self.head_weight)
 
 
 class Decoder(nn.Module):
@@ -288,10 +289,10 @@ class Attention(nn.Module):
         super().__init__()
         width, head_dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(width, heads * head_dim, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(heads * head_dim, width, bias=config.o_bias)
+        self.q_proj = Linear(width, heads * head_dim, bias=config.qkv_bias)
+        self.k_proj = Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
+        self.v_proj = Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
+        self.o_proj = Linear(heads * head_dim, width, bias=config.o_bias)
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
@@ -317,9 +318,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.gate_proj = Linear(width, inner, bias=bias)
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, C) -> (T, C)"""

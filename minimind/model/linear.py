@@ -1,0 +1,68 @@
+"""Linear layers, also for few rows at the speed of memory. Knows no model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Shape letters: R rows, I input features, O output features, B blocks of a weight.
+
+FEW_ROWS = 16  # above, F.linear is as fast
+BLOCK = 192  # most of a weight's rows in a block: what it needs stays in the core's cache
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, I) -> (R, O)"""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias, without gradients and on CPU in another order of memory.
+
+    To decode is to read every weight once for a few rows. F.linear does that at a half of the
+    memory's speed or less; one product per block of the weight, blocks shared out among the cores,
+    comes near to it (benchmarks/RESULTS_decode.md). The weight isn't copied.
+
+    Args:
+        x: (R, I)
+        weight: (O, I)
+        bias: (O,)
+
+    Returns:
+        (R, O), equal to F.linear's but for rounding.
+    """
+    if not _blocks_serve(x, weight):
+        return F.linear(x, weight, bias)
+    blocks = weight.view(_block_count(len(weight)), -1, weight.size(1))  # (B, O/B, I)
+    if len(x) == 1:
+        # Each block is a matrix-vector product. As `x.t()`: its strides decide which kernel runs.
+        out = torch.bmm(blocks, x.t().expand(len(blocks), -1, -1)).view(1, -1)
+    else:
+        out = torch.bmm(x.expand(len(blocks), -1, -1), blocks.transpose(1, 2))  # (B, R, O/B)
+        out = out.transpose(0, 1).reshape(len(x), -1)
+    return out if bias is None else out + bias
+
+
+def _blocks_serve(x: Tensor, weight: Tensor) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim == 2
+        and 0 < len(x) <= FEW_ROWS
+        and weight.is_contiguous()
+        and _block_count(len(weight)) > 1
+    )
+
+
+@lru_cache
+def _block_count(rows: int) -> int:
+    """The fewest equal blocks of at most `BLOCK` rows, a multiple of 8 for the cores; or 1."""
+    counts = range(8, rows + 1, 8)
+    return next((count for count in counts if rows % count == 0 and rows // count <= BLOCK), 1)
