@@ -22,7 +22,7 @@ MATMUL = 2048  # rows and columns of the product that tells a machine's peak
 
 
 class Contestant:
-    """A running process; `round()` makes it do its work once.
+    """A running process, warmed up; `round()` makes it do its work once.
 
     Args:
         command: what to run after the Python interpreter, as in ["-m", "benchmarks.x", "--serve"].
@@ -39,15 +39,19 @@ class Contestant:
             text=True,
             env=environment,
         )
+        self._answer()  # ready: nobody else is measured while it warms up
 
     def round(self) -> Measures:
         """One round's figures, as the contestant gave them."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Measures:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):  # peers print other things, too
+            if line.startswith(('{"', "{}")):  # peers print other things, too
                 answer: Measures = json.loads(line)
                 return answer
         raise RuntimeError(f"contestant ended: {self._process.args}")
@@ -60,6 +64,7 @@ class Contestant:
 def serve(work: Callable[[], Measures]) -> None:
     """A contestant's side: one round for each line of standard input, after one to warm up."""
     work()
+    print("{}", flush=True)
     for _ in sys.stdin:
         print(json.dumps(work() | {"peak_gb": peak_memory()}), flush=True)
 
@@ -80,15 +85,20 @@ def alternate(
 
 
 def matmul_peak(device: torch.device, seconds: float = 1.0) -> float:
-    """FLOP/s of a large matrix product, the best of as many as fit into some seconds."""
+    """FLOP/s of a large matrix product, the median of as many as fit into some seconds.
+
+    Not the best of them: the cores of a shared machine are faster at one moment than at the next,
+    and a training step gets its average share of both.
+    """
     a, b = (torch.randn(MATMUL, MATMUL, device=device) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    out, times = torch.empty_like(a), []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
         start = time.perf_counter()
-        a @ b
+        torch.mm(a, b, out=out)
         synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * MATMUL**3 / best
+        times.append(time.perf_counter() - start)
+    return 2 * MATMUL**3 / statistics.median(times)
 
 
 def synchronize(device: torch.device) -> None:

@@ -215,7 +215,9 @@ def make_batch(dataset: Dataset, rows: Ints) -> Batch:
     trained = np.asarray(dataset.loss_mask[source + 1])
     labels = np.where(trained, dataset.input_ids[source + 1].astype(np.int64), IGNORE_INDEX)
     supervised = np.flatnonzero(trained)
-    first = supervised[np.searchsorted(supervised, ends - counts)]  # of each row
+    # The first supervised position of each row; its end where it has none.
+    first = np.append(supervised, ends[-1])[np.searchsorted(supervised, ends - counts)]
+    first = np.minimum(first, ends)
     tails = np.flatnonzero(np.arange(ends[-1]) >= np.repeat(first, counts))
     weights = None if dataset.weights is None else dataset.weights[source[supervised] + 1]
     return Batch(

@@ -1,0 +1,229 @@
+"""Training speed: tokens per second, and the share of the machine's matrix-product peak.
+
+    python -m benchmarks.train_throughput                          ours, shapes 5M and 26M
+    python -m benchmarks.train_throughput --shape 26M --peers      beside others' loops
+    python -m benchmarks.train_throughput --model DIR data.jsonl   own weights, own rows
+
+Everyone trains on the same conversations, 16 a step, and is timed over whole steps: forward,
+backward, clipping, AdamW. Tokens are the conversations' own, whatever padding somebody adds. Each
+contestant is a process; they take turns, and the peak is measured in turns with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import minimind
+from benchmarks.environment import environment
+from benchmarks.flops import executed_flops, model_flops
+from benchmarks.harness import (
+    Measures,
+    alternate,
+    markdown,
+    matmul_peak,
+    ratio,
+    serve,
+    spread,
+    synchronize,
+)
+from benchmarks.workload import SHAPES, docstring_dataset
+from minimind.data.dataset import DataOptions, build_dataset
+from minimind.data.packing import cut, make_batch
+from minimind.model.transformer import Transformer
+from minimind.run import choose_device
+from minimind.training.loop import TrainConfig, TrainState, train_step
+
+PER_STEP = 16  # conversations
+OURS = {"ours": 4096, "ours, 1,024 a micro-batch": 1024}  # tokens of a micro-batch, at most
+PEAK = "matrix product"
+
+
+def main() -> None:
+    options = parse()
+    if options.contestant:
+        serve(contestant(options))
+        return
+    results = {}
+    for shape in [str(options.model)] if options.model else options.shape:
+        command = ["-m", "benchmarks.train_throughput", *sys.argv[1:], "--only", shape]
+        names = [PEAK, *OURS]
+        if options.peers:
+            from benchmarks.peers import available
+
+            names += available()
+        commands = {name: [*command, "--contestant", name] for name in names}
+        rounds = alternate(commands, options.rounds, options.threads)
+        print(f"{shape}, {options.threads} threads\n\n{table(rounds)}\n", flush=True)
+        results[shape] = rounds
+    facts = environment(options.device) | {"threads": str(options.threads)}
+    print(json.dumps(facts | {"results": results} if options.json else facts))
+    if options.plot:
+        plot(results, options.plot)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", help="JSONL rows; default docstrings")
+    parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["5M", "26M"])
+    parser.add_argument("--model", type=Path, help="a folder with weights, in place of --shape")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peers", action="store_true", help="needs the bench extra")
+    parser.add_argument("--json", action="store_true", help="print every round's figures, too")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)  # what a child process does
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class Workload:
+    """The same rows for everybody, `PER_STEP` a step, over and over."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        _, tokenizer = minimind.load()
+        self.folder = options.model
+        if options.model:
+            model, tokenizer = minimind.load(options.model)
+            self.config = model.config
+        else:
+            self.config = replace(SHAPES[options.only], max_position_embeddings=8192)
+        if options.files:
+            self.dataset, _, _ = build_dataset(options.files, tokenizer, DataOptions())
+        else:
+            self.dataset = docstring_dataset(tokenizer, vocabulary=self.config.vocab_size)
+        self.steps_per_round = options.steps
+
+    def rounds(self) -> Iterator[list[np.ndarray]]:
+        """Each round's steps: the rows of each."""
+        order = np.arange(len(self.dataset))
+        while True:
+            used, order = np.split(order, [PER_STEP * self.steps_per_round])
+            order = np.concatenate([order, used])
+            yield np.split(used, self.steps_per_round)
+
+    def new_model(self) -> Transformer:
+        if self.folder:
+            return minimind.load(self.folder)[0]
+        return Transformer(self.config).initialize()
+
+    def measures(self, steps: list[np.ndarray], seconds: float, executed: float | None) -> Measures:
+        rows = np.concatenate(steps)
+        lengths = self.dataset.table["length"][rows].tolist()
+        counted = {} if executed is None else {"executed_flops": executed}
+        return counted | {
+            "seconds": seconds,
+            "tokens": sum(lengths),
+            "supervised": int(self.dataset.table["trained"][rows].sum()),
+            "model_flops": model_flops(self.config, lengths),
+        }
+
+
+def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
+    """What does one round of `options.contestant`."""
+    if options.contestant == PEAK:
+        device = choose_device(options.device)
+        return lambda: {"flops_per_second": matmul_peak(device, 2.0)}
+    workload = Workload(options)
+    if options.contestant in OURS:
+        return ours(workload, options, OURS[options.contestant])
+    from benchmarks.peers import PEERS
+
+    return PEERS[options.contestant](workload)
+
+
+def ours(
+    workload: Workload, options: argparse.Namespace, tokens_per_batch: int
+) -> Callable[[], Measures]:
+    device = choose_device(options.device)
+    model = workload.new_model().to(device)
+    config = TrainConfig(precision=options.precision)
+    state = TrainState(model, config)
+    if options.compile:
+        model.compile_tokenwise()
+    rounds = workload.rounds()
+    inputs = workload.dataset.table["inputs"].astype(np.int64)
+
+    def work() -> Measures:
+        steps = next(rounds)
+        batches = [
+            [make_batch(workload.dataset, g) for g in cut(rows, inputs[rows], tokens_per_batch)]
+            for rows in steps
+        ]
+        start = time.perf_counter()
+        for step in batches:
+            train_step(model, step, config, state, 1e-4)
+        synchronize(device)
+        seconds = time.perf_counter() - start
+        executed = sum(executed_flops(model.config, b) for step in batches for b in step)
+        return workload.measures(steps, seconds, executed)
+
+    return work
+
+
+def table(results: dict[str, list[Measures]]) -> str:
+    peaks = [measures["flops_per_second"] for measures in results[PEAK]]
+    rows = [[PEAK, "", "", "", f"{spread([p / 1e9 for p in peaks])} GFLOP/s", "", ""]]
+    speeds = {
+        name: [m["tokens"] / m["seconds"] for m in rounds]
+        for name, rounds in results.items()
+        if name != PEAK
+    }
+    for name, speed in speeds.items():
+        rounds = results[name]
+        supervised = [m["supervised"] / m["seconds"] for m in rounds]
+        shares = {kind: share(rounds, peaks, kind) for kind in ("model_flops", "executed_flops")}
+        row = [name, spread(speed), spread(supervised), shares["model_flops"]]
+        row += [shares["executed_flops"], f"{rounds[-1]['peak_gb']:.2f} GB"]
+        rows.append([*row, ratio(speeds["ours"], speed)])
+    header = ["contestant", "tokens/s", "supervised tokens/s", "of peak, model FLOP/s (MFU)"]
+    return markdown([*header, "of peak, executed", "peak memory", "ours is"], rows)
+
+
+def share(rounds: list[Measures], peaks: list[float], kind: str) -> str:
+    """Of the peak, round by round."""
+    if kind not in rounds[0]:
+        return "not counted"
+    return spread([m[kind] / m["seconds"] / p for m, p in zip(rounds, peaks, strict=True)], ".0%")
+
+
+def plot(results: dict[str, dict[str, list[Measures]]], path: Path) -> None:
+    """Median tokens/s of each contestant, a panel per shape."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    height = 1 + 0.35 * max(map(len, results.values()))
+    figure, panels = pyplot.subplots(
+        len(results), 1, figsize=(8, height * len(results)), squeeze=False, layout="constrained"
+    )
+    for panel, (shape, contestants) in zip(panels.flat, results.items(), strict=True):
+        names = [name for name in contestants if name != PEAK][::-1]
+        speeds = [
+            statistics.median(m["tokens"] / m["seconds"] for m in contestants[n]) for n in names
+        ]
+        colors = ["#2a6fdb" if name in OURS else "#b0b0b0" for name in names]
+        panel.bar_label(panel.barh(names, speeds, color=colors), fmt="{:,.0f}", padding=3)
+        panel.set(title=f"{shape}: training, tokens/s", xlim=(0, 1.12 * max(speeds)))
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
