@@ -115,11 +115,9 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     Returns:
         (B, H, D)
     """
-    rows, heads, head_dim = q.shape
-    # The query heads that share a key head become that head's query positions: (B, K, H/K, D).
-    q = q.view(rows, k.size(1), heads // k.size(1), head_dim)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.reshape(rows, heads, head_dim)
+    gqa = q.size(1) != k.size(1)
+    out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, mask, enable_gqa=gqa)
+    return out.squeeze(2)
 
 
 def _flash_serves(q: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 On a CPU such passes cost as much as a tenth of the matrix products. Each function here writes its
 backward pass out, working in place where autograd would keep copies. The compiler and CUDA's own
-kernels fuse better still: there, PyTorch's formulas are used.
+kernels fuse better still: there, PyTorch's formulas are used. Without gradients, as in decoding,
+each is a few plain operations: calling an autograd function would cost as much as they do.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
     weight = weight.to(x.dtype)
-    if _fused_elsewhere(x) or x.dtype in (torch.bfloat16, torch.float16):
+    if torch.compiler.is_compiling() or x.is_cuda or x.dtype in (torch.bfloat16, torch.float16):
         return F.rms_norm(x, weight.shape, weight, eps)
+    if not torch.is_grad_enabled():
+        return (x * _norm_scale(x, eps)).mul_(weight)
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
@@ -36,6 +39,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up. Source: Shazeer 2020, arXiv:2002.05202."""
     if torch.compiler.is_compiling():
         return F.silu(gate) * up
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
 
@@ -55,12 +60,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)
         turned = (first * cos - second * sin, second * cos + first * sin)
         return torch.cat(turned, dim=-1).to(x.dtype)
+    if not torch.is_grad_enabled():
+        return _turn(x, cos, sin)
     out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 
 
-def _fused_elsewhere(x: Tensor) -> bool:
-    return torch.compiler.is_compiling() or x.is_cuda
+def _norm_scale(x: Tensor, eps: float) -> Tensor:
+    """(..., width) -> (..., 1): 1 / root mean square"""
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return scale.square_().div_(x.size(-1)).add_(eps).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -71,8 +80,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = scale.square_().div_(x.size(-1)).add_(eps).rsqrt_()  # (..., 1)
+        scale = _norm_scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
         out: Tensor = (x * scale).mul_(weight)
         return out

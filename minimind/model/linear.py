@@ -37,27 +37,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (R, O), equal to F.linear's but for rounding.
     """
-    if not _blocks_serve(x, weight):
+    # Python's own time counts here: the cheapest question that mostly decides comes first.
+    if torch.is_grad_enabled() or x.size(0) > FEW_ROWS or not _blocks_serve(x, weight):
         return F.linear(x, weight, bias)
-    blocks = weight.view(_block_count(len(weight)), -1, weight.size(1))  # (B, O/B, I)
-    if len(x) == 1:
+    rows, (outputs, inputs) = x.size(0), weight.shape
+    count = _block_count(outputs)
+    blocks = weight.view(count, outputs // count, inputs)
+    if rows == 1:
         # Each block is a matrix-vector product. As `x.t()`: its strides decide which kernel runs.
-        out = torch.bmm(blocks, x.t().expand(len(blocks), -1, -1)).view(1, -1)
+        out = torch.bmm(blocks, x.t().expand(count, inputs, 1)).view(1, outputs)
     else:
-        out = torch.bmm(x.expand(len(blocks), -1, -1), blocks.transpose(1, 2))  # (B, R, O/B)
-        out = out.transpose(0, 1).reshape(len(x), -1)
+        out = torch.bmm(x.expand(count, rows, inputs), blocks.transpose(1, 2))  # (B, R, O/B)
+        out = out.transpose(0, 1).reshape(rows, outputs)
     return out if bias is None else out + bias
 
 
 def _blocks_serve(x: Tensor, weight: Tensor) -> bool:
     return (
-        not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        x.dtype == weight.dtype == torch.float32
+        and x.is_cpu
         and x.ndim == 2
-        and 0 < len(x) <= FEW_ROWS
+        and x.size(0) > 0
+        and _block_count(weight.size(0)) > 1
         and weight.is_contiguous()
-        and _block_count(len(weight)) > 1
     )
 
 

@@ -1,0 +1,89 @@
+"""Memory and speed of training at different micro-batch sizes.
+
+    python -m benchmarks.memory --shape 26M --tokens-per-batch 1024 2048 4096
+
+The peak is of the whole process, PyTorch itself included (on CUDA: of the GPU's memory). Each size
+has a process of its own, since a process's peak never falls; they take turns, round by round.
+`benchmarks.loss_memory` measures the loss alone, at large vocabularies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.environment import environment
+from benchmarks.harness import Measures, alternate, markdown, ratio, serve, spread
+from benchmarks.train_throughput import Workload, ours
+from benchmarks.workload import SHAPES
+
+
+def main() -> None:
+    options = parse()
+    if options.contestant:
+        serve(ours(Workload(options), options, options.contestant))
+        return
+    command = ["-m", "benchmarks.memory", *sys.argv[1:], "--contestant"]
+    commands = {str(size): [*command, str(size)] for size in options.tokens_per_batch}
+    results = alternate(commands, options.rounds, options.threads)
+    print(f"{options.only}, {options.threads} threads\n\n{table(results)}\n")
+    facts = environment(options.device) | {"threads": str(options.threads)}
+    print(json.dumps(facts | {"results": results} if options.json else facts))
+    if options.plot:
+        plot(results, options.plot)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", dest="only", choices=SHAPES, default="26M")
+    parser.add_argument("--model", type=Path, help="a folder with weights, in place of --shape")
+    parser.add_argument("--tokens-per-batch", type=int, nargs="*", default=[1024, 2048, 4096])
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print every round's figures, too")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--contestant", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(files=[])
+    return parser.parse_args()
+
+
+def table(results: dict[str, list[Measures]]) -> str:
+    speeds = {size: [m["tokens"] / m["seconds"] for m in runs] for size, runs in results.items()}
+    largest = speeds[max(speeds, key=int)]
+    rows = [
+        [size, f"{results[size][-1]['peak_gb']:.2f} GB", spread(speed), ratio(speed, largest)]
+        for size, speed in speeds.items()
+    ]
+    return markdown(["tokens a micro-batch", "peak memory", "tokens/s", "of the largest's"], rows)
+
+
+def plot(results: dict[str, list[Measures]], path: Path) -> None:
+    """Peak memory and speed over the micro-batch's tokens."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = [int(size) for size in results]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    left.plot(sizes, [runs[-1]["peak_gb"] for runs in results.values()], "o-")
+    left.set(title="peak memory, GB", xlabel="tokens a micro-batch", ylim=0)
+    speeds = [[m["tokens"] / m["seconds"] for m in runs] for runs in results.values()]
+    right.plot(sizes, [statistics.median(speed) for speed in speeds], "o-")
+    right.set(title="tokens/s", xlabel="tokens a micro-batch", ylim=0)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
