@@ -68,7 +68,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _norm_scale(x: Tensor, eps: float) -> Tensor:
     """(..., width) -> (..., 1): 1 / root mean square"""
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return scale.square_().div_(x.size(-1)).add_(eps).rsqrt_()
 
 

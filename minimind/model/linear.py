@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     To decode is to read every weight once for a few rows. F.linear does that at a half of the
     memory's speed or less; one product per block of the weight, blocks shared out among the cores,
-    comes near to it (benchmarks/RESULTS_decode.md). The weight isn't copied.
+    comes near to it (benchmarks/RESULTS.md). The weight isn't copied.
 
     Args:
         x: (R, I)
