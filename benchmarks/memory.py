@@ -15,11 +15,9 @@ import statistics
 import sys
 from pathlib import Path
 
-import torch
-
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, alternate, markdown, ratio, serve, spread
-from benchmarks.train_throughput import Workload, ours
+from benchmarks.train_throughput import Workload, add_training_options, ours
 from benchmarks.workload import SHAPES
 
 
@@ -43,16 +41,8 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", dest="only", choices=SHAPES, default="26M")
-    parser.add_argument("--model", type=Path, help="a folder with weights, in place of --shape")
     parser.add_argument("--tokens-per-batch", type=int, nargs="*", default=[1024, 2048, 4096])
-    parser.add_argument("--steps", type=int, default=2, help="optimizer steps a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", action="store_true", help="print every round's figures, too")
-    parser.add_argument("--plot", type=Path)
+    add_training_options(parser)
     parser.add_argument("--contestant", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(files=[])
     return parser.parse_args()

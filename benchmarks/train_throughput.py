@@ -77,6 +77,15 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("files", nargs="*", help="JSONL rows; default docstrings")
     parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["5M", "26M"])
+    add_training_options(parser)
+    parser.add_argument("--peers", action="store_true", help="needs the bench extra")
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)  # what a child process does
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark that trains can be asked."""
     parser.add_argument("--model", type=Path, help="a folder with weights, in place of --shape")
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps a round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -84,12 +93,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--peers", action="store_true", help="needs the bench extra")
     parser.add_argument("--json", action="store_true", help="print every round's figures, too")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)  # what a child process does
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    return parser.parse_args()
 
 
 class Workload:

@@ -1,7 +1,7 @@
 """What a decoder does element by element, in fewer passes over memory. Knows no weights' names.
 
-On a CPU such passes cost as much as a tenth of the matrix products. Each function here writes its
-backward pass out, working in place where autograd would keep copies. The compiler and CUDA's own
+Each function here writes its backward pass out, working in place where autograd would keep copies:
+on a CPU such passes are a good part of what a step spends beside its matrix products. The compiler and CUDA's own
 kernels fuse better still: there, PyTorch's formulas are used. Without gradients, as in decoding,
 each is a few plain operations: calling an autograd function would cost as much as they do.
 """
