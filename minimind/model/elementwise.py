@@ -1,9 +1,9 @@
 """What a decoder does element by element, in fewer passes over memory. Knows no weights' names.
 
 Each function here writes its backward pass out, working in place where autograd would keep copies:
-on a CPU such passes are a good part of what a step spends beside its matrix products. The compiler and CUDA's own
-kernels fuse better still: there, PyTorch's formulas are used. Without gradients, as in decoding,
-each is a few plain operations: calling an autograd function would cost as much as they do.
+on a CPU such passes are a good part of what a step spends beside its matrix products. The compiler
+and CUDA's own kernels fuse better still: there, PyTorch's formulas are used. Without gradients, as
+in decoding, each is a few plain operations, spared the cost of calling an autograd function.
 """
 
 from __future__ import annotations
