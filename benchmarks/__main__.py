@@ -11,9 +11,9 @@ import subprocess
 import sys
 
 PARTS = {
-    "train_throughput": ["--steps", "1"],
+    "train_throughput": ["--shape", "26M", "--steps", "1"],
     "decode_throughput": ["--new-tokens", "32"],
-    "tokenize_throughput": ["--rows", "5000"],
+    "tokenize_throughput": ["--rows", "2000"],
 }
 
 
