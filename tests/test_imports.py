@@ -22,7 +22,7 @@ ORDER = """
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, optim, loss, prefetch, loop, checkpoint
     sampler
-    summary, run
+    summary, page, run
     sft, pretrain, chat
 """
 # And three rules more:

@@ -1,0 +1,80 @@
+"""Make one self-contained HTML page: light and dark, Korean and English, no network.
+
+Knows nothing of what it shows.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+# Nothing is fetched: the page's own style and script are all that may run or load.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: light-dark(#ffffff, #16181d); --ink: light-dark(#1d2127, #e4e6ea);
+  --faint: light-dark(#5d6672, #9aa3af); --line: light-dark(#d9dde3, #343a43);
+  --panel: light-dark(#f5f6f8, #1e2128); --accent: light-dark(#1f6feb, #79b0ff);
+  --good: light-dark(#bfe8c8, #1d5a33); --bad: light-dark(#f6c9c5, #7a2b27);
+}
+* { box-sizing: border-box }
+body {
+  margin: 0 auto; padding: 1.5rem; max-width: 75rem;
+  background: var(--paper); color: var(--ink); line-height: 1.5; overflow-wrap: anywhere;
+  font-family: system-ui, "Apple SD Gothic Neo", "Malgun Gothic", "Noto Sans KR",
+    "Noto Sans CJK KR", "NanumGothic", sans-serif;
+}
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse; margin: .5rem 0 }
+th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line) }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+code, pre { font-family: ui-monospace, "D2Coding", "Noto Sans Mono CJK KR", monospace }
+.faint { color: var(--faint) } .panel { background: var(--panel); padding: .75rem 1rem;
+  border: 1px solid var(--line); border-radius: .4rem; margin: .75rem 0 }
+input, select, button { font: inherit; color: inherit; background: var(--panel);
+  border: 1px solid var(--line); border-radius: .3rem; padding: .2rem .5rem }
+[hidden] { display: none }
+"""
+
+
+def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A whole HTML document.
+
+    Args:
+        title: plain text; the tab's title and the page's first heading.
+        body: HTML of the page, its texts already through `escape`.
+        style: CSS that is added to the page's own; its colours are --paper, --ink, --faint,
+            --line, --panel, --accent, --good and --bad, each with a light and a dark value.
+        script: JavaScript that runs after the body is there.
+    """
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
+        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def escape(text: str) -> str:
+    """Text for a page or a quoted attribute: no mark-up, and control characters made visible."""
+    shown = "".join(_visible(character) for character in text)
+    return html.escape(shown, quote=True)
+
+
+def embed(data: Any) -> str:
+    """JSON that stands safely inside a page's script."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    if code < 32 and character not in "\t\n":
+        return chr(0x2400 + code)  # the control pictures block
+    return "\ufffd" if 0xD800 <= code < 0xE000 else character

@@ -1,0 +1,55 @@
+"""A page holds what it was given and nothing that runs by accident."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimind.page import embed, escape, page
+
+
+class Elements(HTMLParser):
+    """Counts a document's elements and keeps its text."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.text = ""
+        self.feed(document)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@given(st.text())
+def test_text_never_becomes_mark_up(text: str) -> None:
+    there = Elements(f'<p title="{escape(text)}">{escape(text)}</p>')
+    assert there.names == ["p"]
+    shown = text.translate({code: 0x2400 + code for code in range(32) if code not in (9, 10)})
+    assert there.text == shown
+
+
+@given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner)))
+def test_embedded_data_is_the_same_data_and_cannot_end_the_script(data: object) -> None:
+    assert not re.search("[<>&\u2028\u2029]", embed(data))
+    assert json.loads(embed(data)) == data
+
+
+def test_half_a_surrogate_pair_is_shown_as_unreadable() -> None:
+    assert escape("a\ud800") == "a\ufffd"
+    assert embed("\ud800\x00") == '"\ufffd\\u0000"'
+
+
+def test_a_page_names_no_other_place() -> None:
+    document = page("제목 <1>", "<p>body</p>", style="p { color: red }", script="let a = 1")
+    assert Elements(document).text.count("제목 <1>") == 2  # the tab and the heading
+    assert "http:" not in document
+    assert "https:" not in document
+    assert {"p", "style", "script"} <= set(Elements(document).names)
