@@ -31,9 +31,10 @@ import minimind
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, markdown, peak_memory, ratio, spread
 from minimind.data import dataset as dataset_module
-from minimind.data.dataset import ROW, DataOptions, DataReport, build_dataset
+from minimind.data.dataset import DataOptions, DataReport, build_dataset
 from minimind.data.packing import make_steps
 from minimind.data.sources import SETTLED_NS
+from minimind.data.table import COLUMNS, Table
 from minimind.tokenizer import Tokenizer
 
 SAMPLE = Path("tests/data/conversations.jsonl")
@@ -108,7 +109,7 @@ def write_rows(path: Path, count: int, seed: int = 0) -> Path:
 
 
 def measure_size(rows: int, folder: Path) -> Measures:
-    """Build, open again, plan and build a step of a file of so many rows, in a process."""
+    """Build, open again, split, plan and build a step of a file of so many rows, in a process."""
     file = write_rows(folder / f"{rows}.jsonl", rows)
     time.sleep(SETTLED_NS / 1e9 + 0.5)  # a younger file is hashed each time
     measures = {"rows": float(rows), "file_bytes": float(file.stat().st_size)} | child("size", file)
@@ -127,7 +128,8 @@ def size(file: Path) -> Measures:
         peak = peak_memory()
         dataset, _, _ = build_dataset([file], tokenizer, DataOptions(), Path(cache))
         opened = time.perf_counter()
-        steps = make_steps(dataset, tokens_per_step=TOKENS_PER_STEP, tokens_per_batch=4096)
+        training, _ = dataset.split(0.05)  # as the command does
+        steps = make_steps(training, tokens_per_step=TOKENS_PER_STEP, tokens_per_batch=4096)
         planned = time.perf_counter()
         assert steps[0]
         first = time.perf_counter()
@@ -186,12 +188,15 @@ def sizes_table(sizes: Sequence[Measures]) -> str:
 def write_large_table(folder: Path, rows: int) -> None:
     """A dataset as `build_dataset` leaves it, of random lengths; its tokens are holes in files."""
     folder.mkdir()
-    table = np.zeros(rows, ROW)
-    table["length"] = np.random.default_rng(0).integers(16, 256, rows)
-    table["inputs"] = table["length"] - 2
-    table["trained"] = table["length"] // 2
-    table.tofile(folder / "table.bin")
-    tokens = int(table["length"].sum())
+    table = Table.zeros(rows)
+    lengths = np.random.default_rng(0).integers(16, 256, rows)
+    table["start"][:] = np.cumsum(lengths) - lengths
+    table["length"][:] = lengths
+    table["inputs"][:] = lengths - 2
+    table["trained"][:] = lengths // 2
+    for name in COLUMNS:
+        table[name].tofile(folder / f"table.{name}.bin")
+    tokens = int(lengths.sum())
     for name, width in (("input_ids.bin", 2), ("loss_mask.bin", 1)):
         with (folder / name).open("wb") as file:
             file.truncate(tokens * width)

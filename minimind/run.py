@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -361,10 +362,11 @@ def _line(
 
 
 def _not_finite(result: StepResult, loss: float, norm: float, steps: Steps, run: Run) -> str:
-    places = steps.dataset.table[["file", "line"]][list(result.rows[:20])].tolist()
+    named = np.array(result.rows[:20])
+    files, lines = (steps.dataset.table.take(name, named).tolist() for name in ("file", "line"))
     rows = ", ".join(
         f"{run.files[file]}:{line}" if line else f"row {row}"
-        for row, (file, line) in zip(result.rows, places, strict=False)
+        for row, file, line in zip(named, files, lines, strict=True)
     )
     return (
         f"step {result.step}: the loss is {loss} and the gradient's norm "

@@ -433,7 +433,7 @@ def test_half_a_dataset_is_never_taken_for_one(
     whole, _, folder = build(mixed, tokenizer)
     expected = list(whole)
     (folder / "report.json").unlink()  # as if killed while it was deleted
-    (folder / "table.bin").write_bytes(b"half")
+    (folder / "table.length.bin").write_bytes(b"half")
     (folder.parent / "building-killed").mkdir()
     again, _, _ = build(mixed, tokenizer)
     assert len(written) == 2

@@ -18,7 +18,7 @@ ORDER = """
     version
     vocabulary, tokenizer
     data:      conversation, strict_json, reader, sources, chatml
-    data:      masking, documents, dataset, packing
+    data:      masking, documents, table, dataset, packing
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, optim, loss, prefetch, loop, checkpoint
     sampler

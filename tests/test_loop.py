@@ -103,7 +103,7 @@ def test_a_step_tells_what_it_did() -> None:
     assert result.loss.item() == pytest.approx(expected, rel=1e-6)
     assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
     assert result.learning_rate == 0.5e-3
-    assert result.tokens == sum(int(row["inputs"]) for row in dataset.table)
+    assert result.tokens == int(dataset.table["inputs"].sum())
     assert result.supervised == sum(count for _, count in losses)
     assert result.rows == (0, 1, 2, 3, 4, 5)
 

@@ -13,10 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minimind.data import packing
 from minimind.data.conversation import Message
-from minimind.data.dataset import ROW, Dataset
+from minimind.data.dataset import Dataset
 from minimind.data.masking import Example, encode_conversation
 from minimind.data.packing import IGNORE_INDEX, Batch, Steps, cut, make_batch, make_steps
+from minimind.data.table import Table
 from minimind.tokenizer import Tokenizer
 from tests.strategies import conversations
 
@@ -35,15 +37,13 @@ def rows_of(lengths: Lengths) -> list[Example]:
 
 def only_lengths(lengths: Lengths) -> Dataset:
     """Millions of rows for planning; all of them read the same few tokens."""
-    table = np.zeros(len(lengths), ROW)
-    table["inputs"] = lengths
-    table["length"] = table["inputs"] + 1
-    table["trained"] = 1
+    table = Table.zeros(len(lengths))  # all start at 0
+    table["inputs"][:] = lengths
+    table["length"][:] = table["inputs"] + 1
+    table["trained"][:] = 1
     longest = int(table["length"].max())
     mask = np.arange(longest) > 0
-    dataset = Dataset(np.arange(longest, dtype=np.uint16), mask, None, table)
-    dataset.starts = np.zeros(len(lengths), np.int64)
-    return dataset
+    return Dataset(np.arange(longest, dtype=np.uint16), mask, None, table)
 
 
 def realistic_lengths(count: int, seed: int = 0) -> Lengths:
@@ -214,6 +214,17 @@ def test_a_step_is_the_same_whichever_was_read_before() -> None:
     indices = list(range(len(steps)))
     random.Random(0).shuffle(indices)
     assert [[batch.rows for batch in steps[i]] for i in indices] == [in_order[i] for i in indices]
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=200), st.integers(1, 12))
+def test_a_plan_made_in_blocks_is_the_plan_made_in_one_piece(lengths: Lengths, block: int) -> None:
+    plans = []
+    for rows in (block, len(lengths)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packing, "BLOCK_ROWS", rows)
+            steps = make_steps(only_lengths(lengths), tokens_per_step=500, epochs=2)
+            plans.append([steps.rows_of(index).tolist() for index in range(len(steps))])
+    assert plans[0] == plans[1]
 
 
 def test_rows_are_shuffled_and_not_sorted_by_place_or_length() -> None:

@@ -117,7 +117,7 @@ def test_folders_that_killed_processes_left_are_removed(tmp_path: Path) -> None:
     }
     for name, (age, _) in names.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "table.bin").write_bytes(b"half")
+        (tmp_path / name / "table.length.bin").write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     with working_folder(tmp_path) as folder:
         assert folder.is_dir()

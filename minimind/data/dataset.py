@@ -2,7 +2,7 @@
 
     input_ids   row 0 ......|row 1 ...|row 2 ..........     uint16 or uint32
     loss_mask   0000 1111 ..|...                            bool
-    table       12, ...     | 9, ...  | 19, ...             one ROW per row
+    table       12, ...     | 9, ...  | 19, ...             columns, an entry per row
 
 Knows no steps, no batches and no model.
 """
@@ -21,12 +21,12 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,43 +36,26 @@ from minimind.data.conversation import Conversation, DataError, irregularities
 from minimind.data.masking import EncodedRows, Example, Truncation, encode_rows, truncate
 from minimind.data.reader import read_conversations
 from minimind.data.sources import content_hash, readable_again, working_folder
+from minimind.data.table import COLUMNS, Array, Table
 from minimind.tokenizer import Tokenizer
 
-Array: TypeAlias = "npt.NDArray[Any]"
-
-FORMAT = 1  # raised whenever the same input would give other ids, masks or files
+FORMAT = 2  # raised whenever the same input would give other ids, masks or files
 BLOCK_ROWS = 512
 OnBadRow = Literal["stop", "skip"]
-
-
-# One entry per row, beside the tokens.
-ROW = np.dtype(
-    [
-        ("length", "<u4"),  # tokens
-        ("inputs", "<u4"),  # tokens before the last trained one: what training reads
-        ("trained", "<u4"),  # trained tokens
-        ("key", "<u8"),  # equal for rows whose prompt is the same text; see `prompt_key_of`
-        ("file", "<u2"),  # index among the files
-        ("line", "<u4"),
-    ]
-)
 
 
 class Dataset(Sequence[Example]):
     """A sequence of Examples over flat arrays.
 
     Attributes:
-        table: (rows,) of ROW.
-        starts: (rows,) where each row begins in the flat arrays.
+        table: what is known of each row.
     """
 
     def __init__(
-        self, input_ids: Array, loss_mask: Array, weights: Array | None, table: Array
+        self, input_ids: Array, loss_mask: Array, weights: Array | None, table: Table
     ) -> None:
         self.input_ids, self.loss_mask, self.weights = input_ids, loss_mask, weights
         self.table = table
-        lengths = table["length"].astype(np.int64)
-        self.starts: Array = np.cumsum(lengths) - lengths
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
@@ -98,7 +81,7 @@ class Dataset(Sequence[Example]):
     def select(self, rows: Array) -> Dataset:
         """The same arrays, only these rows (indices or a mask)."""
         out = copy.copy(self)
-        out.table, out.starts = self.table[rows], self.starts[rows]
+        out.table = self.table.select(rows)
         return out
 
     def split(self, fraction: float) -> tuple[Dataset, Dataset]:
@@ -118,8 +101,9 @@ class Dataset(Sequence[Example]):
         """SHA-256 over lengths, ids, masks and weights of all rows, in order."""
         digest = hashlib.sha256()
         for first in range(0, len(self), BLOCK_ROWS):
-            lengths = self.table["length"][first : first + BLOCK_ROWS].astype(np.int64)
-            starts = self.starts[first : first + BLOCK_ROWS]
+            block = slice(first, first + BLOCK_ROWS)
+            lengths = self.table.take("length", block).astype(np.int64)
+            starts = self.table.take("start", block).astype(np.int64)
             offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
             tokens = offsets + np.arange(len(offsets))
             digest.update(lengths.astype("<u4").tobytes())
@@ -132,8 +116,9 @@ class Dataset(Sequence[Example]):
     def _span(self, index: int) -> slice:
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index}: the dataset has {len(self)} rows")
-        start = int(self.starts[index])
-        return slice(start, start + int(self.table["length"][index]))
+        row = np.array([index])
+        start, length = (int(self.table.take(name, row)[0]) for name in ("start", "length"))
+        return slice(start, start + length)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,12 +247,13 @@ def _write(
         open(folder / "input_ids.bin", "wb") as ids,
         open(folder / "loss_mask.bin", "wb") as masks,
         open(folder / "weights.bin", "wb") as weights,
-        open(folder / "table.bin", "wb") as rows,
+        ExitStack() as stack,
         # What UTF-8 can't write, such as bytes in a file's name, JSON spells with a backslash too.
         open(
             folder / "rejected.jsonl", "w", encoding="utf-8", errors="backslashreplace"
         ) as rejected,
     ):
+        columns = {n: stack.enter_context(open(_column(folder, n), "wb")) for n in COLUMNS}
 
         def on_error(error: DataError) -> None:
             report.bad[error.kind] += 1
@@ -284,7 +270,7 @@ def _write(
             system=options.system,
             on_error=on_error if options.on_bad_row == "skip" else None,
         )
-        weighted = False
+        weighted, tokens = False, 0
         dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
         for sources, block in _blocks(conversations, tokenizer, options, report):
             if not weighted and not np.isin(block.weights, (0, 1)).all():
@@ -292,14 +278,17 @@ def _write(
                 _write_ones(folder / "loss_mask.bin", weights)
             loss_mask = block.weights > 0
             table = _table(loss_mask, block.ends)
-            table["key"] = [prompt_key_of(source) for source in sources]
-            table["file"] = [index_of[source.path] for source in sources]
-            table["line"] = [source.line for source in sources]
+            table["start"][:] += np.uint64(tokens)
+            table["key"][:] = [prompt_key_of(source) for source in sources]
+            table["file"][:] = [index_of[source.path] for source in sources]
+            table["line"][:] = [source.line for source in sources]
+            tokens += len(block.input_ids)
             block.input_ids.astype(dtype).tofile(ids)
             loss_mask.tofile(masks)
             if weighted:
                 block.weights.astype(np.float32).tofile(weights)
-            table.tofile(rows)
+            for name, file in columns.items():
+                table[name].tofile(file)
     if not weighted:
         (folder / "weights.bin").unlink()
     if not report.bad:
@@ -384,17 +373,18 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _table(loss_mask: Array, ends: Array) -> Array:
-    """What is known of rows that stand end to end, without their places."""
-    table = np.zeros(len(ends), ROW)
+def _table(loss_mask: Array, ends: Array) -> Table:
+    """What is known of rows that stand end to end, without their prompts and places."""
+    table = Table.zeros(len(ends))
     lengths = np.diff(ends, prepend=0)
     starts = ends - lengths
     marked = np.flatnonzero(loss_mask)
     marked = marked[~np.isin(marked, starts[lengths > 0])]  # nothing stands before a first token
     before, after = np.searchsorted(marked, starts), np.searchsorted(marked, ends)
     some = after > before
-    table["length"] = lengths
-    table["trained"] = after - before
+    table["start"][:] = starts
+    table["length"][:] = lengths
+    table["trained"][:] = after - before
     table["inputs"][some] = marked[after[some] - 1] - starts[some]
     return table
 
@@ -406,6 +396,10 @@ def _flat(code: str, parts: Iterable[Sequence[Any]]) -> Array:
     return np.frombuffer(flat, flat.typecode) if flat else np.zeros(0, flat.typecode)
 
 
+def _column(folder: Path, name: str) -> Path:
+    return folder / f"table.{name}.bin"
+
+
 def _read(folder: Path) -> tuple[Dataset, DataReport]:
     head = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     counts = head["report"]
@@ -415,7 +409,7 @@ def _read(folder: Path) -> tuple[Dataset, DataReport]:
         _map(folder / "input_ids.bin", head["dtype"]),
         _map(folder / "loss_mask.bin", np.bool_),
         _map(folder / "weights.bin", np.float32) if head["weighted"] else None,
-        _map(folder / "table.bin", ROW),
+        Table({name: _map(_column(folder, name), dtype) for name, dtype in COLUMNS.items()}),
     )
     return dataset, DataReport(**counts)
 

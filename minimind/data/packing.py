@@ -20,8 +20,10 @@ from torch import Tensor
 
 from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
+from minimind.data.table import Array
 
 IGNORE_INDEX = -100
+BLOCK_ROWS = 2**16
 
 Ints = npt.NDArray[np.int64]
 
@@ -110,13 +112,14 @@ class Steps(Sequence[list[Batch]]):
         self.dataset = dataset
         self.tokens_per_step, self.tokens_per_batch = tokens_per_step, tokens_per_batch
         self.epochs, self.seed = epochs, seed
-        self.lengths = dataset.table["inputs"].astype(np.int64)
-        self.rows = np.flatnonzero(self.lengths)  # a row without a trained token has length 0
+        self.lengths = dataset.table["inputs"]
+        # A row without a trained token has length 0. Indices of 4 bytes: rows may be many.
+        self.rows = np.flatnonzero(self.lengths).astype(np.uint32)
         self.tokens_per_epoch = int(self.lengths.sum())
         wanted = round(self.tokens_per_epoch / tokens_per_step)
         self.steps_per_epoch = min(max(1, wanted), len(self.rows))
         self._length = epochs * self.steps_per_epoch
-        self._planned: tuple[int, Ints, Ints] | None = None  # epoch, its rows, each step's end
+        self._planned: tuple[int, Array, Ints] | None = None  # epoch, its rows, each step's end
 
     def __len__(self) -> int:
         return self._length
@@ -125,7 +128,7 @@ class Steps(Sequence[list[Batch]]):
         rows = self.rows_of(index)
         return [
             make_batch(self.dataset, group)
-            for group in cut(rows, self.lengths[rows], self.tokens_per_batch)
+            for group in cut(rows, self.lengths[rows].astype(np.int64), self.tokens_per_batch)
         ]
 
     def first(self, count: int | None) -> Steps:
@@ -145,9 +148,10 @@ class Steps(Sequence[list[Batch]]):
         epoch, step = divmod(index, self.steps_per_epoch)
         if self._planned is None or self._planned[0] != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-            self._planned = epoch, order, _equal_parts(self.lengths[order], self.steps_per_epoch)
+            ends = _equal_parts(self.lengths, order, self.steps_per_epoch, self.tokens_per_epoch)
+            self._planned = epoch, order, ends
         _, order, ends = self._planned
-        return order[ends[step - 1] if step else 0 : ends[step]]
+        return order[ends[step - 1] if step else 0 : ends[step]].astype(np.int64)
 
 
 def make_steps(
@@ -207,8 +211,8 @@ def batches_of(dataset: Dataset, tokens_per_batch: int) -> list[Batch]:
 
 def make_batch(dataset: Dataset, rows: Ints) -> Batch:
     """Lay rows end to end; each has at least one trained token."""
-    counts = dataset.table["inputs"][rows].astype(np.int64)
-    starts = dataset.starts[rows]
+    counts = dataset.table.take("inputs", rows).astype(np.int64)
+    starts = dataset.table.take("start", rows).astype(np.int64)
     ends = np.cumsum(counts)
     positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
     source = np.repeat(starts, counts) + positions
@@ -264,13 +268,23 @@ def cut(rows: Ints, lengths: Ints, budget: int) -> list[Ints]:
     raise AssertionError("a row longer than the budget was let through")
 
 
-def _equal_parts(lengths: Ints, parts: int) -> Ints:
-    """Cut a run of rows into `parts` non-empty runs of about equal tokens; where each one ends."""
-    ends = np.cumsum(lengths)
-    targets = ends[-1] * np.arange(1, parts) / parts
-    cuts = np.searchsorted(ends - lengths / 2, targets)
+def _equal_parts(lengths: Array, order: Array, parts: int, total: int) -> Ints:
+    """Cut an order of rows into `parts` non-empty runs of about equal tokens; where each one ends.
+
+    Block by block: nothing as long as the order is made.
+    """
+    targets = total * np.arange(1, parts) / parts
+    cuts = np.full(parts - 1, len(order))
+    found, tokens = 0, 0
+    for start in range(0, len(order), BLOCK_ROWS):
+        block = lengths[order[start : start + BLOCK_ROWS]].astype(np.int64)
+        ends = tokens + np.cumsum(block)
+        middles = ends - block / 2
+        reached = int(np.searchsorted(targets, middles[-1], side="right"))
+        cuts[found:reached] = start + np.searchsorted(middles, targets[found:reached])
+        found, tokens = max(found, reached), int(ends[-1])
     # At least one row each: push cuts apart from the left, then from the right.
     steps = np.arange(1, parts)
     cuts = np.maximum.accumulate(np.maximum(cuts - steps, 0)) + steps
-    cuts = np.minimum(cuts, len(lengths) - parts + steps)
-    return np.append(cuts, len(lengths))
+    cuts = np.minimum(cuts, len(order) - parts + steps)
+    return np.append(cuts, len(order))
