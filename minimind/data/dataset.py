@@ -90,7 +90,11 @@ class Dataset(Sequence[Example]):
         Rows with the same prompt go the same way, and a row's side doesn't depend on the others:
         shuffling or appending rows moves none.
         """
-        chosen = self.table["key"] >> np.uint64(11) < fraction * 2**53  # exact in a float64
+        chosen = np.zeros(len(self), np.bool_)
+        for first in range(0, len(self), 2**16):  # in blocks: rows may be many
+            block = slice(first, first + 2**16)
+            keys = self.table.take("key", block)
+            chosen[block] = keys >> np.uint64(11) < fraction * 2**53  # exact in a float64
         return self.select(~chosen), self.select(chosen)
 
     def without_prompts_of(self, other: Dataset) -> Dataset:

@@ -114,7 +114,9 @@ class Steps(Sequence[list[Batch]]):
         self.epochs, self.seed = epochs, seed
         self.lengths = dataset.table["inputs"]
         # A row without a trained token has length 0. Indices of 4 bytes: rows may be many.
-        self.rows = np.flatnonzero(self.lengths).astype(np.uint32)
+        self.rows = np.arange(len(dataset), dtype=np.uint32)
+        if not self.lengths.all():
+            self.rows = self.rows[self.lengths > 0]
         self.tokens_per_epoch = int(self.lengths.sum())
         wanted = round(self.tokens_per_epoch / tokens_per_step)
         self.steps_per_epoch = min(max(1, wanted), len(self.rows))

@@ -54,6 +54,5 @@ class Table:
 
     def select(self, rows: Array) -> Table:
         """Only these of the chosen rows: indices, or a mask."""
-        indices = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        chosen = indices.astype(np.uint32) if self.rows is None else self.rows[indices]
-        return Table(self.columns, chosen)
+        every = np.arange(len(self), dtype=np.uint32) if self.rows is None else self.rows
+        return Table(self.columns, every[rows])
