@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_throughput                          ours, shapes 5M and 26M
     python -m benchmarks.train_throughput --shape 26M --peers      beside others' loops
+    python -m benchmarks.train_throughput --compiled               beside our compiled loop
     python -m benchmarks.train_throughput --model DIR data.jsonl   own weights, own rows
 
 Everyone trains on the same conversations, 16 a step, and is timed over whole steps: forward,
@@ -16,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,13 +40,15 @@ from benchmarks.harness import (
 )
 from benchmarks.workload import SHAPES, docstring_dataset
 from minimind.data.dataset import DataOptions, build_dataset
-from minimind.data.packing import cut, make_batch
+from minimind.data.packing import Batch, cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.run import choose_device
 from minimind.training.loop import TrainConfig, TrainState, train_step
+from minimind.training.precision import autocast
 
 PER_STEP = 16  # conversations
 OURS = {"ours": 4096, "ours, 1,024 a micro-batch": 1024}  # tokens of a micro-batch, at most
+COMPILED = "ours, compiled"
 PEAK = "matrix product"
 
 
@@ -56,7 +60,7 @@ def main() -> None:
     results = {}
     for shape in [str(options.model)] if options.model else options.shape:
         command = ["-m", "benchmarks.train_throughput", *sys.argv[1:], "--only", shape]
-        names = [PEAK, *OURS]
+        names = [PEAK, *OURS, *([COMPILED] if options.compiled else [])]
         if options.peers:
             from benchmarks.peers import available
 
@@ -78,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("files", nargs="*", help="JSONL rows; default docstrings")
     parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["5M", "26M"])
     add_training_options(parser)
+    parser.add_argument("--compiled", action="store_true", help="ours, compiled, too")
     parser.add_argument("--peers", action="store_true", help="needs the bench extra")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)  # what a child process does
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -92,7 +97,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true", help="print every round's figures, too")
     parser.add_argument("--plot", type=Path)
 
@@ -147,29 +151,37 @@ def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
     workload = Workload(options)
     if options.contestant in OURS:
         return ours(workload, options, OURS[options.contestant])
+    if options.contestant == COMPILED:
+        return ours(workload, options, OURS["ours"], compiled=True)
     from benchmarks.peers import PEERS
 
     return PEERS[options.contestant](workload)
 
 
 def ours(
-    workload: Workload, options: argparse.Namespace, tokens_per_batch: int
+    workload: Workload,
+    options: argparse.Namespace,
+    tokens_per_batch: int,
+    *,
+    compiled: bool = False,
+    rewrite: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[], Measures]:
+    """Our loop; `rewrite` may change each batch before the clock starts."""
     device = choose_device(options.device)
     model = workload.new_model().to(device)
     config = TrainConfig(precision=options.precision)
     state = TrainState(model, config)
-    if options.compile:
-        model.compile_tokenwise()
+    if compiled:
+        with autocast(state.precision, device), warnings.catch_warnings():
+            warnings.simplefilter("error")  # never measure a fall-back under this name
+            model.compile_tokenwise()
     rounds = workload.rounds()
     inputs = workload.dataset.table["inputs"].astype(np.int64)
 
     def work() -> Measures:
         steps = next(rounds)
-        batches = [
-            [make_batch(workload.dataset, g) for g in cut(rows, inputs[rows], tokens_per_batch)]
-            for rows in steps
-        ]
+        groups = [cut(rows, inputs[rows], tokens_per_batch) for rows in steps]
+        batches = [[rewrite(make_batch(workload.dataset, g)) for g in step] for step in groups]
         start = time.perf_counter()
         for step in batches:
             train_step(model, step, config, state, 1e-4)
@@ -223,7 +235,7 @@ def plot(results: dict[str, dict[str, list[Measures]]], path: Path) -> None:
         speeds = [
             statistics.median(m["tokens"] / m["seconds"] for m in contestants[n]) for n in names
         ]
-        colors = ["#2a6fdb" if name in OURS else "#b0b0b0" for name in names]
+        colors = ["#2a6fdb" if name.startswith("ours") else "#b0b0b0" for name in names]
         panel.bar_label(panel.barh(names, speeds, color=colors), fmt="{:,.0f}", padding=3)
         panel.set(title=f"{shape}: training, tokens/s", xlim=(0, 1.12 * max(speeds)))
         panel.spines[["top", "right"]].set_visible(False)
