@@ -39,7 +39,7 @@ def executed_flops(config: ModelConfig, batch: Batch) -> int:
     queries, keys_values, after = _layer(config)
     matrices = layers * tokens * (queries + keys_values + after)
     matrices += tokens * keys_values + len(batch.tails) * queries
-    matrices += batch.num_supervised * (after + _head(config))
+    matrices += len(batch.supervised) * (after + _head(config))
     pairs = layers * sum(causal_pairs(length, length) for length in batch.lengths)
     pairs += sum(map(causal_pairs, batch.tail_lengths, batch.lengths))
     return 6 * matrices + _attention(config, pairs, FLASH_ATTENTION)

@@ -34,6 +34,7 @@ from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
+from minimind.training.compiling import Compiling
 from minimind.training.loop import (
     StepResult,
     TrainConfig,
@@ -90,6 +91,8 @@ class Outcome:
         finished: False if it stopped before its last step.
         supervised_per_second: over the training of this call, validation and saving left out.
         skipped: steps of this call that changed nothing, since fp16 gradients overflowed.
+        precision: of the matrix products; what "auto" came to.
+        compiling: whether layers ran compiled, and why.
     """
 
     steps: int
@@ -100,6 +103,8 @@ class Outcome:
     finished: bool
     supervised_per_second: float
     skipped: int
+    precision: Precision
+    compiling: Compiling
 
 
 def fit(
@@ -187,6 +192,8 @@ def fit(
         finished=state.step == len(steps),
         supervised_per_second=supervised / training_seconds if training_seconds else 0.0,
         skipped=skipped,
+        precision=state.precision,
+        compiling=state.compiling or Compiling(),
     )
 
 

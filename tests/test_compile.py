@@ -19,7 +19,9 @@ from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
 from minimind.data.packing import Batch, make_batch
 from minimind.model.transformer import DecoderLayer, Transformer
-from minimind.training.loop import TrainConfig, train
+from minimind.training import compiling
+from minimind.training.compiling import Compiling
+from minimind.training.loop import TrainConfig, TrainState, train
 from tests.ragged import new_model, ragged_rows
 
 EAGER = TrainConfig(precision="fp32", learning_rate=1e-3)
@@ -169,7 +171,8 @@ def test_a_run_compiles_in_the_precision_it_computes_in(monkeypatch) -> None:
         return noted
 
     monkeypatch.setattr(torch, "compile", compile_)
-    list(train(new_model(), [], replace(COMPILED, precision="bf16")))
+    monkeypatch.setattr(compiling, "MARGIN", float("inf"))  # whatever takes longer
+    list(train(new_model(), varied_steps(3)[:1], replace(COMPILED, precision="bf16")))
     assert set(seen) == {torch.bfloat16}
 
 
@@ -185,8 +188,59 @@ def test_where_compiling_fails_the_reason_is_said_and_the_run_goes_on(when, monk
 
     monkeypatch.setattr(torch, "compile", compile_)
     fast, slow, steps = new_model(), new_model(), varied_steps(4)
-    reason = "^compile: RuntimeError: no working C\\+\\+ compiler; going on without compiling$"
+    reason = "^not compiled: compiling failed: RuntimeError: no working C\\+\\+ compiler$"
     with pytest.warns(UserWarning, match=reason):
         results = list(train(fast, steps, COMPILED))
     assert len(results) == len(list(train(slow, steps, EAGER)))
     assert all(map(torch.equal, fast.parameters(), slow.parameters()))
+
+
+@pytest.mark.parametrize(("compiled_takes", "kept"), [(0.5, True), (1.0, False), (2.0, False)])
+def test_the_faster_of_compiled_and_eager_is_chosen_once(
+    compiled_takes: float, kept: bool, calls, monkeypatch
+) -> None:
+    trials: list[int] = []
+
+    def seconds(model: object, layer: DecoderLayer, parts: object, tokens: int) -> float:
+        trials.append(tokens)
+        return compiled_takes if parts == layer.compiled else 1.0
+
+    monkeypatch.setattr(compiling, "_seconds", seconds)
+    model, steps = new_model(), varied_steps(3)
+    state = TrainState(model, COMPILED)
+    if kept:
+        list(train(model, steps, COMPILED, state))
+    else:
+        with pytest.warns(UserWarning, match="not compiled: .* 1000.0 ms eager"):
+            list(train(model, steps, COMPILED, state))
+    assert model.compiled == kept
+    assert set(trials) == {len(steps[0][0])}
+    assert state.compiling is not None
+    assert state.compiling.compiled == kept
+    assert f"{1000 * compiled_takes:.1f} ms compiled" in state.compiling.reason
+    # A run that goes on does what was decided, without another trial.
+    trials.clear()
+    again, other = TrainState(new_model(), COMPILED), new_model()
+    again.load_state_dict({**state.state_dict(), "step": 0})
+    list(train(other, steps, COMPILED, again))
+    assert other.compiled == kept
+    assert again.compiling == state.compiling
+    assert not trials
+
+
+def test_a_run_that_was_not_asked_to_compile_says_so() -> None:
+    model = new_model()
+    state = TrainState(model, EAGER)
+    list(train(model, varied_steps(3)[:1], EAGER, state))
+    assert state.compiling == Compiling(False, "not asked for")
+    assert not model.compiled
+
+
+def test_a_layer_is_timed_forward_and_backward(calls) -> None:
+    model = new_model()
+    model.compile_tokenwise()
+    calls.clear()
+    layer = model.model.layers[0]
+    assert compiling._seconds(model, layer, layer.compiled, 7) > 0
+    assert calls == ["before_attention", "after_attention"]
+    assert all(p.grad is None for p in model.parameters())

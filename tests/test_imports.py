@@ -20,7 +20,7 @@ ORDER = """
     data:      conversation, strict_json, reader, sources, chatml
     data:      masking, documents, table, dataset, packing
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
-    training:  precision, optim, loss, prefetch, loop, checkpoint
+    training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
     sampler
     summary, page, run
     sft, pretrain, chat

@@ -82,30 +82,38 @@ class Transformer(nn.Module):
 
         Attention, the only part that sees where documents end, stays as it is, and token counts are
         left open: nothing is compiled again later. Call it inside the autocast of the run. Where
-        compiling fails, a warning says why, and the model stays as it was.
+        compiling fails, the compiler's error comes out, and the model stays as it was.
         """
-        layers = [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
-        if layers[0].compiled:
+        if self.compiled:
             return
+        layers = self._decoder_layers()
         cos, sin = self.model.rotation(torch.arange(2, device=self.device))
         x = torch.ones(2, self.config.hidden_size, device=self.device, requires_grad=True) * 1
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-                before = torch.compile(before_attention, dynamic=True)
-                after = torch.compile(after_attention, dynamic=True)
-                _leave_open(x, cos, sin)
-                q, k, v = before(layers[0], x, cos, sin)
-                attended = q.detach().requires_grad_() * 1
-                _leave_open(attended)
-                out = (q, k, v, after(layers[0], x, attended))
-                torch.autograd.grad(out, x, [torch.ones_like(y) for y in out])
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"compile: {reason}; going on without compiling", stacklevel=2)
-            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own, about its own code
+            before = torch.compile(before_attention, dynamic=True)
+            after = torch.compile(after_attention, dynamic=True)
+            _leave_open(x, cos, sin)
+            q, k, v = before(layers[0], x, cos, sin)
+            attended = q.detach().requires_grad_() * 1
+            _leave_open(attended)
+            out = (q, k, v, after(layers[0], x, attended))
+            torch.autograd.grad(out, x, [torch.ones_like(y) for y in out])
         for layer in layers:
             layer.compiled = before, after
+
+    def use_eager(self) -> None:
+        """Take `compile_tokenwise` back."""
+        for layer in self._decoder_layers():
+            layer.compiled = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether training runs compiled."""
+        return self._decoder_layers()[0].compiled is not None
+
+    def _decoder_layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
 
     def hidden_states(
         self,

@@ -7,8 +7,9 @@ caller's, between two steps.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from minimind.data.packing import Batch
 from minimind.model.attention import Documents, Tails
 from minimind.model.transformer import Transformer
+from minimind.training.compiling import Compiling, choose_compiling
 from minimind.training.loss import summed_cross_entropy
 from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if
 from minimind.training.precision import Precision, autocast, resolve_precision
@@ -35,7 +37,7 @@ class TrainConfig:
         warmup: share of the steps over which the learning rate rises.
         floor_ratio: the last step's learning rate as a share of the peak.
         precision: of the matrix products; weights and moments stay float32.
-        compile: compile the parts that work token by token.
+        compile: compile the parts that work token by token, if a trial is faster for it.
         activation_checkpointing: compute layers again in the backward pass, to save memory.
     """
 
@@ -101,6 +103,7 @@ class TrainState:
                 "dtype=torch.float32 (precision='bf16' computes in bfloat16 all the same)"
             )
         self.step = 0
+        self.compiling: Compiling | None = None  # decided before the first step
         self.precision = resolve_precision(config.precision, model.device)
         self.optimizer = make_optimizer(
             model, config.learning_rate, config.betas, config.weight_decay
@@ -117,6 +120,7 @@ class TrainState:
         return {
             "step": self.step,
             "precision": self.precision,
+            "compiling": None if self.compiling is None else asdict(self.compiling),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -124,6 +128,8 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.step, self.precision = state["step"], state["precision"]
+        if (decided := state.get("compiling")) is not None:
+            self.compiling = Compiling(**decided)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler = self._make_scaler()  # the saved run may have had another precision
         self.scaler.load_state_dict(state["scaler"])
@@ -151,9 +157,7 @@ def train(
     """
     config = config or TrainConfig()
     state = state or TrainState(model, config)
-    if config.compile:
-        with autocast(state.precision, model.device):
-            model.compile_tokenwise()
+    _compile(model, steps, config, state)
     warmup_steps = min(round(config.warmup * len(steps)), len(steps) - 1)
     model.train()
     while state.step < len(steps):
@@ -161,6 +165,23 @@ def train(
             state.step, len(steps), config.learning_rate, warmup_steps, config.floor_ratio
         )
         yield train_step(model, steps[state.step], config, state, rate)
+
+
+def _compile(
+    model: Transformer, steps: Sequence[list[Batch]], config: TrainConfig, state: TrainState
+) -> None:
+    """Decide on compiling, or do what a run that goes on decided before."""
+    if not config.compile or state.step >= len(steps):
+        state.compiling = state.compiling or Compiling()
+        return
+    with autocast(state.precision, model.device):
+        if state.compiling is None:
+            largest = max(len(batch) for batch in steps[state.step])
+            state.compiling = choose_compiling(model, largest)
+            if not state.compiling.compiled:
+                warnings.warn(f"not compiled: {state.compiling.reason}", stacklevel=2)
+        elif state.compiling.compiled:
+            model.compile_tokenwise()
 
 
 def train_step(
