@@ -112,6 +112,8 @@ class Workload:
             self.config = model.config
         else:
             self.config = replace(SHAPES[options.only], max_position_embeddings=8192)
+            if options.files:  # whose ids are the tokenizer's
+                self.config = replace(self.config, vocab_size=tokenizer.vocab_size)
         if options.files:
             self.dataset, _, _ = build_dataset(options.files, tokenizer, DataOptions())
         else:
