@@ -17,6 +17,7 @@ from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load, save
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate, reply, stream_reply
+from minimind.scoring import Scores, score
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import TrainConfig, train
 from minimind.version import __version__
@@ -29,6 +30,7 @@ __all__ = [
     "Message",
     "ModelConfig",
     "SampleConfig",
+    "Scores",
     "Tokenizer",
     "TrainConfig",
     "Transformer",
@@ -40,6 +42,7 @@ __all__ = [
     "read_conversations",
     "reply",
     "save",
+    "score",
     "stream_reply",
     "train",
 ]

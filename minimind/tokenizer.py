@@ -149,6 +149,16 @@ class Tokenizer:
         text = b"".join(self._bytes(id, skip_control) for id in ids).decode("utf-8", "replace")
         return text.removeprefix(" ") if self._spaced else text
 
+    def token_bytes(self, id: int) -> bytes:
+        """Give the bytes that a token stands for in a text; a control token spells its name.
+
+        A character may be spread over several tokens: their bytes joined are the text's.
+
+        Raises:
+            ValueError: the id is negative.
+        """
+        return self._bytes(id, skip_control=False)
+
     def stream_decoder(self, skip_control: bool = False) -> StreamDecoder:
         """Start to decode id by id."""
         return StreamDecoder(self, skip_control)

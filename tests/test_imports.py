@@ -17,11 +17,11 @@ ROOT = Path(minimind.__file__).parent
 ORDER = """
     version
     vocabulary, tokenizer
-    data:      conversation, strict_json, reader, sources, chatml
+    data:      conversation, strict_json, reader, sources, chatml, scripts
     data:      masking, documents, table, dataset, packing
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
-    sampler
+    sampler, scoring
     summary, page, run
     sft, pretrain, chat
 """
@@ -30,7 +30,13 @@ ORDER = """
 # - the last line are the commands: nothing imports them. They and run alone parse and print.
 # - conversation, strict_json, reader and chatml need the standard library only.
 MEETING = ("model.pretrained", "data.chatml")
-STANDARD_ONLY = ("data.conversation", "data.strict_json", "data.reader", "data.chatml")
+STANDARD_ONLY = (
+    "data.conversation",
+    "data.strict_json",
+    "data.reader",
+    "data.chatml",
+    "data.scripts",
+)
 
 
 def table() -> list[list[str]]:

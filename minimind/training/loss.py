@@ -45,12 +45,23 @@ def token_losses(
 
     Arguments as in `summed_cross_entropy`.
     """
-    out = states.new_zeros(len(labels), dtype=_exact(states.dtype))
+    losses, _ = token_scores(states, weight, labels)
+    return losses if weights is None else losses * weights
+
+
+def token_scores(states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How well each label was predicted: (S,) float32 -log p(label), (S,) bool label is likeliest.
+
+    Arguments as in `summed_cross_entropy`; no gradient.
+    """
+    losses = states.new_zeros(len(labels), dtype=_exact(states.dtype))
+    likeliest = torch.zeros_like(labels, dtype=torch.bool)
     with torch.no_grad():
         for rows in _chunks(len(labels), len(weight)):
-            logits = F.linear(states[rows], weight).to(out.dtype)
-            out[rows] = F.cross_entropy(logits, labels[rows], reduction="none")
-    return out if weights is None else out * weights
+            logits = F.linear(states[rows], weight).to(losses.dtype)
+            losses[rows] = F.cross_entropy(logits, labels[rows], reduction="none")
+            likeliest[rows] = logits.argmax(-1) == labels[rows]
+    return losses, likeliest
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
