@@ -296,19 +296,17 @@ def plot(sizes: Sequence[Measures], path: Path) -> None:
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     rows = [size["rows"] for size in sizes]
-    for axes, names, unit in zip(
-        figure.subplots(1, 2),
-        (("build", "cached", "plan"), ("import_gb", "build_gb", "peak_gb")),
-        ("seconds", "GB at the peak"),
-        strict=True,
+    time_axes, memory_axes = figure.subplots(1, 2)
+    for name, label in (("build", "tokenize"), ("cached", "open again"), ("plan", "split, plan")):
+        time_axes.loglog(rows, [size[name] for size in sizes], marker="o", label=label)
+    for name, label in (
+        ("peak_gb", "tokenize, split and plan"),
+        ("build_gb", "tokenize"),
+        ("import_gb", "Python and PyTorch alone"),
     ):
-        for name in names:
-            axes.loglog(rows, [size[name] for size in sizes], marker="o", label=name)
-        axes.set_xlabel("rows")
-        axes.set_ylabel(unit)
-        axes.legend()
+        memory_axes.semilogx(rows, [size[name] for size in sizes], marker="o", label=label)
+    time_axes.set(xlabel="rows", ylabel="seconds")
+    memory_axes.set(xlabel="rows", ylabel="GB at the peak", ylim=0)
+    time_axes.legend()
+    memory_axes.legend()
     figure.savefig(path)
-
-
-if __name__ == "__main__":
-    main()
