@@ -21,8 +21,8 @@ ORDER = """
     data:      masking, documents, dataset, packing
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, optim, loss, prefetch, loop, checkpoint
-    sampler
-    summary, page, run
+    graphemes, sampler
+    summary, page, prompt_line, run
     sft, pretrain, chat
 """
 # And three rules more:
