@@ -12,7 +12,8 @@ from minimind.graphemes import whole_characters
 from tests.strategies import texts
 
 JAMO = "\u1112\u1161\u11ab"  # 한
-WHOLE = "👨‍👩‍👧‍👦 👍🏽 🇰🇷 🇺🇸 ❤️ 🏴󠁧󠁢󠁳󠁣󠁴󠁿 1️⃣ 👩🏽‍🚀 가 a 7 漢".split() + [JAMO, "\u1100\u1161", " "]
+EMOJI = ["👨‍👩‍👧‍👦", "👍🏽", "🇰🇷", "🇺🇸", "❤️", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "1️⃣", "👩🏽‍🚀"]
+WHOLE = [*EMOJI, JAMO, "\u1100\u1161", *"가a 7漢"]
 
 
 def stream(pieces: Iterable[str]) -> Generator[str, None, int]:
