@@ -5,12 +5,11 @@ Knows neither the template nor how tokens are chosen.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import locale
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -20,22 +19,27 @@ import tyro
 
 from minimind.data.conversation import Message
 from minimind.data.masking import encode_prompt
+from minimind.graphemes import whole_characters
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
+from minimind.prompt_line import KEYS, PromptLine
 from minimind.run import choose_device, fail, prepare_terminal
-from minimind.sampler import SampleConfig, stream_reply
+from minimind.sampler import Ending, SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-HELP = """\
+HELP = f"""\
 /system TEXT    set the system message; without TEXT, remove it
 /undo           take back the last question and its answer
 /reset          forget the conversation; the system message stays
 /save F.jsonl   add the conversation to a file that minimind.sft reads
 /help           this list
+{KEYS}
 Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves. To begin a question with "/", put a
 space before it."""
+
+FAINT, RESET = "\033[2m", "\033[0m"
 
 # What would move a terminal's cursor or change its colours is shown, not done.
 VISIBLE = {
@@ -59,6 +63,8 @@ class ChatOptions:
     """Answer this, and leave."""
     system: str | None = None
     """A system message to begin with; default: none."""
+    history: bool = True
+    """Keep what is typed in a terminal for the next time, in ~/.local/state/minimind."""
     device: str = "auto"
     """auto, cpu or cuda."""
     sampling: Annotated[SampleConfig, tyro.conf.OmitArgPrefixes] = field(
@@ -76,6 +82,7 @@ class Chat:
         system: its system message.
         write: takes pieces of answers.
         note: takes sentences about the conversation.
+        pace: takes an answer's length and speed, in words.
 
     Attributes:
         turns: user, assistant, user, assistant, ...: all of it, also what is no longer read.
@@ -90,9 +97,10 @@ class Chat:
         system: str | None,
         write: Callable[[str], None],
         note: Callable[[str], None],
+        pace: Callable[[str], None],
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.system, self.write, self.note = system, write, note
+        self.system, self.write, self.note, self.pace = system, write, note, pace
         self.turns: list[Message] = []
         self.forgotten = 0
 
@@ -127,6 +135,7 @@ class Chat:
         Raises:
             ValueError: the question is empty or doesn't fit the context; nothing is kept.
         """
+        started = time.perf_counter()
         asked = [*self.turns, Message("user", question)]
         forgotten = self._forget(asked)
         stream = stream_reply(
@@ -138,11 +147,11 @@ class Chat:
                 f"the model no longer reads the first {forgotten // 2}"
             )
         said: list[str] = []
-        ended = True
+        ending = Ending(True, 0)
 
-        def pieces() -> Iterator[str]:
-            nonlocal ended
-            ended = yield from stream
+        def pieces() -> Generator[str, None, None]:
+            nonlocal ending
+            ending = yield from whole_characters(stream)
 
         try:
             for piece in pieces():
@@ -153,9 +162,12 @@ class Chat:
             if said:
                 self.turns = [*asked, Message("assistant", "".join(said))]
                 self.forgotten = forgotten
+        speed = ending.tokens / (time.perf_counter() - started)
         if not said:
             self.note("no answer; the question isn't kept")
-        elif not ended:
+            return
+        self.pace(f"{ending.tokens:,} tokens, {speed:,.1f} tokens/s")
+        if not ending.by_itself:
             self.note(
                 f"cut: an answer has {self.config.max_new_tokens} tokens at most "
                 f"(--max-new-tokens), a conversation {self.context}"
@@ -212,16 +224,12 @@ class Chat:
         self.note(f"added to {path}")
 
 
-def converse(chat: Chat) -> None:
+def converse(chat: Chat, prompt_line: PromptLine) -> None:
     """Read from the terminal until Ctrl-D, or Ctrl-C twice."""
-    with contextlib.suppress(ImportError, AttributeError):  # Windows has neither
-        if locale.nl_langinfo(locale.CODESET) != "UTF-8":
-            os.environ["LC_ALL"] = "C.UTF-8"  # read by readline, which would drop Korean letters
-        import readline  # noqa: F401  # gives `input` its keys and its history
     interrupted = False
     while True:
         try:
-            chat.take(input("> "))
+            chat.take(prompt_line.read())
             interrupted = False
         except EOFError:
             return print()
@@ -233,6 +241,12 @@ def converse(chat: Chat) -> None:
             chat.note("Ctrl-C again or Ctrl-D leaves")
         except UnicodeDecodeError:
             chat.note("error: what was typed isn't UTF-8; set the terminal to it")
+
+
+def history_file() -> Path:
+    """In `$XDG_STATE_HOME`, where the XDG base directories have what was done in a program."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "minimind" / "chat_history.jsonl"
 
 
 def answer_lines(lines: Iterable[bytes], new_chat: Callable[[], Chat]) -> None:
@@ -272,14 +286,19 @@ def run(options: ChatOptions, device: torch.device) -> None:
         else:
             print(f"note: {text}", file=sys.stderr)
 
+    def pace(text: str) -> None:
+        if terminal and sys.stdout.isatty():
+            faint, reset = ("", "") if os.environ.get("TERM") == "dumb" else (FAINT, RESET)
+            print(f"{faint}({text}){reset}")
+
     def new_chat() -> Chat:
-        return Chat(model, tokenizer, options.sampling, options.system, write, note)
+        return Chat(model, tokenizer, options.sampling, options.system, write, note, pace)
 
     if options.prompt is not None:
         new_chat().answer(options.prompt)
     elif terminal:
         print(f"{options.model or 'the embedded base'}. /help lists commands, Ctrl-D leaves.")
-        converse(new_chat())
+        converse(new_chat(), PromptLine(history_file() if options.history else None, note))
     else:
         answer_lines(sys.stdin.buffer, new_chat)
 

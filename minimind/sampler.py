@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +77,18 @@ class SampleConfig:
         for name, (fine, remedy) in checks.items():
             if not fine:
                 raise ValueError(f"{name} is {getattr(self, name)}; use {remedy}")
+
+
+class Ending(NamedTuple):
+    """How an answer ended.
+
+    Attributes:
+        by_itself: at a stop id, not by length.
+        tokens: how many there were, the stop id too.
+    """
+
+    by_itself: bool
+    tokens: int
 
 
 def generate(
@@ -199,7 +212,7 @@ def stream_reply(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     config: SampleConfig | None = None,
-) -> Generator[str, None, bool]:
+) -> Generator[str, None, Ending]:
     """Answer a conversation piece by piece; no piece ends within a character.
 
     The answer ends at one of the tokenizer's stop ids. Control tokens, should the model say any,
@@ -217,7 +230,7 @@ def stream_reply(
         Text, never empty.
 
     Returns:
-        To `yield from`: whether the answer ended by itself, not by length.
+        To `yield from`: how it ended.
 
     Raises:
         DataError: the messages aren't a legal conversation.
@@ -239,15 +252,15 @@ def stream_reply(
     return _text(tokens, tokenizer)
 
 
-def _text(tokens: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, bool]:
+def _text(tokens: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, Ending]:
     decoder = tokenizer.stream_decoder(skip_control=True)
-    token = -1
-    for token in tokens:
+    token, count = -1, 0
+    for count, token in enumerate(tokens, start=1):  # noqa: B007  # the last of both is returned
         if piece := decoder.push(token):
             yield piece
     if rest := decoder.finish():
         yield rest
-    return token in tokenizer.stop_ids
+    return Ending(token in tokenizer.stop_ids, count)
 
 
 @torch.inference_mode()  # only while it runs: between two steps the caller's mode is the caller's

@@ -5,10 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -22,9 +19,11 @@ from minimind.chat import Chat
 from minimind.data.conversation import Message
 from minimind.data.masking import encode_prompt
 from minimind.data.reader import read_conversations
+from minimind.prompt_line import PromptLine
 from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
 from tests.scripted import Scripted
+from tests.terminal import Terminal
 from tests.tiny import CONFIG, write_base
 
 GREEDY = SampleConfig(temperature=0, max_new_tokens=40)
@@ -34,13 +33,16 @@ class Talk(Chat):
     """A chat with a scripted model that remembers what a person would see."""
 
     def __init__(self, tokenizer: Tokenizer, *script: object, config=GREEDY, system=None) -> None:
-        self.shown, self.notes = "", []
-        super().__init__(
-            Scripted(tokenizer, *script), tokenizer, config, system, self._show, self.notes.append
-        )
+        self.pieces, self.notes, self.paces = [], [], []
+        sinks = self.pieces.append, self.notes.append, self.paces.append
+        super().__init__(Scripted(tokenizer, *script), tokenizer, config, system, *sinks)
 
-    def _show(self, text: str) -> None:
-        self.shown += text
+    @property
+    def shown(self) -> str:
+        return "".join(self.pieces)
+
+    def converse(self) -> None:
+        chat.converse(self, PromptLine(None, self.notes.append))
 
     def say(self, *lines: str) -> Talk:
         for line in lines:
@@ -229,6 +231,23 @@ def test_an_error_within_an_answer_does_not_end_the_conversation(tokenizer) -> N
     assert talk.contents == ["1?", "하나", "2?", "둘"]
 
 
+def test_an_answer_is_followed_by_its_length_and_speed(tokenizer) -> None:
+    talk = Talk(tokenizer, "하나", "", ["둘", KeyboardInterrupt()]).say("1?", "2?", "3?")
+    (pace,) = talk.paces  # of the answer that came, and came to its end
+    count = len(tokenizer.encode("하나")) + 1
+    assert re.fullmatch(rf"{count} tokens, [\d,]+\.\d tokens/s", pace)
+
+
+FAMILY, BYTES = "👨‍👩‍👧", "뷁"  # several code points; a syllable of several tokens
+
+
+def test_no_piece_of_an_answer_ends_within_an_emoji_or_a_syllable(tokenizer) -> None:
+    assert len(tokenizer.encode(FAMILY)) > 5
+    assert len(tokenizer.encode(BYTES)) > 1
+    talk = Talk(tokenizer, f"가 {FAMILY} {BYTES}!").say("?")
+    assert talk.pieces == ["가", " ", f"{FAMILY} ", BYTES, "!", "\n"]
+
+
 # The terminal
 
 
@@ -248,7 +267,7 @@ def keys(*typed: str | BaseException) -> Callable[[str], str]:
 def test_ctrl_d_leaves_the_terminal(tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(builtins, "input", keys("1?"))
     talk = Talk(tokenizer, "하나")
-    chat.converse(talk)
+    talk.converse()
     assert talk.contents == ["1?", "하나"]
 
 
@@ -256,7 +275,7 @@ def test_ctrl_c_at_the_prompt_leaves_only_the_second_time_in_a_row(tokenizer, mo
     ctrl_c = KeyboardInterrupt()
     monkeypatch.setattr(builtins, "input", keys(ctrl_c, "1?", ctrl_c, ctrl_c, "2?"))
     talk = Talk(tokenizer, "하나", "둘")
-    chat.converse(talk)
+    talk.converse()
     assert talk.contents == ["1?", "하나"]
     assert talk.notes == ["Ctrl-C again or Ctrl-D leaves"] * 2
 
@@ -265,7 +284,7 @@ def test_bytes_that_are_not_utf_8_do_not_end_the_conversation(tokenizer, monkeyp
     broken = UnicodeDecodeError("utf-8", b"\xbe\xc8", 0, 1, "invalid start byte")
     monkeypatch.setattr(builtins, "input", keys(broken, "1?"))
     talk = Talk(tokenizer, "하나")
-    chat.converse(talk)
+    talk.converse()
     assert talk.notes == ["error: what was typed isn't UTF-8; set the terminal to it"]
     assert talk.contents == ["1?", "하나"]
 
@@ -365,7 +384,8 @@ def test_a_model_that_is_not_there_ends_with_1(capsys) -> None:
 def test_help_gives_every_option_with_its_default(command) -> None:
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("model", "prompt", "system", "device", *SampleConfig.__dataclass_fields__):
+    own = ("model", "prompt", "system", "history", "device")
+    for name in (*own, *SampleConfig.__dataclass_fields__):
         assert f"--{name.replace('_', '-')}" in out
     assert "(default: 0.9)" in out
 
@@ -378,60 +398,70 @@ def base(tmp_path_factory) -> Path:
     return write_base(tmp_path_factory.mktemp("base"))
 
 
-def start(base: Path, *arguments: str, **streams: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-W", "error", "-m", "minimind.chat", "--model", str(base)]
-    environment = {**os.environ, "LC_ALL": "C", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *arguments], env=environment, **streams)
+def start(base: Path, *arguments: str, state: Path) -> Terminal:
+    command = ("-m", "minimind.chat", "--model", str(base), *arguments)
+    return Terminal(*command, TERM="dumb", XDG_STATE_HOME=str(state))
 
 
-class Screen:
-    """What a terminal shows."""
-
-    def __init__(self, terminal: int) -> None:
-        self.terminal, self.unread = terminal, b""
-
-    def wait_for(self, text: str) -> str:
-        """What is shown up to `text` and with it."""
-        while text.encode() not in self.unread:
-            readable, _, _ = select.select([self.terminal], [], [], 60)
-            assert readable, f"{text} did not come: {self.unread!r}"
-            self.unread += os.read(self.terminal, 65536)
-        shown, _, self.unread = self.unread.partition(text.encode())
-        return shown.decode() + text
-
-
-def test_a_terminal_shows_answers_survives_ctrl_c_and_leaves_at_ctrl_d(base) -> None:
-    terminal, other_end = pty.openpty()
-    screen = Screen(terminal)
+def test_a_terminal_shows_answers_survives_ctrl_c_and_leaves_at_ctrl_d(base, tmp_path) -> None:
     # A fixed seed: random weights draw <|im_end|> now and then, and the test waits for the cut.
     options = ("--temperature", "2", "--top-p", "1", "--max-new-tokens", "30", "--seed", "0")
-    process = start(base, *options, stdin=other_end, stdout=other_end, stderr=other_end)
-    try:
-        screen.wait_for("/help lists commands, Ctrl-D leaves.")
-        screen.wait_for("> ")
-        process.send_signal(signal.SIGINT)
-        screen.wait_for("(Ctrl-C again or Ctrl-D leaves)")
-        screen.wait_for("> ")
-        os.write(terminal, "안녕하\x7f?\n".encode())
-        screen.wait_for("\n")
-        shown = screen.wait_for("(cut: an answer has 30 tokens")  # random weights don't stop
+    with start(base, *options, state=tmp_path) as terminal:
+        terminal.wait_for("/help lists commands, Ctrl-D leaves.")
+        terminal.wait_for("> ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("(Ctrl-C again or Ctrl-D leaves)")
+        terminal.wait_for("> ")
+        terminal.type("안녕하\x7f?\n")
+        terminal.wait_for("\n")
+        shown = terminal.wait_for("(cut: an answer has 30 tokens")  # random weights don't stop
         assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", shown)
-        screen.wait_for("> ")
-        os.write(terminal, b"/undo\n")
-        screen.wait_for("(took back: 안녕?)")
-        screen.wait_for("> ")
-        os.write(terminal, b"\x04")
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(terminal)
-        os.close(other_end)
+        assert re.search(r"\r\n\(30 tokens, [\d,.]+ tokens/s\)\r\n", shown)
+        terminal.wait_for("> ")
+        terminal.type("/undo\n")
+        terminal.wait_for("(took back: 안녕?)")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+    kept = tmp_path / "minimind" / "chat_history.jsonl"
+    assert kept.read_text(encoding="utf-8") == '"안녕?"\n"/undo"\n'
+
+
+SCRIPTED = """
+import sys
+from minimind import chat
+from minimind.model.pretrained import BASE
+from minimind.tokenizer import Tokenizer
+from tests.scripted import Scripted
+
+tokenizer = Tokenizer.load(BASE)
+cut = [[*tokenizer.encode(text)[:-1], KeyboardInterrupt()] for text in sys.argv[1:]]
+model = Scripted(tokenizer, *cut, *sys.argv[1:])
+chat.load = lambda *_, **__: (model, tokenizer)
+sys.exit(chat.main(["--temperature", "0", "--no-history"]))
+"""
+
+
+def test_a_terminal_never_gets_half_an_emoji_or_half_a_syllable(tmp_path) -> None:
+    answers = f"가족 {FAMILY}", f"글자 {BYTES}"
+    state = str(tmp_path / "state")
+    with Terminal("-c", SCRIPTED, *answers, TERM="xterm", XDG_STATE_HOME=state) as terminal:
+        for answer in answers:  # broken off before the last token
+            terminal.wait_for("> ")
+            terminal.type("?\r")
+            terminal.wait_for(f"{answer.split()[0]} \r\n(stopped; /undo takes it back)")
+        for answer in answers:
+            terminal.wait_for("> ")
+            terminal.type("!\r")
+            terminal.wait_for(f"{answer}\r\n\x1b[2m(")
+            terminal.wait_for(" tokens/s)\x1b[0m")
+    assert not Path(state).exists()
 
 
 def test_a_pipe_that_is_closed_early_ends_without_a_traceback(base) -> None:
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = start(base, "--max-new-tokens", "200", **streams)
+    command = [sys.executable, "-W", "error", "-m", "minimind.chat", "--model", str(base)]
+    process = subprocess.Popen([*command, "--max-new-tokens", "200"], **streams)
     process.stdout.close()
     _, errors = process.communicate(b"Hi\n" * 20)
     assert process.returncode == 1

@@ -21,8 +21,8 @@ ORDER = """
     data:      masking, documents, table, dataset, packing
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
-    sampler, scoring
-    summary, page, run
+    graphemes, sampler, scoring
+    summary, page, prompt_line, run
     sft, pretrain, chat
 """
 # And three rules more:

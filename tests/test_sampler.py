@@ -22,6 +22,7 @@ from minimind.model.pretrained import BASE
 from minimind.model.transformer import Transformer
 from minimind.sampler import (
     FIRST_LOOK,
+    Ending,
     SampleConfig,
     candidates,
     choose,
@@ -474,7 +475,7 @@ def test_control_tokens_that_the_model_says_are_not_in_the_text() -> None:
     assert reply(Scripted(TOKENIZER, answer), TOKENIZER, QUESTION) == "좋아요!"
 
 
-def ended(stream) -> bool:
+def ended(stream) -> Ending:
     while True:
         try:
             next(stream)
@@ -482,10 +483,12 @@ def ended(stream) -> bool:
             return stop.value
 
 
-def test_a_stream_returns_whether_the_answer_ended_by_itself() -> None:
+def test_a_stream_returns_whether_the_answer_ended_by_itself_and_its_tokens() -> None:
     options = {"temperature": 0, "max_new_tokens": 3}
-    assert ended(stream_reply(Scripted(TOKENIZER, "1"), TOKENIZER, QUESTION, **options)) is True
-    assert ended(stream_reply(Scripted(TOKENIZER, "123"), TOKENIZER, QUESTION, **options)) is False
+    whole = ended(stream_reply(Scripted(TOKENIZER, "1"), TOKENIZER, QUESTION, **options))
+    assert (whole.by_itself, whole.tokens) == (True, 2)
+    cut = ended(stream_reply(Scripted(TOKENIZER, "1234"), TOKENIZER, QUESTION, **options))
+    assert (cut.by_itself, cut.tokens) == (False, 3)
 
 
 def test_an_answer_cut_within_a_character_ends_with_a_replacement_character() -> None:
