@@ -9,6 +9,7 @@ answer greedily, the same tokens, one after another in one process; the first ro
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
@@ -33,6 +34,10 @@ from minimind.sampler import SampleConfig, generate_batch
 PROMPT = 64  # tokens
 BANDWIDTH_BYTES = 2**28  # what is read to find the memory's speed: far more than any cache
 
+OURS = ["ours", "ours, compiled"]
+PEER = "transformers"
+CONTESTANTS = [*OURS, PEER]
+
 Answer = Callable[[Tensor], list[list[int]]]
 
 
@@ -50,15 +55,24 @@ def bandwidth(device: torch.device) -> float:
 
 
 def measure(
-    model: Transformer, batch: int, new_tokens: int, rounds: int, peer: Any = None
+    model: Transformer,
+    batch: int,
+    new_tokens: int,
+    rounds: int,
+    compiled: bool = False,
+    peer: Any = None,
 ) -> dict[str, list[float]]:
     """One figure per round: tokens per second (`prefill`: of the prompt), bytes per second."""
     device, vocabulary = model.device, model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(vocabulary, (batch, PROMPT), generator=generator).to(device)
     answers: dict[str, Answer] = {"ours": partial(_ours, model, new_tokens)}
+    if compiled:
+        fast = copy.copy(model)  # the same weights
+        fast.compile_decoding(batch)
+        answers["ours, compiled"] = partial(_ours, fast, new_tokens)
     if peer is not None:
-        answers["transformers"] = partial(_theirs, peer, new_tokens)
+        answers[PEER] = partial(_theirs, peer, new_tokens)
     results: dict[str, list[float]] = {name: [] for name in (*answers, "prefill", "bandwidth")}
     expected: list[list[int]] = []
     for number in range(rounds + 1):
@@ -74,10 +88,11 @@ def measure(
             results["prefill"].append(prompts.numel() / reading)
             results["bandwidth"].append(bandwidth(device))
     # Without the prefill: what a step of decoding alone takes.
-    results["decode"] = [
-        batch * (new_tokens - 1) / (batch * new_tokens / whole - prompts.numel() / reading)
-        for whole, reading in zip(results["ours"], results["prefill"], strict=True)
-    ]
+    for name in OURS:
+        results[f"decode: {name}"] = [
+            batch * (new_tokens - 1) / (batch * new_tokens / whole - prompts.numel() / reading)
+            for whole, reading in zip(results.get(name, ()), results["prefill"], strict=False)
+        ]
     return results
 
 
@@ -138,6 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true", help="measure ours compiled, too")
     parser.add_argument("--peers", action="store_true", help="measure transformers, too")
     parser.add_argument("--json", action="store_true", help="one line of JSON after the table")
     parser.add_argument("--plot", type=Path, help="where to draw a bar for each contestant")
@@ -151,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
             model, _ = load(options.model, options.device)
     peer = _peer(model) if options.peers else None
     found = {
-        batch: measure(model, batch, options.new_tokens, options.rounds, peer)
+        batch: measure(model, batch, options.new_tokens, options.rounds, options.compiled, peer)
         for batch in options.batch
     }
     print(_table(found, step_bytes(model)))
@@ -163,22 +179,28 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _table(found: dict[int, dict[str, list[float]]], size: int) -> str:
-    header = ["rows", "prefill", "decode", "share of the bound", "whole: ours", "transformers", "×"]
+    beside = PEER if all(PEER in figures for figures in found.values()) else "ours"
+    header = ["rows", "contestant", "prefill", "decode", "share of the bound", "whole"]
+    header.append(f"× {beside}")
     lines = []
     for batch, figures in found.items():
-        pairs = zip(figures["decode"], figures["bandwidth"], strict=True)
-        share = [tokens / (batch * speed / size) for tokens, speed in pairs]
-        peers = figures.get("transformers")
-        lines.append(
-            [
-                str(batch),
-                *(spread(figures[name]) for name in ("prefill", "decode")),
-                spread(share, ".0%"),
-                spread(figures["ours"], ".1f"),
-                spread(peers, ".1f") if peers else "-",
-                ratio(figures["ours"], peers) if peers else "-",
-            ]
-        )
+        for name in CONTESTANTS:
+            if name not in figures:
+                continue
+            decode = figures.get(f"decode: {name}", [])
+            pairs = zip(decode, figures["bandwidth"], strict=False)
+            share = [tokens / (batch * speed / size) for tokens, speed in pairs]
+            lines.append(
+                [
+                    str(batch),
+                    name,
+                    spread(figures["prefill"]) if name in OURS else "",
+                    spread(decode) if decode else "",
+                    spread(share, ".0%") if share else "",
+                    spread(figures[name], ".1f"),
+                    ratio(figures[name], figures[beside]),
+                ]
+            )
     return markdown(header, lines)
 
 
@@ -187,7 +209,7 @@ def _plot(found: dict[int, dict[str, list[float]]], path: Path) -> None:
 
     figure, axes = pyplot.subplots()
     for batch, figures in found.items():
-        for offset, name in enumerate(name for name in ("ours", "transformers") if name in figures):
+        for offset, name in enumerate(name for name in CONTESTANTS if name in figures):
             axes.bar(f"{name}, {batch} rows", statistics.median(figures[name]), color=f"C{offset}")
     axes.set_ylabel("tokens per second")
     figure.savefig(path)

@@ -19,6 +19,7 @@ from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
 from minimind.data.packing import Batch, make_batch
 from minimind.model.transformer import DecoderLayer, Transformer
+from minimind.sampler import SampleConfig, generate_batch
 from minimind.training import compiling
 from minimind.training.compiling import Compiling
 from minimind.training.loop import TrainConfig, TrainState, train
@@ -29,17 +30,23 @@ COMPILED = replace(EAGER, compile=True)
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Iterator[Transformer]:
-    """A model compiled by the real compiler: half a minute the first time on a machine."""
+def compiler() -> Iterator[None]:
+    """The real compiler: half a minute the first time on a machine."""
     if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("there is no C++ compiler here, and PyTorch compiles with it")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = new_model()
     with torch._inductor.config.patch(compile_threads=1):  # no pool of processes for four files
-        model.compile_tokenwise()
-    yield model
+        yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def compiled(compiler) -> Transformer:
+    """A model that trains compiled."""
+    model = new_model()
+    model.compile_tokenwise()
+    return model
 
 
 def varied_steps(count: int) -> list[list[Batch]]:
@@ -244,3 +251,46 @@ def test_a_layer_is_timed_forward_and_backward(calls) -> None:
     assert compiling._seconds(model, layer, layer.compiled, 7) > 0
     assert calls == ["before_attention", "after_attention"]
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_compiled_decoding_says_what_eager_says_and_compiles_no_token_again(compiler, rows) -> None:
+    eager = new_model()
+    fast = copy.deepcopy(eager)
+    fast.compile_decoding(rows)
+    config = SampleConfig(temperature=0, max_new_tokens=40)
+    prompts = [[3 + row, 4, 5] for row in range(rows)]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        answers = generate_batch(fast, prompts, config)
+    assert answers == generate_batch(eager, prompts, config)
+    assert {len(answer) for answer in answers} == {40}
+
+
+def test_compiled_decoding_serves_prompts_of_any_lengths(compiler) -> None:
+    eager = new_model()
+    fast = copy.deepcopy(eager)
+    fast.compile_decoding(3)
+    prompts = [[3], [4, 5, 6, 7], [8, 9]]
+    config = SampleConfig(temperature=0, max_new_tokens=10)
+    stop_ids = [generate_batch(eager, prompts[:1], config)[0][4]]  # a row ends before others
+    expected = generate_batch(eager, prompts, config, stop_ids)
+    assert generate_batch(fast, prompts, config, stop_ids) == expected
+
+
+def test_decoding_is_compiled_only_if_the_compiler_can_and_eager_again_on_demand(
+    monkeypatch,
+) -> None:
+    model = new_model()
+
+    def broken(function: object, **_: object) -> Callable[..., object]:
+        raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(RuntimeError, match=r"no working C\+\+"):
+        model.compile_decoding()
+    assert not model.decodes_compiled
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: function(*args))
+    model.compile_decoding()
+    assert model.decodes_compiled
+    model.use_eager()
+    assert not model.decodes_compiled

@@ -37,5 +37,6 @@ def test_it_runs_against_transformers_and_both_say_the_same(monkeypatch, capsys)
         ]
     )
     out = capsys.readouterr().out
-    assert "| 2 |" in out
+    assert "| 2 | ours |" in out
+    assert "| 2 | transformers |" in out
     assert '"transformers": [' in out
