@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from minimind.model.attention import Documents, cached_attention, packed_attention
 from minimind.model.config import ModelConfig
+
+
+class Now(NamedTuple):
+    """Where a pass of one token per row stands; the same for all layers.
+
+    Attributes:
+        positions: (rows,) of the new tokens.
+        rows: (rows,) 0, 1, 2, ...
+        horizon: tokens of the longest row, the new one included.
+        mask: (rows, 1, 1, horizon) bool, True where a row is filled; None if all are equally long.
+    """
+
+    positions: Tensor
+    rows: Tensor
+    horizon: int
+    mask: Tensor | None
 
 
 class KVCache:
@@ -42,8 +60,6 @@ class KVCache:
         self.lengths = [0] * rows
         self.next_positions = torch.zeros(rows, dtype=torch.long, device=device)
         self._row_index = torch.arange(rows, device=device)
-        self._horizon = 0
-        self._mask: Tensor | None = None
 
     def keep(self, rows: list[int]) -> None:
         """Drop all rows but these, in this order: finished sequences stop costing time."""
@@ -64,26 +80,14 @@ class KVCache:
             self.values[layer][row, :, : len(value)] = value.transpose(0, 1)
         return packed_attention(documents, layer, q, k, v)
 
-    def begin_token(self) -> None:
+    def begin_token(self) -> Now:
         """Prepare a pass of one token per row: how far to look, and what of it a row has filled."""
-        self._horizon = max(self.lengths) + 1
-        self._mask = None
+        horizon = max(self.lengths) + 1
+        mask = None
         if min(self.lengths) < max(self.lengths):
-            seen = torch.arange(self._horizon, device=self.next_positions.device)
-            self._mask = (seen <= self.next_positions[:, None])[:, None, None, :]
-
-    def attend_token(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store each row's new key and value; attend to all of the row. See `cached_attention`."""
-        keys, values = self.keys[layer], self.values[layer]
-        if self._mask is None:  # all rows are equally long: a plain copy, without an index
-            keys.select(2, self._horizon - 1).copy_(k)
-            values.select(2, self._horizon - 1).copy_(v)
-        else:
-            keys[self._row_index, :, self.next_positions] = k.to(keys.dtype)
-            values[self._row_index, :, self.next_positions] = v.to(values.dtype)
-        seen_keys = keys.narrow(2, 0, self._horizon).to(q.dtype)
-        seen_values = values.narrow(2, 0, self._horizon).to(q.dtype)
-        return cached_attention(q, seen_keys, seen_values, self._mask)
+            seen = torch.arange(horizon, device=self.next_positions.device)
+            mask = (seen <= self.next_positions[:, None])[:, None, None, :]
+        return Now(self.next_positions, self._row_index, horizon, mask)
 
     def advance(self, by: list[int]) -> None:
         """Count the tokens that a finished pass has written, per row."""
@@ -91,3 +95,22 @@ class KVCache:
         self.next_positions = self.next_positions + torch.tensor(
             by, device=self.next_positions.device
         )
+
+
+def attend_token(now: Now, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Store each row's new key and value in a layer's cache; attend to all of the row.
+
+    Args:
+        now: see `KVCache.begin_token`.
+        keys, values: (rows, K, capacity, D) of the layer; changed in place.
+        q, k, v: of the new tokens, as for `cached_attention`.
+    """
+    if now.mask is None:  # all rows are equally long: a plain copy, without an index
+        keys.select(2, now.horizon - 1).copy_(k)
+        values.select(2, now.horizon - 1).copy_(v)
+    else:
+        keys[now.rows, :, now.positions] = k.to(keys.dtype)
+        values[now.rows, :, now.positions] = v.to(values.dtype)
+    seen_keys = keys.narrow(2, 0, now.horizon).to(q.dtype)
+    seen_values = values.narrow(2, 0, now.horizon).to(q.dtype)
+    return cached_attention(q, seen_keys, seen_values, now.mask)

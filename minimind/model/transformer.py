@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minimind.model.attention import Documents, Tails, packed_attention
-from minimind.model.cache import KVCache
+from minimind.model.cache import KVCache, Now, attend_token
 from minimind.model.config import ModelConfig
 from minimind.model.elementwise import rms_norm, rotate, swiglu
 from minimind.model.linear import Linear, linear
@@ -30,7 +30,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 LayerAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Before = Callable[["DecoderLayer", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 After = Callable[["DecoderLayer", Tensor, Tensor], Tensor]
-ReadToken = Callable[["Transformer", Tensor, KVCache], Tensor]
+ReadToken = Callable[..., Tensor]  # as `read_token`
 
 
 class Transformer(nn.Module):
@@ -112,7 +112,7 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def compile_decoding(self, rows: int = 1) -> None:
-        """Compile the pass that reads one more token per row: half a minute for faster answers.
+        """Compile what a layer does to read one more token per row, for faster answers.
 
         How far a row has come is left open. Another compilation follows when rows go from several
         to one, from equally to differently long, or to more than a few. Where compiling fails, the
@@ -121,16 +121,17 @@ class Transformer(nn.Module):
         Args:
             rows: to compile for.
         """
-        compiled = torch.compile(read_token, dynamic=True)
         # Sizes that nothing else has: the compiler holds what is equal for one and the same.
         cache = KVCache(self.config, rows, 61, self.device, self.head_weight.dtype)
         cache.advance([53] * rows)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-            self.model.rotation(cache.next_positions)  # what is computed once isn't compiled
-            cache.begin_token()
-            compiled(self, torch.zeros(rows, dtype=torch.long, device=self.device), cache)
-        self._read_token = compiled
+        before, self._read_token = self._read_token, torch.compile(read_token, dynamic=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's own, about its own code
+                self.decode(torch.zeros(rows, dtype=torch.long, device=self.device), cache)
+        except BaseException:
+            self._read_token = before
+            raise
 
     @property
     def decodes_compiled(self) -> bool:
@@ -210,16 +211,13 @@ class Transformer(nn.Module):
         Returns:
             (rows, V) logits of the token that follows.
         """
-        cache.begin_token()
-        logits = self._read_token(self, input_ids, cache)
+        now = cache.begin_token()
+        x = self.model.embed_tokens(input_ids)  # (rows, C)
+        cos, sin = self.model.rotation(now.positions)
+        for layer, keys, values in zip(self.model.layers, cache.keys, cache.values, strict=True):
+            x = self._read_token(layer, x, cos, sin, now, keys, values)
         cache.advance([1] * len(input_ids))
-        return logits
-
-
-def read_token(model: Transformer, input_ids: Tensor, cache: KVCache) -> Tensor:
-    """What of `Transformer.decode` is tensors only: ids (rows,) -> logits (rows, V)"""
-    states = model.model(input_ids, cache.next_positions, cache.attend_token)
-    return linear(states, model.head_weight)
+        return linear(self.model.norm(x), self.head_weight)
 
 
 class Decoder(nn.Module):
@@ -300,6 +298,20 @@ def before_attention(
     """(T, C) -> queries (T, H, D), keys and values (T, K, D)"""
     x = layer.input_layernorm(x)
     return layer.self_attn.queries(x, cos, sin), *layer.self_attn.keys_values(x, cos, sin)
+
+
+def read_token(
+    layer: DecoderLayer,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    now: Now,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """All that a layer does when decoding: (rows, C) -> (rows, C); see `attend_token`"""
+    q, k, v = before_attention(layer, x, cos, sin)
+    return after_attention(layer, x, attend_token(now, keys, values, q, k, v))
 
 
 def before_tails(
