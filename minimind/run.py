@@ -241,6 +241,14 @@ def new_folder(name: str, root: Path = Path("runs")) -> Path:
     return root / f"{name}-{number}"
 
 
+def compile_decoding(model: Transformer, rows: int, say: Callable[[str], None]) -> None:
+    """Compile what decodes a token, or say why it stays eager."""
+    try:
+        model.compile_decoding(rows)
+    except Exception as error:  # whatever the compiler raises, answers can be given without it
+        say(f"not compiled: {type(error).__name__}: {error}".splitlines()[0])
+
+
 def versions() -> dict[str, str]:
     """What a result depends on besides data and options."""
     found = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,19 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._end, keys.encode())
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C once the process waits for input.
+
+        A signal between readline's last look and its wait is seen with the next key only.
+        """
+        waiting = 0
+        while waiting < 5:
+            time.sleep(0.05)
+            state = Path(f"/proc/{self.process.pid}/stat")
+            asleep = not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "S"
+            waiting = waiting + 1 if asleep else 0
+        self.process.send_signal(signal.SIGINT)
 
     def wait_for(self, text: str) -> str:
         """What is shown up to `text` and with it."""

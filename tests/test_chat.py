@@ -6,7 +6,6 @@ import builtins
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -409,7 +408,7 @@ def test_a_terminal_shows_answers_survives_ctrl_c_and_leaves_at_ctrl_d(base, tmp
     with start(base, *options, state=tmp_path) as terminal:
         terminal.wait_for("/help lists commands, Ctrl-D leaves.")
         terminal.wait_for("> ")
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.interrupt()
         terminal.wait_for("(Ctrl-C again or Ctrl-D leaves)")
         terminal.wait_for("> ")
         terminal.type("안녕하\x7f?\n")

@@ -17,13 +17,13 @@ ROOT = Path(minimind.__file__).parent
 ORDER = """
     version
     vocabulary, tokenizer
-    data:      conversation, strict_json, reader, sources, chatml, scripts
-    data:      masking, documents, table, dataset, packing
+    data:      conversation, strict_json, reader, sources, chatml, scripts, ngrams
+    data:      questions, masking, documents, table, dataset, packing
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
-    graphemes, sampler, scoring
-    summary, page, prompt_line, run
-    sft, pretrain, chat
+    graphemes, sampler, scoring, metrics, evaluation
+    summary, page, evaluate_page, prompt_line, run
+    sft, pretrain, chat, evaluate
 """
 # And three rules more:
 # - data and model don't know each other; only model.pretrained imports data.chatml, to save it.

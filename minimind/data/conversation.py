@@ -137,6 +137,7 @@ def parse_conversation(
     prompt_key: str | None = None,
     answer_key: str | None = None,
     system: str | None = None,
+    questions: bool = False,
     path: str = "",
     line: int = 0,
     text: str = "",
@@ -148,6 +149,7 @@ def parse_conversation(
         prompt_key: with `answer_key`, two keys that come before every other shape.
         answer_key: see `prompt_key`.
         system: becomes the first message where the row has no system message.
+        questions: take rows, too, that have the question's keys only.
         path: where the row stood, for the Conversation and for errors.
         line: its line there, from 1.
         text: its source, for an error's excerpt.
@@ -156,7 +158,7 @@ def parse_conversation(
         DataError: the row's shape, a message or the order of the turns is not one of those above.
         ValueError: only one of `prompt_key` and `answer_key` is given.
     """
-    shapes = _shapes(prompt_key, answer_key)
+    shapes = _shapes(prompt_key, answer_key, questions)
     try:
         name, messages = _read_row(row, shapes)
         if system and messages[0].role != "system":
@@ -269,6 +271,10 @@ def _unknown_shape(row: Row, shapes: _Shapes) -> _RowError:
 
 
 def _alpaca(row: Row) -> list[Message]:
+    return [*_alpaca_question(row), _field(row, "output", "assistant")]
+
+
+def _alpaca_question(row: Row) -> list[Message]:
     messages = []
     history = [] if _absent(row.get("history")) else row["history"]
     if not isinstance(history, list):
@@ -281,7 +287,7 @@ def _alpaca(row: Row) -> list[Message]:
     keys = [key for key in ("instruction", "input") if not _absent(row.get(key))]
     parts = [_field(row, key, "user").content for key in keys or ["instruction"]]
     user = Message("user", "\n".join(parts))
-    return [*messages, user, _field(row, "output", "assistant")]
+    return [*messages, user]
 
 
 def _bad_history(subject: str, value: object) -> _RowError:
@@ -290,13 +296,15 @@ def _bad_history(subject: str, value: object) -> _RowError:
 
 
 def _prompt_and_answer(row: Row, prompt_key: str, answer_key: str) -> list[Message]:
-    messages = []
-    for key, role in ((prompt_key, "user"), (answer_key, "assistant")):
-        if isinstance(row[key], list):
-            messages += _read_messages(row[key], key, label=f"{printable(key)} message")
-        else:
-            messages.append(_field(row, key, role))
-    return messages
+    return [*_under(row, prompt_key, "user"), *_under(row, answer_key, "assistant")]
+
+
+def _under(row: Row, key: str, role: str) -> list[Message]:
+    """What stands under a key: a role's text, or messages."""
+    value = row[key]
+    if isinstance(value, list):
+        return _read_messages(value, key, label=f"{printable(key)} message")
+    return [_field(row, key, role)]
 
 
 _SHAPES: _Shapes = {
@@ -313,13 +321,25 @@ _SHAPES: _Shapes = {
 }
 
 
-def _shapes(prompt_key: str | None, answer_key: str | None) -> _Shapes:
+# Rows that only ask.
+_QUESTIONS: _Shapes = {
+    "instruction": (("instruction",), _alpaca_question),
+    "prompt": (("prompt",), partial(_under, key="prompt", role="user")),
+}
+
+
+def _shapes(prompt_key: str | None, answer_key: str | None, questions: bool) -> _Shapes:
+    shapes = {**_SHAPES, **_QUESTIONS} if questions else _SHAPES
     if prompt_key is None and answer_key is None:
-        return _SHAPES
+        return shapes
     if prompt_key is None or answer_key is None:
         raise ValueError("prompt_key and answer_key: one is missing; give both or neither")
     pair = partial(_prompt_and_answer, prompt_key=prompt_key, answer_key=answer_key)
-    return {f"{prompt_key}/{answer_key}": ((prompt_key, answer_key), pair), **_SHAPES}
+    named: _Shapes = {f"{prompt_key}/{answer_key}": ((prompt_key, answer_key), pair)}
+    if questions:
+        ask = partial(_under, key=prompt_key, role="user")
+        return {**named, prompt_key: ((prompt_key,), ask), **shapes}
+    return {**named, **shapes}
 
 
 # Messages

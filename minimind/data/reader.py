@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, TypeAlias, cast
 
 from minimind.data.conversation import Conversation, DataError, excerpt, parse_conversation
@@ -69,6 +70,41 @@ def read_conversations(
         DataError: at once, whatever `on_error` is, if no file is named or one can't be opened;
             while iterating, if something is wrong with a row and `on_error` is None.
     """
+    return _read(
+        read_rows(paths),
+        on_error,
+        partial(parse_conversation, prompt_key=prompt_key, answer_key=answer_key, system=system),
+    )
+
+
+@dataclass(slots=True)
+class Row:
+    """What stands on a line, or in an array.
+
+    Attributes:
+        value: what JSON makes of it.
+        path: the file.
+        line: where it starts, from 1.
+        text: its source; of an array's row the beginning, on one line.
+        raw: the line's bytes with what ends it; b"" for an array's row.
+    """
+
+    value: object
+    path: str
+    line: int
+    text: str
+    raw: bytes
+
+
+def read_rows(paths: PathLike | Iterable[PathLike]) -> Iterator[Row | DataError]:
+    """Read files as `read_conversations` does, but leave to others what a row means.
+
+    Yields:
+        Each row; for what can't become one, the error, after which reading goes on.
+
+    Raises:
+        DataError: at once, if no file is named or one can't be opened.
+    """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     names = [os.fspath(path) for path in paths]
     if not names:
@@ -77,7 +113,7 @@ def read_conversations(
         )
     for name in names:
         _refuse_unopenable(name)
-    return _read(names, prompt_key, answer_key, system, on_error)
+    return (row for name in names for row in _rows(name))
 
 
 def copy_stream(path: str, to: BinaryIO) -> None:
@@ -95,40 +131,22 @@ def copy_stream(path: str, to: BinaryIO) -> None:
 
 
 def _read(
-    paths: list[str],
-    prompt_key: str | None,
-    answer_key: str | None,
-    system: str | None,
+    rows: Iterable[Row | DataError],
     on_error: Callable[[DataError], None] | None,
+    parse: Callable[..., Conversation],
 ) -> Iterator[Conversation]:
-    for path in paths:
-        for row in _rows(path):
-            try:
-                if isinstance(row, DataError):
-                    raise row
-                conversation = parse_conversation(
-                    row.value,
-                    prompt_key=prompt_key,
-                    answer_key=answer_key,
-                    system=system,
-                    path=path,
-                    line=row.line,
-                    text=row.text,
-                )
-            except DataError as error:
-                error.row = error.row or (row.text if isinstance(row, _Row) else "")
-                if on_error is None:
-                    raise
-                on_error(error)
-            else:
-                yield conversation
-
-
-@dataclass(slots=True)
-class _Row:
-    value: object
-    line: int
-    text: str
+    for row in rows:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            conversation = parse(row.value, path=row.path, line=row.line, text=row.text)
+        except DataError as error:
+            error.row = error.row or (row.text if isinstance(row, Row) else "")
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield conversation
 
 
 # Files. What can't become a row is yielded as a DataError, so that reading can go on after it.
@@ -155,7 +173,7 @@ def _unreadable(path: str, line: int, reason: object) -> DataError:
     )
 
 
-def _rows(path: str) -> Iterator[_Row | DataError]:
+def _rows(path: str) -> Iterator[Row | DataError]:
     lines = None
     try:
         stream = _standard_input() if path == "-" else open(path, "rb")  # noqa: SIM115
@@ -229,7 +247,7 @@ _FOREIGN = {
 }
 
 
-def _rows_of_stream(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
+def _rows_of_stream(lines: _Lines, path: str) -> Iterator[Row | DataError]:
     first = lines.take()
     for magic, name in _FOREIGN.items():
         if first.startswith(magic):
@@ -253,7 +271,7 @@ def _rows_of_stream(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
         yield from _rows_of_lines(lines, path)
 
 
-def _rows_of_lines(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
+def _rows_of_lines(lines: _Lines, path: str) -> Iterator[Row | DataError]:
     decoder = Decoder()
     while line := lines.take():
         number = lines.number
@@ -287,7 +305,7 @@ def _rows_of_lines(lines: _Lines, path: str) -> Iterator[_Row | DataError]:
             unusable.row = text
             yield unusable
         else:
-            yield _Row(value, number, text)
+            yield Row(value, path, number, text, line)
 
 
 def _tell_spread_from_cut(broken: JsonError, last: int, number: int) -> None:
@@ -332,7 +350,7 @@ def _end_of_spread_row(decoder: Decoder, text: str, lines: _Lines) -> int:
     return last
 
 
-def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[_Row | DataError]:
+def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataError]:
     """Read `[row, ...]`, which starts on `line`. After broken JSON the rest can't be made out."""
     try:
         text = data.decode()
@@ -352,7 +370,7 @@ def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[_Row | DataErr
         counted = at
         try:
             value, end = decoder.decode(text, at)
-            yield _Row(value, line, one_line(text[at : min(end, at + NEAR)]))
+            yield Row(value, path, line, one_line(text[at : min(end, at + NEAR)]), b"")
         except JsonError as broken:
             if not broken.end:
                 yield _last(broken).error(path, line, text, at)

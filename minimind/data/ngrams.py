@@ -1,0 +1,23 @@
+"""Count what a text says more than once. Knows no thresholds.
+
+Words are what white space separates, in Korean as in English; without white space a text is one
+word, and its repetitions show in its characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of n items, in order; none if there are fewer items."""
+    return list(zip(*(items[start:] for start in range(n)), strict=False))
+
+
+def repeated_share(items: Sequence[str], n: int) -> float:
+    """Share of the n-grams that stood before in the same text; 0 if there are none.
+
+    a b a b a b, n = 2   ->   ab ba ab ba ab: 3 of 5
+    """
+    grams = ngrams(items, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,140 @@
+"""The command: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minimind import evaluate
+from tests.tiny import write_base
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        return evaluate.main(arguments)
+    except SystemExit as error:  # how tyro ends
+        return int(error.code or 0)
+
+
+FAST = ["--max-new-tokens", "5"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        {"instruction": "1 + 1 = ?", "output": "2", "pattern": "2|둘"},
+        {"messages": [{"role": "user", "content": "이름이 <b>뭐</b>예요?"}]},
+        {"prompt": "Hello!", "completion": "Hi there!"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_one_model_is_judged_and_the_results_are_written(base, rows, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    arguments = [str(rows), "--model", str(base), "--out", str(out), "--metrics", "exact", "regex"]
+    assert main([*arguments, *FAST]) == 0
+    printed = capsys.readouterr().out
+    assert "question: 이름이 <b>뭐</b>예요?\nanswer: " in printed
+    assert "of 3 rows, 2 scored, 3 asked" in printed
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    (model,) = results["models"]
+    assert {"loss", "perplexity", "bits_per_byte", "ended", "exact", "regex"} <= set(
+        model["figures"]
+    )
+    assert [row["line"] for row in results["rows"]] == [1, 2, 3]
+    assert results["options"]["sampling"]["temperature"] == 0.7
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "이름이 &lt;b&gt;뭐&lt;/b&gt;예요?" in page
+    assert "<b>" not in page
+
+
+def test_two_models_stand_side_by_side(base, rows, tmp_path, capsys) -> None:
+    other = write_base(tmp_path / "other")
+    out = tmp_path / "out"
+    assert main([str(rows), "--model", str(base), str(other), "--out", str(out), *FAST]) == 0
+    printed = capsys.readouterr().out
+    assert f"answer ({other}): " in printed
+    assert f"{other} minus {base}, 95% interval:\nloss" in printed
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["differences"][0]["figures"]["loss"] == [0, 0, 0]  # the same weights
+    assert results["rows"][0]["answers"][0] == results["rows"][0]["answers"][1]
+
+
+def test_prompts_come_from_a_text_file_and_the_same_seed_answers_the_same(
+    base, tmp_path, capsys
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("안녕?\nWho are you?\n", encoding="utf-8")
+    seen = []
+    for number in range(2):
+        out = tmp_path / f"out-{number}"
+        assert main([str(path), "--model", str(base), "--out", str(out), *FAST]) == 0
+        seen.append(json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"])
+    assert seen[0] == seen[1]
+    assert "question: Who are you?" in capsys.readouterr().out
+
+
+def test_documents_are_scored_byte_by_byte(base, tmp_path, capsys) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("옛날 옛적에 a cat lived.\n" * 40, encoding="utf-8")
+    out = tmp_path / "out"
+    assert main([str(text), "--documents", "--model", str(base), "--out", str(out)]) == 0
+    assert "bits_per_byte" in capsys.readouterr().out
+    (row,) = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
+    assert row["answers"][0]["values"]["text_bytes"] == len(text.read_bytes())
+
+
+def test_rows_come_from_standard_input_under_its_own_name(
+    base, rows, tmp_path, monkeypatch
+) -> None:
+    out = tmp_path / "out"
+    with rows.open(encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main(["-", "--model", str(base), "--out", str(out), "--no-generate"]) == 0
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert {row["path"] for row in results["rows"]} == {"-"}
+    assert results["models"][0]["asked"] == 0
+
+
+def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) -> None:
+    with rows.open("a", encoding="utf-8") as file:
+        file.write('{"other": 1}\n')
+    common = [str(rows), "--model", str(base), "--no-generate", "--out", str(tmp_path / "out")]
+    assert main(common) == 3
+    assert "rows.jsonl:4: the row's shape is unknown" in capsys.readouterr().err
+    assert main([*common, "--on-bad-row", "skip"]) == 0
+    assert "1 rows skipped; the first: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--no-generate", "--no-score"], 2, "leave nothing to do"),
+        (["--metrics", "bleu"], 2, "metrics has bleu; use some of exact"),
+        (["--prompt-key", "q"], 2, "one of --prompt-key and --answer-key is missing"),
+        (["--limit", "0"], 2, "--limit is 0; use a positive number"),
+        (["--show", "-1"], 2, "--show is -1; use 0 or more"),
+        (["--temperature", "-1"], 2, "temperature is -1.0"),
+        (["--model", "no/such/folder/here"], 1, "no/such/folder/here"),
+    ],
+)
+def test_what_can_not_be_is_refused(rows, capsys, arguments, code, message) -> None:
+    assert main([str(rows), *arguments]) == code
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())  # tyro's box
+
+
+def test_no_file_and_no_rows_are_told(base, tmp_path, capsys) -> None:
+    assert main([]) == 2
+    assert "no file; name one" in capsys.readouterr().err
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert main([str(tmp_path / "empty.txt"), "--model", str(base)]) == 3
+    assert "has no rows" in capsys.readouterr().err
