@@ -14,8 +14,9 @@ import torch
 import tyro
 
 from minimind.data.conversation import DataError
-from minimind.data.dataset import DataOptions, Dataset, build_dataset
+from minimind.data.dataset import REJECTED, DataOptions, Dataset
 from minimind.data.packing import Steps, batches_of, make_steps
+from minimind.data.selection import select_rows
 from minimind.model.pretrained import load
 from minimind.run import (
     Outcome,
@@ -32,18 +33,17 @@ from minimind.run import (
 from minimind.sampler import generate
 from minimind.summary import (
     describe_plan,
-    describe_rows,
+    describe_selection,
+    describe_tokens,
     loss_plot,
     model_card,
     prompt_of,
     show_row,
 )
-from minimind.tokenizer import Tokenizer
 from minimind.training.loop import TrainConfig
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 BASE_LEARNING_RATE = 1e-3  # for the embedded base: measured, see benchmarks/RESULTS.md
-REJECTED = "rejected.jsonl"
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -123,27 +123,35 @@ def run(options: SFTOptions, out: Path, device: torch.device) -> None:
     """Prepare, show what will be trained, train, and answer a few validation prompts."""
     _check_folder(out, options)
     model, tokenizer = load(options.model)
-    dataset, report, folder = build_dataset(options.files, tokenizer, options.data)
-    print("\n".join(describe_rows(report, folder / REJECTED)))
-    if options.limit:
-        dataset = dataset.select(torch.arange(min(options.limit, len(dataset))).numpy())
-    training, validation = _split(dataset, tokenizer, options)
+    selection = select_rows(
+        options.files,
+        tokenizer,
+        options.data,
+        limit=options.limit,
+        val_data=options.val_data,
+        val_fraction=options.val_fraction,
+    )
+    print("\n".join(describe_selection(selection, options.val_data)))
+    training, validation = selection.training, selection.validation
     steps = _plan(training, options)
 
-    print("\n".join(describe_plan(training, validation, steps)))
+    data_hash = training.hash()
+    print("\n".join(describe_tokens(training, validation)))
+    print(f"hash: {data_hash}\n{describe_plan(steps)}")
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
     if options.dry_run:
         return
 
     _prepare_folder(out, options)
-    if (folder / REJECTED).exists():
-        shutil.copy(folder / REJECTED, out / REJECTED)
+    rejected = selection.sources[0].folder / REJECTED
+    if rejected.exists():
+        shutil.copy(rejected, out / REJECTED)
     print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
     model.to(device)
     per_epoch = min(steps.steps_per_epoch, len(steps))
     identity = {
         "base": options.model or "the embedded base",
-        "data": training.hash(),
+        "data": data_hash,
         "validation data": validation.hash(),
         "tokenizer": tokenizer.fingerprint,
         "tokens per step": steps.tokens_per_step,
@@ -274,22 +282,6 @@ def _prepare_folder(out: Path, options: SFTOptions) -> None:
     if options.overwrite and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-
-
-def _split(dataset: Dataset, tokenizer: Tokenizer, options: SFTOptions) -> tuple[Dataset, Dataset]:
-    """Training and validation rows; no prompt stands in both."""
-    if options.val_data is None:
-        return dataset.split(options.val_fraction)
-    validation, report, folder = build_dataset([options.val_data], tokenizer, options.data)
-    print("\n".join(describe_rows(report, folder / REJECTED)))
-    if not len(validation):
-        raise DataError(
-            "no_rows", "no row has an answer that can be scored", "use other rows", options.val_data
-        )
-    training = dataset.without_prompts_of(validation)
-    if removed := len(dataset) - len(training):
-        print(f"{removed} rows left out of training: their prompts stand in {options.val_data}")
-    return training, validation
 
 
 def _plan(training: Dataset, options: SFTOptions) -> Steps:

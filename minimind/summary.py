@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from minimind.data.dataset import DataReport, Dataset
+from minimind.data.conversation import printable
+from minimind.data.dataset import REJECTED, DataReport, Dataset
 from minimind.data.masking import Example
 from minimind.data.packing import Steps
+from minimind.data.selection import Selection
 from minimind.tokenizer import Tokenizer
 
 GREEN, RESET = "\033[32m", "\033[0m"
@@ -36,18 +38,44 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
     return lines
 
 
-def describe_plan(training: Dataset, validation: Dataset, steps: Steps) -> list[str]:
-    """What will be trained, and in how many steps."""
+def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
+    """What became of all files' rows."""
+    lines = [
+        line
+        for source in selection.sources
+        for line in describe_rows(source.report, source.folder / REJECTED)
+    ]
+    if selection.removed:
+        lines.append(
+            f"{selection.removed} rows left out of training: their prompts stand in {val_data}"
+        )
+    return lines
+
+
+def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
+    """What will be trained."""
     table = training.table
     tokens, trained = int(table["length"].sum()), int(table["trained"].sum())
-    low, middle, high, top = np.percentile(table["length"], [5, 50, 95, 100])
-    return [
+    share = trained / tokens if tokens else 0.0
+    lines = [
         f"training: {len(training):,} rows, {tokens:,} tokens, {trained:,} supervised "
-        f"({trained / tokens:.0%}); validation: {len(validation):,} rows",
-        f"tokens per row: {low:.0f} (5%), {middle:.0f} (median), {high:.0f} (95%), {top:.0f} (max)",
-        f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
-        f"{steps.steps_per_epoch:,} an epoch",
+        f"({share:.0%}); validation: {len(validation):,} rows"
     ]
+    if tokens:
+        low, middle, high, top = np.percentile(table["length"], [5, 50, 95, 100])
+        lines.append(
+            f"tokens per row: {low:.0f} (5%), {middle:.0f} (median), {high:.0f} (95%), "
+            f"{top:.0f} (max)"
+        )
+    return lines
+
+
+def describe_plan(steps: Steps) -> str:
+    """In how many steps it will be trained."""
+    return (
+        f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
+        f"{steps.steps_per_epoch:,} an epoch"
+    )
 
 
 def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:
@@ -62,6 +90,19 @@ def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:
             parts.append(left + text + right if mask[start] else text)
             start = stop
     return "".join(parts)
+
+
+def show_tokens(example: Example, kept: int, tokenizer: Tokenizer, colour: bool) -> str:
+    """One row token by token: a │ between two, ✂ where truncation cuts; see `show_row`."""
+    left, right = (GREEN, RESET) if colour else ("⟦", "⟧")
+    parts = []
+    for at, (id, trained) in enumerate(zip(example.input_ids, example.loss_mask, strict=True)):
+        # A part of a character as \xec; nothing that could disturb a terminal.
+        text = tokenizer.token_bytes(id).decode("utf-8", "backslashreplace")
+        text = "⏎\n".join(map(printable, text.split("\n")))
+        cut = "✂" if at == kept else ""
+        parts.append(cut + (left + text + right if trained and at < kept else text))
+    return "│".join(parts)
 
 
 def prompt_of(example: Example) -> list[int]:

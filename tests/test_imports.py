@@ -18,12 +18,13 @@ ORDER = """
     version
     vocabulary, tokenizer
     data:      conversation, strict_json, reader, sources, chatml, scripts, ngrams
-    data:      questions, masking, documents, table, dataset, packing
+    data:      questions, masking, documents, table, dataset, packing, selection
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
     graphemes, sampler, scoring, metrics, evaluation
-    summary, page, evaluate_page, prompt_line, run
-    sft, pretrain, chat, evaluate
+    survey, preflight
+    summary, page, evaluate_page, inspect_page, prompt_line, run
+    sft, pretrain, chat, evaluate, inspect
 """
 # And three rules more:
 # - data and model don't know each other; only model.pretrained imports data.chatml, to save it.

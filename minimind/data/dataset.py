@@ -41,6 +41,7 @@ from minimind.tokenizer import Tokenizer
 
 FORMAT = 2  # raised whenever the same input would give other ids, masks or files
 BLOCK_ROWS = 512
+REJECTED = "rejected.jsonl"
 OnBadRow = Literal["stop", "skip"]
 
 
@@ -253,9 +254,7 @@ def _write(
         open(folder / "weights.bin", "wb") as weights,
         ExitStack() as stack,
         # What UTF-8 can't write, such as bytes in a file's name, JSON spells with a backslash too.
-        open(
-            folder / "rejected.jsonl", "w", encoding="utf-8", errors="backslashreplace"
-        ) as rejected,
+        open(folder / REJECTED, "w", encoding="utf-8", errors="backslashreplace") as rejected,
     ):
         columns = {n: stack.enter_context(open(_column(folder, n), "wb")) for n in COLUMNS}
 
@@ -296,7 +295,7 @@ def _write(
     if not weighted:
         (folder / "weights.bin").unlink()
     if not report.bad:
-        (folder / "rejected.jsonl").unlink()
+        (folder / REJECTED).unlink()
     head = {"dtype": dtype.__name__, "weighted": weighted, "report": vars(report)}
     (folder / "report.json").write_text(json.dumps(head, indent=1), encoding="utf-8")
 

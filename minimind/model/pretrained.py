@@ -87,6 +87,11 @@ def load(
     return model, tokenizer
 
 
+def load_tokenizer(path_or_name: str | Path | None = None) -> Tokenizer:
+    """Load only the tokenizer of what `load` loads."""
+    return Tokenizer.load(_locate(path_or_name))
+
+
 def save(
     directory: str | Path,
     model: Transformer,
@@ -120,14 +125,18 @@ def save(
             f"{directory}: holds a sharded model, and some readers would go on reading its shards; "
             "save to another directory"
         )
+    if tokenizer.had_chat_template not in (None, _chat_template(tokenizer)):
+        warnings.warn(
+            f"{directory}: the base's own chat template is replaced; the model is trained with "
+            "plain ChatML, without a system prompt that no one asked for",
+            stacklevel=2,
+        )
     directory.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.head_weight.dtype
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as name:
         staging = Path(name)
-        tokenizer.save(staging)
-        _write_chat_template(staging, tokenizer, directory)
+        save_tokenizer(staging, tokenizer)
         _write_json(staging / "config.json", _config_json(config, tokenizer, dtype))
-        _write_json(staging / "generation_config.json", _generation_json(tokenizer))
         weights = {
             _plain_name(key): value.detach().to("cpu", dtype).contiguous()
             for key, value in model.state_dict().items()
@@ -137,6 +146,19 @@ def save(
         shutil.copymode(staging / "config.json", staging / _WEIGHTS)  # safetensors says 0600
         for file in sorted(staging.iterdir(), key=lambda file: file.name == _WEIGHTS):
             os.replace(file, directory / file.name)
+
+
+def save_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
+    """Write what of a model directory isn't the model: tokenizer, chat template, stop tokens.
+
+    Args:
+        directory: exists.
+        tokenizer: to be saved.
+    """
+    directory = Path(directory)
+    tokenizer.save(directory)
+    _write_chat_template(directory, tokenizer)
+    _write_json(directory / "generation_config.json", _generation_json(tokenizer))
 
 
 # Finding
@@ -343,17 +365,15 @@ def _generation_json(tokenizer: Tokenizer) -> dict[str, object]:
     }
 
 
-def _write_chat_template(staging: Path, tokenizer: Tokenizer, directory: Path) -> None:
+def _chat_template(tokenizer: Tokenizer) -> str:
+    return ("{{ bos_token }}" if tokenizer.bos_id is not None else "") + CHAT_TEMPLATE
+
+
+def _write_chat_template(directory: Path, tokenizer: Tokenizer) -> None:
     """Put our template in both places where readers look: its own file, and the tokenizer's."""
-    template = ("{{ bos_token }}" if tokenizer.bos_id is not None else "") + CHAT_TEMPLATE
-    if tokenizer.had_chat_template not in (None, template):
-        warnings.warn(
-            f"{directory}: the base's own chat template is replaced; the model is trained with "
-            "plain ChatML, without a system prompt that no one asked for",
-            stacklevel=3,
-        )
-    (staging / "chat_template.jinja").write_text(template, encoding="utf-8")  # transformers 5
-    path = staging / "tokenizer_config.json"  # transformers 4 and llama.cpp's converter
+    template = _chat_template(tokenizer)
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")  # transformers 5
+    path = directory / "tokenizer_config.json"  # transformers 4 and llama.cpp's converter
     _write_json(path, _read_json(path) | {"chat_template": template})
 
 

@@ -1,0 +1,79 @@
+"""Choose what is trained and what is validated on, from files. Knows no model and prints nothing.
+
+What fine-tuning trains is what inspection shows: both call `select_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minimind.data.conversation import DataError
+from minimind.data.dataset import DataOptions, DataReport, Dataset, build_dataset
+from minimind.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What became of some files' rows, and the folder that holds the rejected ones."""
+
+    report: DataReport
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Rows in the order of their files.
+
+    Attributes:
+        training: what an epoch trains.
+        validation: what is held back; no prompt stands in both.
+        sources: the training files', then the validation file's if it is one of its own.
+        removed: rows left out of training because their prompt stands in the validation file.
+    """
+
+    training: Dataset
+    validation: Dataset
+    sources: tuple[Source, ...]
+    removed: int = 0
+
+
+def select_rows(
+    files: Sequence[str],
+    tokenizer: Tokenizer,
+    options: DataOptions,
+    *,
+    limit: int | None = None,
+    val_data: str | None = None,
+    val_fraction: float = 0.0,
+) -> Selection:
+    """Read, tokenize, and part training from validation.
+
+    Args:
+        files: of conversations.
+        tokenizer: decides the ids.
+        options: how rows become Examples.
+        limit: use only the first rows, this many.
+        val_data: a file to validate on.
+        val_fraction: without it, share of the rows to validate on, chosen by their prompt's text.
+
+    Raises:
+        DataError: a file or a row can't be used, or `val_data` has no row to validate on.
+    """
+    dataset, report, folder = build_dataset(files, tokenizer, options)
+    sources = (Source(report, folder),)
+    if limit:
+        dataset = dataset.select(np.arange(min(limit, len(dataset))))
+    if val_data is None:
+        return Selection(*dataset.split(val_fraction), sources)
+    validation, val_report, val_folder = build_dataset([val_data], tokenizer, options)
+    if not len(validation):
+        raise DataError(
+            "no_rows", "no row has an answer that can be scored", "use other rows", val_data
+        )
+    training = dataset.without_prompts_of(validation)
+    sources = (*sources, Source(val_report, val_folder))
+    return Selection(training, validation, sources, len(dataset) - len(training))

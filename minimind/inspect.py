@@ -1,0 +1,201 @@
+"""`python -m minimind.inspect data.jsonl`: see what trains, token by token, and check it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from minimind.data.conversation import Conversation, DataError
+from minimind.data.dataset import REJECTED, DataOptions, cache_directory
+from minimind.data.reader import read_conversations
+from minimind.data.selection import select_rows
+from minimind.data.sources import readable_again
+from minimind.inspect_page import inspection_page, tables
+from minimind.model.pretrained import load_tokenizer
+from minimind.preflight import Check, check_data
+from minimind.run import fail, prepare_terminal
+from minimind.summary import describe_rows, describe_tokens, show_tokens
+from minimind.survey import Survey, survey
+from minimind.tokenizer import Tokenizer
+
+EXIT_OK, EXIT_CHECK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """See what fine-tuning would train on these files: counts, suspicious rows, every token.
+
+    Give --model, --limit and the options of data as to minimind.sft: what is shown is what trains,
+    and the hash is the one that minimind.sft prints.
+
+    Exit codes: 0 done, 1 a check failed, 2 a wrong option, 3 data that can't be used,
+    130 interrupted.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
+    model: str | None = None
+    """Whose tokenizer: a Hugging Face folder or hub name; default: the small embedded base."""
+    check: bool = False
+    """Check what would go wrong without a word otherwise; exit with 1 if something does."""
+    rows: tuple[str, ...] = ()
+    """Show these rows, too: LINE, or FILE:LINE where there are several files."""
+    html: Path | None = None
+    """Write a page with all of it to this file."""
+    json: bool = False
+    """Print JSON instead of text."""
+    limit: int | None = None
+    """Use only the first rows, this many."""
+    val_data: str | None = None
+    """As for minimind.sft."""
+    val_fraction: float = 0.05
+    """As for minimind.sft."""
+    data: Annotated[DataOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit is {self.limit}; use a positive number")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
+        if (self.data.prompt_key is None) != (self.data.answer_key is None):
+            raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
+        for row in self.rows:
+            line = row.rpartition(":")[2]
+            if not line.isdigit():
+                raise ValueError(f"--rows has {row}; use LINE or FILE:LINE")
+
+
+def run(options: InspectOptions) -> bool:
+    """Look, check if asked to, and show; False if a check failed."""
+    tokenizer = load_tokenizer(options.model)
+    with readable_again(options.files, cache_directory()) as files:
+        selection = select_rows(
+            files,
+            tokenizer,
+            options.data,
+            limit=options.limit,
+            val_data=options.val_data,
+            val_fraction=options.val_fraction,
+        )
+        source = selection.sources[0]
+        names = dict(zip(files, options.files, strict=True))
+        places = [row if ":" in row else f"{options.files[0]}:{row}" for row in options.rows]
+        found = survey(_read(files, names, options.data), tokenizer, options.data, places)
+        checks: list[Check] = []
+        if options.check:
+            whole = select_rows(files, tokenizer, options.data).training
+            rows = _read(files, names, options.data)
+            checks = list(
+                check_data(rows, found.rows, whole, source.report, found, tokenizer, options.data)
+            )
+    lines = [
+        *describe_rows(source.report, source.folder / REJECTED),
+        *describe_tokens(selection.training, selection.validation),
+        f"hash: {selection.training.hash()}",
+    ]
+    if found.duplicates:
+        lines.append(f"duplicates: {found.duplicates:,} rows stand more than once")
+    if options.json:
+        print(
+            json.dumps(_facts(lines, checks, found, selection.training.hash()), ensure_ascii=False)
+        )
+    else:
+        _print(lines, checks, found, tokenizer)
+    if options.html:
+        title = f"What trains: {', '.join(options.files)}"
+        document = inspection_page(title, lines, checks, found, tokenizer, options.data.max_length)
+        options.html.write_text(document, encoding="utf-8", errors="backslashreplace")
+        if not options.json:
+            print(f"\n{options.html} shows all of it")
+    return all(check.outcome != "failed" for check in checks)
+
+
+def _read(files: list[str], names: dict[str, str], options: DataOptions) -> Iterator[Conversation]:
+    """The rows again, under the names that were given; bad ones were told of already."""
+    for conversation in read_conversations(
+        files,
+        prompt_key=options.prompt_key,
+        answer_key=options.answer_key,
+        system=options.system,
+        on_error=lambda _: None,
+    ):
+        yield Conversation(
+            conversation.messages,
+            conversation.shape,
+            names[conversation.path],
+            conversation.line,
+        )
+
+
+def _print(lines: list[str], checks: list[Check], found: Survey, tokenizer: Tokenizer) -> None:
+    print("\n".join(lines))
+    for title, counts in tables(found).items():
+        largest = sorted(counts.items(), key=lambda item: -item[1])[:8]
+        print(f"{title}: " + ", ".join(f"{count:,} {value}" for value, count in largest))
+    for row in found.shown:
+        print(f"\n{row.place} ({', '.join(row.reasons)})")
+        print(show_tokens(row.example, row.kept, tokenizer, colour=sys.stdout.isatty()))
+    if checks:
+        print()
+    for check in checks:
+        print(f"{check.outcome}: {check.name} ({check.fact})")
+        if check.consequence:
+            print(f"    consequence: {check.consequence}")
+
+
+def _facts(lines: list[str], checks: list[Check], found: Survey, data_hash: str) -> dict[str, Any]:
+    """What a machine wants to know."""
+    lengths = np.array(found.lengths)
+    counted = ("rows", "duplicates", "unsupervised", "truncated", "dropped_long", "tokens_lost")
+    return {
+        "hash": data_hash,
+        **{name: getattr(found, name) for name in counted},
+        "tokens": int(lengths.sum()),
+        "supervised": int(np.array(found.trained).sum()),
+        "tokens_per_row": np.percentile(lengths, [0, 5, 50, 95, 100]).tolist()
+        if len(lengths)
+        else [],
+        "counts": {title: dict(counts) for title, counts in tables(found).items()},
+        "sentences": lines,
+        "checks": [asdict(check) for check in checks],
+        "shown": [
+            {
+                "place": row.place,
+                "reasons": row.reasons,
+                "input_ids": list(row.example.input_ids),
+                "trained": [int(mark) for mark in row.example.loss_mask],
+                "kept": row.kept,
+            }
+            for row in found.shown
+        ],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
+    prepare_terminal()
+    try:
+        options = tyro.cli(InspectOptions, args=argv, prog="python -m minimind.inspect")
+    except ValueError as error:
+        return fail(EXIT_USAGE, error)
+    try:
+        return EXIT_OK if run(options) else EXIT_CHECK
+    except DataError as error:
+        return fail(EXIT_DATA, error)
+    except (ValueError, OSError) as error:
+        return fail(EXIT_USAGE, error)
+    except KeyboardInterrupt:
+        return fail(EXIT_INTERRUPTED, "interrupted")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
