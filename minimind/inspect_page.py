@@ -9,20 +9,23 @@ import numpy as np
 
 from minimind.page import escape, page
 from minimind.preflight import Check
-from minimind.survey import ShownRow, Survey
+from minimind.survey import PICKED, ShownRow, Survey
 from minimind.tokenizer import Tokenizer
 
 STYLE = """
 .tokens { white-space: pre-wrap; font-family: ui-monospace, "D2Coding", "Noto Sans Mono CJK KR",
   monospace; line-height: 1.9 }
-.tokens span { border-left: 1px solid var(--line); padding: .1rem 0 }
+.tokens span { border-left: 1px solid var(--faint); padding: .1rem 0 }
 .tokens .trained { background: var(--good) }
 .tokens .lost { text-decoration: line-through; opacity: .55 }
 .tokens .control { color: var(--accent) }
 .tokens span:hover { outline: 2px solid var(--accent) }
 #token { position: sticky; bottom: 0; background: var(--panel); border: 1px solid var(--line);
   padding: .4rem .8rem; min-height: 2.3rem; font-variant-numeric: tabular-nums }
-.reason { background: var(--bad); border-radius: .3rem; padding: 0 .4rem; font-size: .85rem }
+.reason { border: 1px solid var(--line); border-radius: .3rem; padding: 0 .4rem;
+  font-size: .85rem }
+.suspicious { background: var(--bad); border-color: var(--bad) }
+.tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start }
 svg { max-width: 100%; height: auto } svg .bar { fill: var(--accent) }
 svg .limit { stroke: var(--ink); stroke-dasharray: 4 3 }
 svg text { fill: var(--faint); font-size: 11px }
@@ -33,7 +36,7 @@ const told = document.getElementById('token');
 document.addEventListener('mouseover', event => {
   const token = event.target.closest('.tokens span');
   if (!token) return;
-  told.textContent = 'id ' + token.dataset.id + ' \\u00b7 bytes ' + token.dataset.bytes + ' \\u00b7 '
+  told.textContent = 'id ' + token.dataset.id + ' · bytes ' + token.dataset.bytes + ' · '
     + (token.classList.contains('lost') ? 'lost to truncation'
       : token.classList.contains('trained') ? 'trained' : 'context');
 });
@@ -43,7 +46,7 @@ function filter() {
   const wanted = words.value.toLowerCase();
   let shown = 0;
   for (const row of rows) {
-    const fits = row.textContent.toLowerCase().includes(wanted)
+    const fits = row.dataset.text.includes(wanted)
       && (reason.value === '' || row.dataset.reasons.split('|').includes(reason.value));
     row.hidden = !fits;
     shown += fits ? 1 : 0;
@@ -84,7 +87,9 @@ def inspection_page(
         "<h2>Tokens per row</h2>",
         _histogram(np.array(survey.lengths), max_length),
         "<h2>What the rows are</h2>",
+        '<div class="tables">',
         *(_counts(name, counts) for name, counts in tables(survey).items()),
+        "</div>",
         "<h2>Rows, token by token</h2>",
         '<p>Shaded tokens are trained; a line stands where a token begins. <input id="words" '
         'placeholder="filter by words" aria-label="filter by words"> <select id="reason" '
@@ -162,13 +167,19 @@ def _counts(name: str, counts: Mapping[Any, int]) -> str:
 
 def _row(row: ShownRow, tokenizer: Tokenizer) -> str:
     trained = sum(row.example.loss_mask[: row.kept])
-    reasons = " ".join(f'<span class="reason">{escape(reason)}</span>' for reason in row.reasons)
+    text = tokenizer.decode(row.example.input_ids)
+    decoder = tokenizer.stream_decoder()
+    reasons = " ".join(
+        f'<span class="reason{"" if reason in PICKED else " suspicious"}">{escape(reason)}</span>'
+        for reason in row.reasons
+    )
     return (
-        f'<div class="row panel" data-reasons="{escape("|".join(row.reasons))}">'
+        f'<div class="row panel" data-reasons="{escape("|".join(row.reasons))}" '
+        f'data-text="{escape(text.lower())}">'
         f'<div><span class="faint">{escape(row.place)} · {len(row.example):,} tokens, '
         f'{trained:,} trained</span> {reasons}</div><div class="tokens">'
         + "".join(
-            _token(tokenizer, id, trained, at < row.kept)
+            _token(tokenizer, id, decoder.push(id), trained, at < row.kept)
             for at, (id, trained) in enumerate(
                 zip(row.example.input_ids, row.example.loss_mask, strict=True)
             )
@@ -177,9 +188,8 @@ def _row(row: ShownRow, tokenizer: Tokenizer) -> str:
     )
 
 
-def _token(tokenizer: Tokenizer, id: int, trained: bool, kept: bool) -> str:
-    spelled = tokenizer.token_bytes(id)
-    text = spelled.decode("utf-8", "backslashreplace")  # a part of a character as \\xec
+def _token(tokenizer: Tokenizer, id: int, text: str, trained: bool, kept: bool) -> str:
+    """One token; a character of several stands in the last of them."""
     kinds = [
         name
         for name, holds in (
@@ -189,5 +199,6 @@ def _token(tokenizer: Tokenizer, id: int, trained: bool, kept: bool) -> str:
         )
         if holds
     ]
-    shown = escape(text).replace("\n", "⏎\n")
-    return f'<span class="{" ".join(kinds)}" data-id="{id}" data-bytes="{spelled.hex(" ")}">{shown}</span>'
+    shown = escape(text or "‥").replace("\n", "⏎\n")
+    facts = f'data-id="{id}" data-bytes="{tokenizer.token_bytes(id).hex(" ")}"'
+    return f'<span class="{" ".join(kinds)}" {facts}>{shown}</span>'

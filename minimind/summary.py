@@ -93,16 +93,21 @@ def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:
 
 
 def show_tokens(example: Example, kept: int, tokenizer: Tokenizer, colour: bool) -> str:
-    """One row token by token: a │ between two, ✂ where truncation cuts; see `show_row`."""
+    """One row token by token: a │ between two, ✂ where truncation cuts; see `show_row`.
+
+    A character of several tokens stands in the last of them; those before it are a ‥ each.
+    """
     left, right = (GREEN, RESET) if colour else ("⟦", "⟧")
-    parts = []
+    shown, inside = "", False
+    decoder = tokenizer.stream_decoder()
     for at, (id, trained) in enumerate(zip(example.input_ids, example.loss_mask, strict=True)):
-        # A part of a character as \xec; nothing that could disturb a terminal.
-        text = tokenizer.token_bytes(id).decode("utf-8", "backslashreplace")
-        text = "⏎\n".join(map(printable, text.split("\n")))
-        cut = "✂" if at == kept else ""
-        parts.append(cut + (left + text + right if trained and at < kept else text))
-    return "│".join(parts)
+        trained = trained and at < kept
+        border = ("" if at == 0 else "│") + ("✂" if at == kept else "")
+        turn = "" if trained == inside else left if trained else right
+        text = decoder.push(id) or "‥"
+        shown += border + turn + "⏎\n".join(map(printable, text.split("\n")))
+        inside = trained
+    return shown + (right if inside else "")
 
 
 def prompt_of(example: Example) -> list[int]:

@@ -26,7 +26,8 @@ BLOCK_ROWS = 512
 PER_REASON = 3  # rows shown for each reason to look at them
 DRAWN = 200  # rows drawn by chance
 SHOWN = 5  # of these, shown
-# What other templates and tokenizers write around turns; ours are added to it.
+PICKED = ("chosen", "longest", "shortest", "drawn by chance")  # reasons that mean no harm
+# What templates and tokenizers, ours too, write around turns.
 LOOK_ALIKE = re.compile(
     r"<\|[\w ]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<unk>|<pad>"
 )
@@ -221,6 +222,6 @@ class _Picks:
         for reason, rows in self._by_reason.items():
             for row in rows:
                 found[row.number] = row
-                if reason in ("chosen", "longest", "shortest", "drawn by chance"):
+                if reason in PICKED:
                     row.reasons.append(reason)
         return [found[number] for number in sorted(found)]

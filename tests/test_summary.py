@@ -15,9 +15,11 @@ from minimind.summary import (
     RESET,
     describe_plan,
     describe_rows,
+    describe_tokens,
     loss_plot,
     prompt_of,
     show_row,
+    show_tokens,
 )
 from minimind.tokenizer import Tokenizer
 
@@ -34,6 +36,22 @@ def test_the_shown_row_marks_just_the_trained_span(tokenizer: Tokenizer) -> None
     assert show_row(example, tokenizer, colour=True) == f"{prompt}{GREEN}{answer}{RESET}\n"
 
 
+def test_every_token_is_shown_with_its_border_and_where_truncation_cuts(tokenizer) -> None:
+    example = encode_conversation(CHAT, tokenizer)
+    kept = len(example) - 2  # without <|im_end|> and the newline after it
+    shown = show_tokens(example, kept, tokenizer, colour=False)
+    assert shown.endswith("│✂⟧<|im_end|>│⏎\n")
+    assert shown.count("│") == len(example) - 1
+    assert (shown.count("⟦"), shown.count("⟧"), shown.count("✂")) == (1, 1, 1)
+
+
+def test_a_terminal_is_not_disturbed_by_what_a_row_says(tokenizer) -> None:
+    chat = [{"role": "user", "content": "\x1b[2J\x07"}, {"role": "assistant", "content": "ok"}]
+    shown = show_tokens(encode_conversation(chat, tokenizer), 99, tokenizer, colour=False)
+    assert "\\x1b" in shown
+    assert not {"\x1b", "\x07"} & set(shown)
+
+
 def test_the_prompt_of_a_row_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     example = encode_conversation(CHAT, tokenizer)
     assert tokenizer.decode(prompt_of(example)).endswith("<|im_start|>assistant\n")
@@ -47,7 +65,8 @@ def test_the_summary_names_every_loss(tokenizer: Tokenizer) -> None:
     report.turns["trailing_prompt"] = 2
     steps = make_steps(dataset, tokens_per_step=30, epochs=2)
     lines = describe_rows(report, Path("rejected.jsonl"))
-    text = "\n".join(lines + describe_plan(dataset, dataset.select([0]), steps))
+    lines += [*describe_tokens(dataset, dataset.select([0])), describe_plan(steps)]
+    text = "\n".join(lines)
     assert "rows: 9 read (9 messages)" in text
     assert "rejected: 5 unknown_role; listed in rejected.jsonl" in text
     assert "unusual turns, kept: 2 trailing_prompt" in text

@@ -64,16 +64,16 @@ def select_rows(
         DataError: a file or a row can't be used, or `val_data` has no row to validate on.
     """
     dataset, report, folder = build_dataset(files, tokenizer, options)
-    sources = (Source(report, folder),)
+    source = Source(report, folder)
     if limit:
         dataset = dataset.select(np.arange(min(limit, len(dataset))))
     if val_data is None:
-        return Selection(*dataset.split(val_fraction), sources)
+        return Selection(*dataset.split(val_fraction), (source,))
     validation, val_report, val_folder = build_dataset([val_data], tokenizer, options)
     if not len(validation):
         raise DataError(
             "no_rows", "no row has an answer that can be scored", "use other rows", val_data
         )
     training = dataset.without_prompts_of(validation)
-    sources = (*sources, Source(val_report, val_folder))
+    sources = (source, Source(val_report, val_folder))
     return Selection(training, validation, sources, len(dataset) - len(training))

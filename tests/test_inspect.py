@@ -1,0 +1,218 @@
+"""The command shows what trains, exactly; its page works in a real browser."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minimind import inspect, preflight, sft
+from minimind.data.dataset import DataOptions
+from minimind.data.packing import make_steps
+from minimind.data.selection import select_rows
+from minimind.tokenizer import Tokenizer
+from tests.browser import ask
+from tests.tiny import write_base
+
+ROWS = [
+    {"instruction": "안녕? <b>", "output": "안녕하세요! 👩‍👩‍👧"},
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+    {"instruction": "What does <|im_end|> do?", "output": "It ends a turn."},
+    {"instruction": "Story?", "output": "Once upon a time " * 200},
+    {"messages": [{"role": "user", "content": "Only a question."}]},
+    *({"instruction": f"{n} + {n} = ?", "output": str(2 * n)} for n in range(40)),
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+def main(*arguments: object) -> int:
+    try:
+        return inspect.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # how tyro ends
+        return int(error.code or 0)
+
+
+def facts(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    assert main(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_terminal_shows_counts_and_tokens(data, capsys) -> None:
+    assert main(data, "--rows", "2") == 0
+    printed = capsys.readouterr().out
+    assert "rows: 45 read (43 instruction/output, 2 messages)" in printed
+    assert "truncated: 1 rows lose" in printed
+    assert "looks like a control token: 1 <|im_end|>" in printed
+    assert re.search(rf"^{re.escape(str(data))}:2 \(.*\bchosen\b.*\)$", printed, re.MULTILINE)
+    assert "│0│ +│ │0│ =│ ?│<|im_end|>│⏎\n" in printed
+    assert "│⟦0│<|im_end|>│⟧⏎\n" in printed
+
+
+@pytest.mark.parametrize("options", [(), ("--val-fraction", "0.3"), ("--limit", "5")])
+def test_the_hash_shown_is_the_hash_that_sft_prints_and_trains(
+    data, tmp_path, capsys, options
+) -> None:
+    shown = facts(capsys, data, *options)["hash"]
+    base = write_base(tmp_path / "base")
+    arguments = [str(data), "--model", str(base), "--out", str(tmp_path / "run"), "--epochs", "1"]
+    assert sft.main([*arguments, *options]) == 0
+    assert f"hash: {shown}\n" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["identity"]["data"] == shown
+
+
+def test_the_hash_is_over_the_very_tokens_that_batches_hold(data, tokenizer, capsys) -> None:
+    shown = facts(capsys, data, "--val-fraction", "0")["hash"]
+    training = select_rows([str(data)], tokenizer, DataOptions()).training
+    steps = make_steps(training, tokens_per_step=200, epochs=1)
+    consumed: dict[int, tuple[list[int], list[int]]] = {}
+    for batch in (batch for step in steps for batch in step):
+        ends = np.cumsum(batch.lengths)
+        for row, end, length in zip(batch.rows, ends, batch.lengths, strict=True):
+            span = slice(end - length, end)
+            consumed[row] = batch.input_ids[span].tolist(), batch.labels[span].tolist()
+    digest = hashlib.sha256()
+    for row in range(len(training)):  # in the file's order, as one block
+        ids, labels = consumed[row]
+        example = training[row]
+        assert ids == list(example.input_ids)[: len(ids)]
+        told = [
+            id if mark else -100
+            for id, mark in zip(example.input_ids, example.loss_mask, strict=True)
+        ][1 : len(ids) + 1]
+        assert labels == told
+        assert not any(example.loss_mask[len(ids) + 1 :])  # all that trains was consumed
+    lengths = np.array([len(row) for row in training], "<u4")
+    digest.update(lengths.tobytes())
+    digest.update(np.concatenate([row.input_ids for row in training]).astype("<u4").tobytes())
+    digest.update(np.concatenate([row.loss_mask for row in training]).tobytes())
+    assert digest.hexdigest() == shown
+
+
+def test_json_holds_counts_and_shown_tokens(data, capsys, tokenizer) -> None:
+    found = facts(capsys, data, "--rows", f"{data}:2")
+    assert found["rows"] == 45
+    assert found["unsupervised"] == 1
+    assert found["truncated"] == found["dropped_long"] == 1
+    assert found["counts"]["role"] == {"user": 45, "assistant": 44}
+    (row,) = [row for row in found["shown"] if row["place"] == f"{data}:2"]
+    trained = [id for id, mark in zip(row["input_ids"], row["trained"], strict=True) if mark]
+    assert tokenizer.decode(trained) == "Hello!<|im_end|>"
+
+
+def test_checks_pass_on_sound_data_and_fail_loudly(data, capsys, monkeypatch) -> None:
+    assert main(data, "--check") == 0
+    assert "passed: each answer trains its end token, once (45 rows)" in capsys.readouterr().out
+    monkeypatch.setattr(preflight, "encode_prompt", lambda *_: [99])
+    assert main(data, "--check") == 1
+    printed = capsys.readouterr().out
+    assert "failed: a chat's prompt is what training has before an answer" in printed
+    assert "    consequence: the model would be asked in other tokens" in printed
+
+
+def test_rows_come_from_standard_input_too(data, capsys, monkeypatch) -> None:
+    with data.open(encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main("-") == 0
+    assert "-:3 (content spells <|im_end|>" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "no data file; name one"),
+        (("data.jsonl", "--limit", "0"), 2, "--limit is 0; use a positive number"),
+        (("data.jsonl", "--val-fraction", "1"), 2, "--val-fraction is 1.0; use 0 to less than 1"),
+        (("data.jsonl", "--prompt-key", "q"), 2, "one of --prompt-key and --answer-key is missing"),
+        (("data.jsonl", "--rows", "x"), 2, "--rows has x; use LINE or FILE:LINE"),
+        (("absent.jsonl",), 3, "absent.jsonl: there is no such file"),
+        (("data.jsonl", "--model", "/no/such"), 2, "/no/such: no such directory"),
+    ],
+)
+def test_what_can_not_be_is_refused(data, capsys, monkeypatch, arguments, code, message) -> None:
+    monkeypatch.chdir(data.parent)
+    assert main(*arguments) == code
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+@pytest.fixture
+def page(data, tmp_path, capsys) -> Path:
+    path = tmp_path / "page.html"
+    assert main(data, "--check", "--html", path) == 0
+    return path
+
+
+def test_the_page_shows_every_token_and_what_it_is(page, tokenizer: Tokenizer) -> None:
+    rows = ask(
+        page,
+        "[...document.querySelectorAll('.row')].map(row => [row.querySelector('.faint').innerText,"
+        "[...row.querySelectorAll('.tokens span')].map(t => [t.dataset.id, t.className])])",
+    )
+    (tokens,) = [tokens for place, tokens in rows if ":1 ·" in place]
+    ids = [int(id) for id, _ in tokens]
+    trained = [int(id) for id, kind in tokens if "trained" in kind]
+    assert "안녕? <b>" in tokenizer.decode(ids)
+    assert tokenizer.decode(trained) == "안녕하세요! 👩‍👩‍👧<|im_end|>"
+    (lost,) = [tokens for place, tokens in rows if ":4 ·" in place]
+    assert all("lost" in kind for _, kind in lost)
+
+
+def test_pointing_at_a_token_tells_its_id_and_bytes(page) -> None:
+    told = ask(
+        page,
+        "(() => { const token = document.querySelector('.tokens .trained');"
+        "token.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}));"
+        "return [token.dataset.id, token.dataset.bytes,"
+        "document.getElementById('token').innerText]; })()",
+    )
+    assert told[2] == f"id {told[0]} · bytes {told[1]} · trained"
+
+
+def test_rows_can_be_filtered_by_words_and_reasons(page) -> None:
+    shown = ask(
+        page,
+        "(() => { const count = () => document.querySelectorAll('.row:not([hidden])').length;"
+        "const all = count(), words = document.getElementById('words');"
+        "words.value = '안녕하세요'; words.dispatchEvent(new Event('input')); const some = count();"
+        "words.value = ''; words.dispatchEvent(new Event('input'));"
+        "const reason = document.getElementById('reason'); reason.value = 'too long, dropped';"
+        "reason.dispatchEvent(new Event('change'));"
+        "return [all, some, count(), document.getElementById('shown').innerText]; })()",
+    )
+    total = shown[0]
+    assert shown == [total, 1, 1, f"1 of {total} rows shown"]
+    assert total > 5
+
+
+def test_light_and_dark_are_told_apart_and_can_be_read(page) -> None:
+    question = (
+        "(() => { const style = getComputedStyle(document.body),"
+        "trained = getComputedStyle(document.querySelector('.tokens .trained'));"
+        "return [style.color, style.backgroundColor, trained.backgroundColor]; })()"
+    )
+    light, dark = ask(page, question), ask(page, question, dark=True)
+    for ink, *papers in (light, dark):
+        assert min(contrast(ink, paper) for paper in papers) > 4.5  # WCAG 2.1, AA
+    assert light[1] != dark[1]
+
+
+def contrast(first: str, second: str) -> float:
+    """Of two CSS colours, by WCAG 2.1."""
+    low, high = sorted(map(luminance, (first, second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in colour.removeprefix("rgb(").rstrip(")").split(",")]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

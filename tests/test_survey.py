@@ -1,0 +1,101 @@
+"""A survey counts what a plain count finds, and shows the rows that deserve a look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from minimind.data.conversation import Conversation, Message
+from minimind.data.dataset import DataOptions
+from minimind.survey import DRAWN, PER_REASON, Survey, survey
+
+OPTIONS = DataOptions(max_length=64)
+
+
+def chat(*turns: str, first: str = "user", line: int = 0) -> Conversation:
+    roles = ["user", "assistant"] if first == "user" else ["assistant", "user"]
+    messages = tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))
+    return Conversation(messages, "messages", "data.jsonl", line)
+
+
+def numbered(rows: Iterable[Conversation]) -> list[Conversation]:
+    return [
+        Conversation(row.messages, row.shape, row.path, line) for line, row in enumerate(rows, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(tokenizer) -> Survey:
+    rows = [
+        chat("Hello!", "Hi there."),
+        chat("안녕?", "안녕하세요!"),
+        chat("이름이 뭐예요?", "I am Mini."),
+        chat("Hello!", "Hi there."),  # line 4, the first again
+        chat("What does <|im_end|> do?", "It ends a [INST] turn."),
+        chat("Tell me a story.", "Once upon a time " * 40),
+        chat("Hi", "Yes", "And then?", "word " * 80),
+        chat("Only a question."),
+        chat("I begin.", "Oh.", first="assistant"),
+    ]
+    return survey(numbered(rows), tokenizer, OPTIONS, chosen=["data.jsonl:2"])
+
+
+def reasons(found: Survey) -> dict[int, list[str]]:
+    return {row.conversation.line: row.reasons for row in found.shown}
+
+
+def test_rows_are_counted_by_what_they_are(found) -> None:
+    assert found.rows == 9
+    assert found.messages == {2: 7, 4: 1, 1: 1}
+    assert found.roles == {"user": 10, "assistant": 9}
+    assert found.turns == {"no_assistant": 1, "leading_assistant": 1, "trailing_prompt": 1}
+    assert found.languages == {"latin > latin": 5, "hangul > hangul": 1, "hangul > latin": 1}
+    assert found.look_alikes == {"<|im_end|>": 1, "[INST]": 1}
+    assert found.duplicates == 1
+
+
+def test_what_truncation_takes_is_counted(found, tokenizer) -> None:
+    assert found.unsupervised == 1
+    assert found.truncated == 2
+    assert found.dropped_long == 1  # one answer alone is longer than all that is kept
+    story, last = "Once upon a time " * 40, "word " * 80
+    assert found.tokens_lost == sum(len(tokenizer.encode(text)) + 1 for text in (story, last))
+
+
+def test_rows_are_shown_for_reasons(found) -> None:
+    why = reasons(found)
+    assert "another script than the question's" in why[3]
+    assert "duplicate" in why[4]
+    assert {"content spells <|im_end|>", "content spells [INST]"} <= set(why[5])
+    assert "too long, dropped" in why[6]
+    assert "truncated" in why[7]
+    assert "no_assistant" in why[8]
+    assert "chosen" in why[2]
+    assert "longest" in why[6]
+    assert all(why.values())
+
+
+def test_a_shown_row_has_all_its_tokens_and_how_many_are_kept(found) -> None:
+    (row,) = [row for row in found.shown if row.conversation.line == 7]
+    assert row.place == "data.jsonl:7"
+    assert 0 < row.kept <= 64 < len(row.example)
+    assert row.example.input_ids[row.kept - 1] == 2  # ends with a whole answer
+
+
+def test_of_many_rows_few_are_shown_and_the_extremes_are_right(tokenizer) -> None:
+    rows = numbered(chat("q", "ok " * (1 + (n * 37) % 101)) for n in range(700))
+    found = survey(rows, tokenizer, DataOptions())
+    assert len(found.drawn) == DRAWN
+    assert len({row.line for row in found.drawn}) == DRAWN
+    assert max(row.line for row in found.drawn) > 600  # from everywhere
+    lengths = sorted(found.lengths)
+    for name, expected in (("shortest", lengths[:3]), ("longest", lengths[-3:])):
+        shown = [row for row in found.shown if name in row.reasons]
+        assert sorted(len(row.example) for row in shown) == expected
+    assert len([row for row in found.shown if "duplicate" in row.reasons]) >= PER_REASON
+
+
+def test_nothing_gives_an_empty_survey(tokenizer) -> None:
+    found = survey([], tokenizer, OPTIONS)
+    assert (found.rows, found.shown, list(found.lengths)) == (0, [], [])
