@@ -12,6 +12,7 @@ print(minimind.reply(model, tokenizer, [{"role": "user", "content": "Hello!"}]))
 from minimind.data.conversation import Conversation, DataError, Message
 from minimind.data.masking import Example, encode_conversation
 from minimind.data.packing import Batch, make_steps
+from minimind.data.quality import check_conversation
 from minimind.data.reader import read_conversations
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load, save
@@ -35,6 +36,7 @@ __all__ = [
     "TrainConfig",
     "Transformer",
     "__version__",
+    "check_conversation",
     "encode_conversation",
     "generate",
     "load",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -19,6 +18,7 @@ from itertools import islice
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import DataOptions
 from minimind.data.masking import Example, encode_rows, truncate
+from minimind.data.quality import LOOK_ALIKE
 from minimind.data.scripts import main_script
 from minimind.tokenizer import Tokenizer
 
@@ -27,10 +27,6 @@ PER_REASON = 3  # rows shown for each reason to look at them
 DRAWN = 200  # rows drawn by chance
 SHOWN = 5  # of these, shown
 PICKED = ("chosen", "longest", "shortest", "drawn by chance")  # reasons that mean no harm
-# What templates and tokenizers, ours too, write around turns.
-LOOK_ALIKE = re.compile(
-    r"<\|[\w ]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<unk>|<pad>"
-)
 
 
 @dataclass(slots=True)

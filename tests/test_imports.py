@@ -18,13 +18,14 @@ ORDER = """
     version
     vocabulary, tokenizer
     data:      conversation, strict_json, reader, sources, chatml, scripts, ngrams
+    data:      mojibake, unsafe, quality, near_duplicates, diversity
     data:      questions, masking, documents, table, dataset, packing, selection
     model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
     training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
     graphemes, sampler, scoring, metrics, evaluation
-    survey, preflight
+    survey, preflight, cleaning
     summary, page, evaluate_page, inspect_page, prompt_line, run
-    sft, pretrain, chat, evaluate, inspect
+    sft, pretrain, chat, evaluate, inspect, clean
 """
 # And three rules more:
 # - data and model don't know each other; only model.pretrained imports data.chatml, to save it.

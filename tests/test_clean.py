@@ -1,0 +1,216 @@
+"""The command keeps good rows byte for byte, lists the others, and loses none."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minimind import clean
+from minimind.data.quality import RULES
+from minimind.data.reader import read_conversations
+from tests import planted
+
+GOOD = [
+    '{"messages":[{"role":"user","content":"안녕?"},{"role":"assistant","content":"안녕하세요!"}]}\n',
+    '{ "instruction" : "1 + 1 = ?", "output": "2", "other": [1,  2] }\r\n',
+    '  {"prompt": "\\uc548\\ub155", "completion": "Hello, 안녕"}\n',
+]
+BAD = [
+    '{"prompt": "Hello?", "completion": "..."}\n',
+    '{"prompt": "Broken", "completion": \n',
+    '{"messages": [{"role": "bot", "content": "Hi"}]}\n',
+    '{"instruction": "1 + 1 = ?", "output": "2"}\n',  # a good one's words again
+]
+
+
+def main(*arguments: object) -> int:
+    try:
+        return clean.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # how tyro ends
+        return int(error.code or 0)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    lines = [GOOD[0], BAD[0], GOOD[1], BAD[1], GOOD[2], BAD[2], BAD[3]]
+    path.write_bytes("".join(lines).encode())
+    return path
+
+
+def rejected(folder: Path) -> list[dict]:
+    lines = (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_good_rows_are_kept_as_their_very_bytes_and_the_others_listed(
+    data, tmp_path, capsys
+) -> None:
+    assert main(data, "--out", tmp_path / "clean.jsonl") == 0
+    assert (tmp_path / "clean.jsonl").read_bytes() == "".join(GOOD).encode()
+    entries = rejected(tmp_path)
+    assert [(entry["line"], entry["rule"]) for entry in entries] == [
+        (2, "empty_answer"),
+        (4, "unusable"),
+        (6, "unusable"),
+        (7, "duplicate"),
+    ]
+    assert {entry["file"] for entry in entries} == {str(data)}
+    assert entries[0]["evidence"] == "the answer is '...'"
+    assert entries[3]["evidence"] == f"says the same as {data}:3"
+    assert [entry["row"] + "\n" for entry in entries] == BAD
+    printed = capsys.readouterr().out
+    assert "7 rows: 3 kept, 4 rejected\n    unusable: 2" in printed
+    assert "distinct-1: " in printed
+
+
+def test_without_rules_the_file_comes_out_byte_for_byte(tmp_path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes("".join(GOOD + BAD[:1] + GOOD[:1]).encode())
+    assert main(path, "--out", tmp_path / "out.jsonl", "--rules") == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == path.read_bytes()
+    assert rejected(tmp_path) == []
+
+
+def test_several_files_an_array_gzip_and_a_last_line_without_end_become_one_file(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text(GOOD[0].rstrip("\n"), encoding="utf-8")
+    array = [{"prompt": "넷?", "completion": "네 번째예요."}, {"prompt": "x?", "completion": "!"}]
+    (tmp_path / "b.json").write_text(json.dumps(array, indent=1), encoding="utf-8")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(GOOD[2].encode()))
+    files = [tmp_path / name for name in ("a.jsonl", "b.json", "c.jsonl.gz")]
+    assert main(*files, "--out", tmp_path / "out.jsonl") == 0
+    text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    assert text == GOOD[0] + '{"prompt": "넷?", "completion": "네 번째예요."}\n' + GOOD[2]
+    assert [entry["rule"] for entry in rejected(tmp_path)] == ["empty_answer"]
+
+
+def test_what_is_kept_and_what_is_rejected_is_all_there_was(tmp_path) -> None:
+    chance, pairs = random.Random(1), list(planted.pairs())
+    rows = planted.sound_rows()[:300]
+    for plant in planted.PLANTERS.values():
+        rows += [plant(chance, chance.choice(pairs)) for _ in range(10)]
+    chance.shuffle(rows)
+    path = tmp_path / "data.jsonl"
+    lines = [json.dumps({"messages": row}, ensure_ascii=chance.random() < 0.5) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    assert main(path, "--out", tmp_path / "out.jsonl", "--json") == 0
+    kept = (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    out = {entry["line"]: entry["row"] for entry in rejected(tmp_path)}
+    remaining = iter(kept)
+    assert [out.get(n) or next(remaining) for n in range(1, len(lines) + 1)] == lines
+    assert next(remaining, None) is None
+
+
+def test_the_report_counts_rows_by_rule_and_python_gives_the_same_verdicts(
+    tmp_path, capsys
+) -> None:
+    chance, pairs = random.Random(2), list(planted.pairs())
+    rows = [plant(chance, pairs[at]) for at, plant in enumerate(planted.PLANTERS.values())]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    assert main(path, "--out", tmp_path / "out.jsonl", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"] == len(rows)
+    assert report["kept"] == 0
+    assert set(report["rejected"]) == set(RULES)
+    for conversation, entry in zip(read_conversations(path), rejected(tmp_path), strict=True):
+        verdicts = clean_verdicts(conversation)
+        assert entry["verdicts"] == verdicts
+        assert (entry["rule"], entry["evidence"]) == (
+            verdicts[0]["rule"],
+            verdicts[0]["evidence"],
+        )
+
+
+def clean_verdicts(conversation) -> list[dict]:
+    from minimind import check_conversation
+
+    return [verdict._asdict() for verdict in check_conversation(conversation)]
+
+
+def test_rules_can_be_skipped_chosen_and_added(data, tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def greets(conversation, thresholds):\n"
+        "    text = conversation.messages[-1].content\n"
+        "    return f'says {text!r}' if '안녕' in text else None\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ["--skip", "empty_answer", "duplicate", "near_duplicate", "--rule", "mine:greets"]
+    assert main(data, "--out", "out.jsonl", *options) == 0
+    found = [(entry["line"], entry["rule"]) for entry in rejected(tmp_path)]
+    assert found == [(1, "greets"), (4, "unusable"), (5, "greets"), (6, "unusable")]
+    assert main(data, "--out", "out.jsonl", "--rules", "echo", "--overwrite") == 0
+    assert [entry["rule"] for entry in rejected(tmp_path)] == ["unusable", "unusable"]
+
+
+def test_without_datasketch_near_duplicates_are_told_not_to_be_checked(
+    data, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    assert main(data, "--out", tmp_path / "out.jsonl") == 0
+    assert "not checked: near_duplicate (needs datasketch" in capsys.readouterr().out
+
+
+def test_rows_come_from_standard_input_too(data, tmp_path, monkeypatch) -> None:
+    with data.open(encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main("-", "--out", tmp_path / "out.jsonl") == 0
+    assert {entry["file"] for entry in rejected(tmp_path)} == {"-"}
+    assert (tmp_path / "out.jsonl").read_bytes() == "".join(GOOD).encode()
+
+
+def test_a_run_that_breaks_off_leaves_what_was_there(data, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious")
+
+    def breaks(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minimind.cleaning._write_rejected", breaks)
+    assert main(data, "--out", out, "--overwrite") == 130
+    assert "interrupted; nothing is written" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "data.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("data.jsonl",), 2, "out"),
+        (("--out", "x.jsonl"), 2, "no data file; name one"),
+        (("absent.jsonl", "--out", "x.jsonl"), 3, "absent.jsonl: there is no such file"),
+        (("data.jsonl", "--out", "data.jsonl"), 2, "data.jsonl: is the data itself"),
+        (("data.jsonl", "--out", "old.jsonl"), 2, "old.jsonl: exists; --overwrite replaces it"),
+        (("data.jsonl", "--out", "rejected.jsonl"), 2, "rejected.jsonl: is named twice"),
+        (("data.jsonl", "--out", "x", "--skip", "y"), 2, "--skip has y; use some of role_order"),
+        (("data.jsonl", "--out", "x", "--rule", "y"), 2, "--rule y: write it as module:function"),
+        (("data.jsonl", "--out", "x", "--rule", "no:y"), 2, "--rule no:y: can't be imported"),
+        (("data.jsonl", "--out", "x", "--rule", "sys:path"), 2, "--rule sys:path: is no function"),
+        (("data.jsonl", "--out", "x", "--prompt-key", "q"), 2, "--prompt-key and --answer-key"),
+        (
+            ("data.jsonl", "--out", "x", "--similarity", "0"),
+            2,
+            "similarity is 0.0; use more than 0",
+        ),
+        (("data.jsonl", "--out", "x", "--echo", "-1"), 2, "echo is -1; use 0 or more"),
+    ],
+)
+def test_what_can_not_be_is_refused(data, capsys, monkeypatch, arguments, code, message) -> None:
+    monkeypatch.chdir(data.parent)
+    Path("old.jsonl").write_text("old")
+    assert main(*arguments) == code
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert Path("old.jsonl").read_text() == "old"
+
+
+def test_the_command_runs_as_a_module(data, tmp_path) -> None:
+    command = [sys.executable, "-m", "minimind.clean", data, "--out", tmp_path / "out.jsonl"]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=Path(__file__).parents[1])
+    assert b"7 rows: 3 kept" in done.stdout

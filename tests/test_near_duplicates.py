@@ -1,0 +1,110 @@
+"""Rows that say the same are found, and others are not."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from minimind.data.conversation import Conversation, Message
+from minimind.data.diversity import Diversity
+from minimind.data.near_duplicates import DuplicateFinder
+from tests import planted
+
+
+def chat(question: str, answer: str) -> Conversation:
+    return Conversation((Message("user", question), Message("assistant", answer)))
+
+
+def find(tmp_path: Path, rows: list[Conversation | None], near: bool = True) -> DuplicateFinder:
+    finder = DuplicateFinder(tmp_path, near)
+    with finder:
+        for row in rows:
+            finder.add(row)
+        finder.first = finder.duplicates().tolist()
+        if near:
+            finder.near = finder.near_duplicates(0.85).tolist()
+            finder.topic = finder.topics().tolist()
+    return finder
+
+
+def test_the_same_words_are_duplicates_whatever_their_case_and_spaces(tmp_path) -> None:
+    rows = [
+        chat("Hello!", "Hi there."),
+        chat("Bye", "Bye."),
+        chat(" hello! ", "Hi  there."),
+        None,
+        None,
+        chat("Hello!", "Hi there."),
+        chat("Hello!", "Hi."),
+    ]
+    assert find(tmp_path, rows, near=False).first == [-1, -1, 0, -1, -1, 0, -1]
+
+
+def test_nothing_has_no_duplicates(tmp_path) -> None:
+    pytest.importorskip("datasketch")
+    finder = find(tmp_path, [])
+    assert (finder.first, finder.near, finder.topic) == ([], [], [])
+
+
+def test_recall_and_precision_on_planted_near_duplicates_are_at_least_99_percent(tmp_path) -> None:
+    pytest.importorskip("datasketch")
+    chance = random.Random(0)
+    by_answer = {a: q for q, a in planted.pairs() if len(q + a) > 45}  # stories are told twice
+    sound = [chat(q + " " + a, a + " " + q) for a, q in by_answer.items()]
+    changed = []
+    for row in sound:
+        question, answer = (message.content for message in row.messages)
+        at = chance.randrange(len(answer))
+        near = [
+            chat(question, answer[:at] + chance.choice(".,!") + answer[at:]),
+            chat(question + "!", answer.rstrip(".!?")),
+            chat(question.replace(" ", "  "), answer + " :)"),
+        ]
+        changed.append((sound.index(row), chance.choice(near)))
+    finder = find(tmp_path, [*sound, *(row for _, row in changed)])
+    first = [
+        same if same >= 0 else near for same, near in zip(finder.first, finder.near, strict=True)
+    ]
+    hits = sum(
+        found == origin for found, (origin, _) in zip(first[len(sound) :], changed, strict=True)
+    )
+    assert hits / len(changed) >= 0.99
+    wrong = sum(found >= 0 for found in first[: len(sound)])
+    assert wrong / (wrong + hits) <= 0.01
+
+
+def test_rows_that_differ_in_a_number_are_no_near_duplicates(tmp_path) -> None:
+    pytest.importorskip("datasketch")
+    text = "A train goes {} kilometres in three hours. How many kilometres does it go in one hour?"
+    rows = [chat(text.format(n), "Divide the kilometres by the hours.") for n in (90, 120, 90)]
+    rows[2] = chat(text.format(90) + "!", "Divide the kilometres by the hours.")
+    assert find(tmp_path, rows).near == [-1, -1, 0]
+
+
+def test_of_a_chain_only_what_is_near_a_kept_row_goes(tmp_path) -> None:
+    pytest.importorskip("datasketch")
+    words = [f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(60)]
+    rows = [chat("?", " ".join(words[start : start + 50])) for start in (0, 4, 8)]
+    assert find(tmp_path, rows).near == [-1, 0, -1]  # the third is near the second only
+
+
+def test_topics_join_what_is_alike_through_others(tmp_path) -> None:
+    pytest.importorskip("datasketch")
+    words = [f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(90)]
+    rows = [chat("?", " ".join(words[start : start + 50])) for start in (0, 8, 16)]
+    topic = find(tmp_path, [*rows, chat("!", "전혀 다른 이야기예요.")]).topic
+    assert topic == [0, 0, 0, 3]
+
+
+def test_diversity_is_counted_over_answers() -> None:
+    diversity = Diversity()
+    for answer in ("a b a b", "a b c"):
+        diversity.add(chat("what?", answer))
+    figures = diversity.figures()
+    assert figures["distinct-1"] == 3 / 7  # a b c
+    assert figures["distinct-2"] == 3 / 5  # ab ba bc
+    assert figures["openings"] == {"a b": 1.0}
+    assert figures["answer characters, median"] == 6
+    assert Diversity().figures() == {}

@@ -1,0 +1,188 @@
+"""Rules find what was planted, and let sound rows be."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+
+import minimind
+from minimind.data.conversation import Conversation, DataError
+from minimind.data.mojibake import broken_text
+from minimind.data.quality import (
+    DEFAULT,
+    RULES,
+    Thresholds,
+    Verdict,
+    check_conversation,
+)
+from tests import planted
+from tests.strategies import conversations
+
+EACH = 60  # defects planted per rule and language
+
+
+def rules_of(messages: list[dict[str, str]]) -> set[str]:
+    return {verdict.rule for verdict in check_conversation(messages)}
+
+
+@pytest.fixture(scope="module")
+def flagged() -> dict[str, list[tuple[str, set[str]]]]:
+    """Per planted defect: (language, rules that object) of each row; "" for sound rows."""
+    pairs = list(planted.pairs())
+    languages = {
+        "ko": [pair for pair in pairs if planted.korean(pair[0])],
+        "en": [pair for pair in pairs if not planted.korean(pair[0])],
+    }
+    chance = random.Random(0)
+    found = {"": [("", rules_of(row)) for row in planted.sound_rows()]}
+    for name, plant in planted.PLANTERS.items():
+        found[name] = [
+            (language, rules_of(plant(chance, chance.choice(some))))
+            for language, some in languages.items()
+            for _ in range(EACH)
+        ]
+    return found
+
+
+def test_there_is_a_planter_for_each_rule() -> None:
+    assert set(planted.PLANTERS) == set(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_recall_and_precision_on_planted_defects_are_at_least_99_percent(flagged, rule) -> None:
+    for language in ("ko", "en"):
+        rows = [rules for where, rules in flagged[rule] if where == language]
+        recall = sum(rule in rules for rules in rows) / len(rows)
+        assert recall >= 0.99, language
+    right = sum(rule in rules for _, rules in flagged[rule])
+    wrong = {
+        name: count
+        for name, rows in flagged.items()
+        if name != rule and rule not in planted.IMPLIES.get(name, set())
+        if (count := sum(rule in rules for _, rules in rows))
+    }
+    assert right / (right + sum(wrong.values())) >= 0.99, wrong
+
+
+def test_no_rule_objects_to_the_projects_own_sample(flagged) -> None:
+    assert [rules for _, rules in flagged[""] if rules] == []
+
+
+@given(conversations())
+def test_whatever_a_legal_row_says_rules_give_verdicts(row: Conversation) -> None:
+    for verdict in check_conversation(row):
+        assert verdict.rule in RULES
+        assert verdict.evidence
+
+
+def test_evidence_says_what_was_seen() -> None:
+    found = minimind.check_conversation(planted.chat("안녕?", "..."))
+    assert found == [Verdict("empty_answer", "the answer is '...'")]
+    (found,) = check_conversation(planted.chat("Why?", "Because</s>"))
+    assert found == ("control_tokens", "assistant: '</s>'")
+
+
+def test_rules_are_chosen_by_name_or_are_ones_own() -> None:
+    def shouts(conversation: Conversation, limits: Thresholds) -> str | None:
+        return "it shouts" if conversation.messages[-1].content.isupper() else None
+
+    row = planted.chat("Why?", "BECAUSE</S>")
+    assert check_conversation(row, ["echo"]) == []
+    assert check_conversation(row, ["echo", shouts]) == [Verdict("shouts", "it shouts")]
+    with pytest.raises(ValueError, match="no rule is called shout; there are role_order"):
+        check_conversation(row, ["shout"])
+
+
+def test_messages_that_are_no_conversation_are_refused() -> None:
+    with pytest.raises(DataError, match='has role "bot"'):
+        check_conversation([{"role": "bot", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("2 + 2 = ?", "4"),
+        ("A or B?", "B"),
+        ("꿀을 만드는 곤충은?", "벌."),
+        ("Say something.", "👍"),
+        ("안녕하세요", "안녕하세요!"),
+        ("'나무'를 영어로 번역해 줘.", "It is called a tree in English."),
+        ("Python으로 hello를 출력하는 법은?", "Use print with the text."),  # latin in both
+        (
+            "정렬 함수를 보여 줘.",
+            "```python\ndef sorted_copy(items):\n    return sorted(items)\n```",
+        ),
+        ("Who wrote it?", "Antoine de Saint-Exupéry, naïve façade — “quoted” … Ærøskøbing ÀÉÎÕÜ"),
+        ("웃겨?", "ㅋㅋㅋㅋㅋㅋㅋㅋ 네, 정말 재밌어요!"),
+        ("Draw a line.", "Here:\n" + "-" * 80),
+        ("시발점이 뭐예요?", "사건이 처음 시작되는 시발점이라는 뜻이에요."),
+        ("Is it safe?", "I cannot help with weapons, but I can tell you about history."),
+    ],
+)
+def test_sound_answers_that_look_odd_are_let_be(question, answer) -> None:
+    assert check_conversation(planted.chat(question, answer)) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "limits", "row"),
+    [
+        ("too_short", {"min_answer": 20}, planted.chat("Why?", "Because.")),
+        ("too_long", {"max_characters": 5}, planted.chat("Why?", "Because.")),
+        ("echo", {"echo": 3}, planted.chat("Why?", "why")),
+        (
+            "repeated_lines",
+            {"repeated_lines": 0.0},
+            planted.chat("?", "line one\n" + "line 2\n" * 6),
+        ),
+        (
+            "repeated_ngrams",
+            {"repeated_ngrams": 0.1},
+            planted.chat("?", "a b c d e f g h i j " * 6),
+        ),
+        ("repeated_characters", {"repeated_unit": 10}, planted.chat("?", "ha" * 12)),
+        ("other_language", {"other_language": 3}, planted.chat("안녕?", "Hello")),
+    ],
+)
+def test_each_threshold_moves_its_rule(rule, limits, row) -> None:
+    strict = replace(DEFAULT, **limits)
+    assert [verdict.rule for verdict in check_conversation(row, [rule], strict)] == [rule]
+    loose = Thresholds(
+        min_answer=0,
+        max_characters=10**6,
+        repeated_lines=1.0,
+        repeated_ngrams=0,
+        repeated_unit=10**6,
+        echo=10**6,
+        other_language=10**6,
+    )
+    assert check_conversation(row, [rule], loose) == []
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Thresholds)])
+def test_thresholds_that_can_not_be_are_refused(name) -> None:
+    with pytest.raises(ValueError, match=f"{name} is -1; use"):
+        replace(DEFAULT, **{name: -1})
+
+
+@pytest.mark.parametrize(
+    ("text", "evidence"),
+    [
+        ("안녕하세요".encode().decode("latin-1"), "was '안녕하세요'"),
+        ("안녕하세요".encode("cp949").decode("latin-1"), "was '안녕하세요'"),
+        ("It’s".encode().decode("cp1252"), "was '’'"),
+        ("lost \ufffd here", "lost character U+FFFD after 'lost '"),
+        ("\x07bell", "control character U+0007 at the beginning"),
+    ],
+)
+def test_broken_text_is_found_and_what_was_meant(text, evidence) -> None:
+    assert evidence in str(broken_text(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["Ærøskøbing", "“é”…", "naïve", "ÀÉÎÕÜ", "A\tb\r\nc", "±5 °C", "½÷¼"]
+)
+def test_text_with_accents_is_not_broken(text) -> None:
+    assert broken_text(text) is None
