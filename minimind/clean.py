@@ -45,8 +45,8 @@ class CleanOptions:
     """The rules that count."""
     skip: tuple[str, ...] = ()
     """Rules of these that don't."""
-    rule: tuple[str, ...] = ()
-    """Rules of your own, module:function; see minimind/data/quality.py for how one is written."""
+    rule: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A rule of your own, module:function, once or several times; see docs/data.md."""
     similarity: float = 0.85
     """Share of common 5-grams of letters from which on two rows are near duplicates."""
     prompt_key: str | None = None

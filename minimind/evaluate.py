@@ -55,8 +55,9 @@ class EvaluateOptions:
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Rows with or without answers, or .txt files with a prompt a line; - is standard input."""
-    model: tuple[str, ...] = ()
-    """Runs' folders, other Hugging Face folders or hub names; default: the embedded base."""
+    model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A run's folder, another Hugging Face folder or a hub name, once or several times; default:
+    the embedded base."""
     out: Path | None = None
     """Folder for results.json and report.html; default: a new evaluations/NAME-N."""
     metrics: tuple[str, ...] = ()

@@ -60,7 +60,8 @@ def test_one_model_is_judged_and_the_results_are_written(base, rows, tmp_path, c
 def test_two_models_stand_side_by_side(base, rows, tmp_path, capsys) -> None:
     other = write_base(tmp_path / "other")
     out = tmp_path / "out"
-    assert main([str(rows), "--model", str(base), str(other), "--out", str(out), *FAST]) == 0
+    models = ["--model", str(base), "--model", str(other)]
+    assert main([*models, str(rows), "--out", str(out), *FAST]) == 0
     printed = capsys.readouterr().out
     assert f"answer ({other}): " in printed
     assert f"{other} minus {base}, 95% interval:\nloss" in printed

@@ -128,7 +128,18 @@ class Dataset(Sequence[Example]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
-    """How rows become Examples. All of it is part of the cache's key."""
+    """How rows become Examples. All of it is part of the cache's key.
+
+    Attributes:
+        max_length: tokens of a row; longer ones are truncated.
+        truncation: what becomes of longer rows: turns drops their last whole turns, tokens cuts
+            wherever the limit is, drop leaves them out.
+        train_on: every assistant message, or the last one.
+        system: system message of rows that have none.
+        prompt_key: with answer_key, the key that holds the question.
+        answer_key: with prompt_key, the key that holds the answer.
+        on_bad_row: at a row that can't be used: stop, or skip and count it.
+    """
 
     max_length: int = 512
     truncation: Truncation = "turns"
