@@ -6,8 +6,6 @@ Knows nothing of what it shows.
 from __future__ import annotations
 
 import html
-import json
-from typing import Any
 
 # Nothing is fetched: the page's own style and script are all that may run or load.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -63,14 +61,6 @@ def escape(text: str) -> str:
     """Text for a page or a quoted attribute: no mark-up, and control characters made visible."""
     shown = "".join(_visible(character) for character in text)
     return html.escape(shown, quote=True)
-
-
-def embed(data: Any) -> str:
-    """JSON that stands safely inside a page's script."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for mark in "<>&\u2028\u2029":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return "".join(_visible(character) for character in text)
 
 
 def _visible(character: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minimind import evaluate
+from tests.browser import ask
 from tests.tiny import write_base
 
 
@@ -68,6 +69,28 @@ def test_two_models_stand_side_by_side(base, rows, tmp_path, capsys) -> None:
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert results["differences"][0]["figures"]["loss"] == [0, 0, 0]  # the same weights
     assert results["rows"][0]["answers"][0] == results["rows"][0]["answers"][1]
+
+
+def test_the_page_works_in_a_browser(base, rows, tmp_path) -> None:
+    models = ["--model", str(base), "--model", str(write_base(tmp_path / "other"))]
+    out = tmp_path / "out"
+    assert main([*models, str(rows), "--out", str(out), "--metrics", "regex", *FAST]) == 0
+    question = (
+        "(() => { const shown = () => [...document.querySelectorAll('.row:not([hidden])')]"
+        ".map(row => row.querySelector('.question').innerText);"
+        "const all = shown(), words = document.getElementById('words');"
+        "words.value = '이름이'; words.dispatchEvent(new Event('input')); const some = shown();"
+        "words.value = ''; const which = document.getElementById('which'); which.value = 'wrong';"
+        "which.dispatchEvent(new Event('change'));"
+        "const beside = document.querySelector('.answers').children.length;"
+        "const style = getComputedStyle(document.body);"
+        "return [all, some, shown(), beside, style.color, style.backgroundColor]; })()"
+    )
+    light, dark = (ask(out / "report.html", question, dark=dark) for dark in (False, True))
+    everything = ["1 + 1 = ?", "이름이 <b>뭐</b>예요?", "Hello!"]
+    assert light[:4] == [everything, everything[1:2], everything[:1], 3]  # expected, two answers
+    assert dark[:4] == light[:4]
+    assert dark[4:] != light[4:]
 
 
 def test_prompts_come_from_a_text_file_and_the_same_seed_answers_the_same(
