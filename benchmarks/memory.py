@@ -4,6 +4,7 @@
 
 The peak is of the whole process, PyTorch itself included (on CUDA: of the GPU's memory). Each size
 has a process of its own, since a process's peak never falls; they take turns, round by round.
+`scoring` is evaluation: the loss of the same rows without gradients, at the largest size.
 `benchmarks.loss_memory` measures the loss alone, at large vocabularies.
 """
 
@@ -13,21 +14,35 @@ import argparse
 import json
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, alternate, markdown, ratio, serve, spread
 from benchmarks.train_throughput import Workload, add_training_options, ours
 from benchmarks.workload import SHAPES
+from minimind.run import choose_device
+from minimind.scoring import score
+from minimind.training.precision import resolve_precision
+
+SCORING = "scoring"
 
 
 def main() -> None:
     options = parse()
     if options.contestant:
-        serve(ours(Workload(options), options, options.contestant))
+        serve(contestant(options))
         return
     command = ["-m", "benchmarks.memory", *sys.argv[1:], "--contestant"]
-    commands = {str(size): [*command, str(size)] for size in options.tokens_per_batch}
+    names = [*map(str, sorted(options.tokens_per_batch, reverse=True)), SCORING]
+    if options.peers:
+        from benchmarks.peers import available
+
+        names += available()
+    commands = {name: [*command, name] for name in names}
     results = alternate(commands, options.rounds, options.threads)
     print(f"{options.only}, {options.threads} threads\n\n{table(results)}\n")
     facts = environment(options.device) | {"threads": str(options.threads)}
@@ -43,17 +58,48 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", dest="only", choices=SHAPES, default="26M")
     parser.add_argument("--tokens-per-batch", type=int, nargs="*", default=[1024, 2048, 4096])
     add_training_options(parser)
-    parser.add_argument("--contestant", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", action="store_true", help="needs the bench extra")
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.set_defaults(files=[])
     return parser.parse_args()
 
 
+def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
+    """What does one round of `options.contestant`."""
+    workload = Workload(options)
+    if options.contestant == SCORING:
+        return scoring(workload, options)
+    if options.contestant.isdigit():
+        return ours(workload, options, int(options.contestant))
+    from benchmarks.peers import PEERS
+
+    return PEERS[options.contestant](workload)
+
+
+def scoring(workload: Workload, options: argparse.Namespace) -> Callable[[], Measures]:
+    """Evaluation of each round's rows."""
+    device = choose_device(options.device)
+    model = workload.new_model().to(device)
+    precision = resolve_precision(options.precision, device)
+    rounds = workload.rounds()
+
+    def work() -> Measures:
+        steps = next(rounds)
+        rows = workload.dataset.select(np.concatenate(steps))
+        start = time.perf_counter()
+        budget = max(options.tokens_per_batch)
+        score(model, rows, tokens_per_batch=budget, precision=precision)
+        return workload.measures(steps, time.perf_counter() - start, None)
+
+    return work
+
+
 def table(results: dict[str, list[Measures]]) -> str:
-    speeds = {size: [m["tokens"] / m["seconds"] for m in runs] for size, runs in results.items()}
-    largest = speeds[max(speeds, key=int)]
+    speeds = {name: [m["tokens"] / m["seconds"] for m in runs] for name, runs in results.items()}
+    largest = next(iter(speeds.values()))
     rows = [
-        [size, f"{results[size][-1]['peak_gb']:.2f} GB", spread(speed), ratio(speed, largest)]
-        for size, speed in speeds.items()
+        [name, f"{results[name][-1]['peak_gb']:.2f} GB", spread(speed), ratio(speed, largest)]
+        for name, speed in speeds.items()
     ]
     return markdown(["tokens a micro-batch", "peak memory", "tokens/s", "of the largest's"], rows)
 
@@ -65,6 +111,7 @@ def plot(results: dict[str, list[Measures]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    results = {size: runs for size, runs in results.items() if size.isdigit()}
     sizes = [int(size) for size in results]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
     left.plot(sizes, [runs[-1]["peak_gb"] for runs in results.values()], "o-")
