@@ -25,11 +25,13 @@ ORDER = """
     graphemes, sampler, scoring, metrics, evaluation
     survey, preflight, cleaning
     summary, page, evaluate_page, inspect_page, prompt_line, run
+    base.recipe: korean, english, facts, grammar, statements, stories, sums, filter
     sft, pretrain, chat, evaluate, inspect, clean
+    base.recipe: world, gather
 """
 # And three rules more:
 # - data and model don't know each other; only model.pretrained imports data.chatml, to save it.
-# - the last line are the commands: nothing imports them. They and run alone parse and print.
+# - the last two lines are the commands: nothing imports them. They and run alone parse and print.
 # - conversation, strict_json, reader and chatml need the standard library only.
 MEETING = ("model.pretrained", "data.chatml")
 STANDARD_ONLY = (
@@ -52,7 +54,7 @@ def table() -> list[list[str]]:
 
 
 PLACE = {name: place for place, name in enumerate(name for line in table() for name in line)}
-COMMANDS = frozenset(table()[-1])
+COMMANDS = frozenset(table()[-2] + table()[-1])
 
 
 def name_of(path: Path) -> str:
