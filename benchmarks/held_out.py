@@ -32,13 +32,13 @@ def main() -> None:
     for start in range(0, len(asked), ROWS):
         answers += generate_batch(model, asked[start : start + ROWS], GREEDY, tokenizer.stop_ids)
     right: Counter[str] = Counter()
-    prompts = Counter(row["language"] for row in rows)
+    prompts = Counter(f"{row['language']} {row['kind']}" for row in rows)
     ended = sum(ids[-1] in tokenizer.stop_ids for ids in answers)
     for row, ids in zip(rows, answers, strict=True):
         text = tokenizer.decode(ids, skip_control=True)
-        right[row["language"]] += bool(re.search(row["pattern"], text, FLAGS))
-    for language, count in prompts.items():
-        print(f"{language}: {right[language]} of {count} right")
+        right[f"{row['language']} {row['kind']}"] += bool(re.search(row["pattern"], text, FLAGS))
+    for group, count in prompts.items():
+        print(f"{group}: {right[group]} of {count} right")
     print(f"{ended} of {len(rows)} end by themselves")
     print(json.dumps(environment() | {"right": right, "prompts": prompts, "ended": ended}))
 

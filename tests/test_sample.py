@@ -1,7 +1,8 @@
 """The sample and the held-out prompts are what their READMEs say. Knows no model, no tokenizer.
 
 tests/data/conversations.jsonl     what the README's first command trains on
-benchmarks/data/held_out.jsonl     paraphrases of it, each with the pattern a right answer matches
+benchmarks/data/held_out.jsonl     paraphrases of it, and facts that only the base has read, each
+                                   with the pattern a right answer matches
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
+from random import Random
 from typing import TypedDict
 
 import pytest
 
+from minimind.base.recipe.facts import read_world
+from minimind.base.recipe.statements import Speaker
+from minimind.base.recipe.stories import Teller
+from minimind.base.recipe.sums import Reckoner
 from minimind.data.conversation import Conversation, irregularities, parse_conversation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -258,7 +264,7 @@ def test_a_system_prompt_that_changes_the_manner_changes_every_answer(
 def test_held_out_rows_are_prompts_with_a_pattern(held_out: list[HeldOut]) -> None:
     for row in held_out:
         assert list(row) == ["language", "intent", "kind", "messages", "pattern"]
-        assert row["kind"] == "paraphrase"
+        assert row["kind"] in ("paraphrase", "fact")
         conversation = held_out_conversation(row)
         assert conversation.messages[-1].role == "user"
         assert row["language"] == language_of(conversation)
@@ -290,12 +296,14 @@ def test_no_held_out_prompt_stands_in_the_sample_or_close_to_it(
     assert close == []
 
 
-def test_every_plain_held_out_pattern_matches_an_answer_the_sample_teaches(
+def test_every_plain_paraphrase_asks_for_an_answer_that_the_sample_teaches(
     sample: list[Conversation], held_out: list[HeldOut]
 ) -> None:
     answers = [answer for row in sample for answer in texts_of(row, "assistant")]
     for row in held_out:
         conversation = held_out_conversation(row)
+        if row["kind"] == "fact":
+            continue
         if turns(conversation) == 1 and not has_system(conversation):
             pattern = re.compile(row["pattern"], re.IGNORECASE | re.DOTALL)
             assert any(map(pattern.search, answers)), row
@@ -317,3 +325,80 @@ def test_held_out_patterns_rarely_match_any_other_answer(
         )
     assert sum(rates) / len(rates) <= 0.03
     assert max(rates) <= 0.05
+
+
+def test_at_least_60_prompts_ask_for_facts_half_of_them_in_korean(held_out: list[HeldOut]) -> None:
+    facts = [row for row in held_out if row["kind"] == "fact"]
+    assert len(facts) >= 60
+    assert share(row["language"] == "ko" for row in facts) == 0.5
+
+
+def test_no_fact_that_is_asked_for_stands_in_the_sample(
+    sample: list[Conversation], held_out: list[HeldOut]
+) -> None:
+    # Neither as it is asked for, nor the other way round: no answer names what is asked about and
+    # what is expected.
+    answers = [answer for row in sample for answer in texts_of(row, "assistant")]
+    for row in held_out:
+        if row["kind"] != "fact":
+            continue
+        relation, _, about = row["intent"].partition(" ")
+        if relation in ("sum", "difference"):
+            left, right = about.split()
+            sign = "(plus|더하기)" if relation == "sum" else "(minus|빼기)"
+            subject = rf"\b{left} {sign} {right}"
+        else:
+            subject = subject_of(row)
+        pattern = re.compile(row["pattern"], re.IGNORECASE | re.DOTALL)
+        found = re.compile(subject, re.IGNORECASE)
+        taught = [text for text in answers if found.search(text) and pattern.search(text)]
+        assert taught == [], row
+
+
+def subject_of(row: HeldOut) -> str:
+    """What a fact is about, in the language of its prompt."""
+    relation, _, english = row["intent"].partition(" ")
+    facts = [fact for fact in read_world().facts if fact.relation == relation]
+    (word,) = {fact.subject for fact in facts if fact.subject.en.rstrip("~+^") == english}
+    return english if row["language"] == "en" else word.ko.removesuffix("다")
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_the_small_world_says_every_fact_that_is_asked_for(
+    held_out: list[HeldOut], language: str
+) -> None:
+    speaker = Speaker(read_world(), language, Random(1))
+    for row in held_out:
+        relation, _, english = row["intent"].partition(" ")
+        if (row["language"], row["kind"]) != (
+            language,
+            "fact",
+        ) or relation not in speaker.relations:
+            continue
+        (fact,) = {
+            fact
+            for fact in speaker.by_relation[relation]
+            if fact.subject.en.rstrip("~+^") == english
+        }
+        said = speaker.reword(fact, 99, "요")
+        pattern = re.compile(row["pattern"], re.IGNORECASE)
+        assert share(pattern.search(text) is not None for text in said) >= 0.6, (row, said)
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_the_small_world_says_every_sum_that_is_asked_for(
+    held_out: list[HeldOut], language: str
+) -> None:
+    teller = Teller(Speaker(read_world(), language, Random(1)))
+    reckoner = Reckoner(teller)
+    said = " ".join(reckoner.sums() for _ in range(3000))
+    signs = {"sum": "(plus|더하기)", "difference": "(minus|빼기)"}
+    for row in held_out:
+        relation, *numbers = row["intent"].split()
+        if (row["language"], row["kind"]) == (language, "fact") and relation in signs:
+            sums = re.finditer(
+                rf"\b{numbers[0]} {signs[relation]} {numbers[1]}[은는]? (is )?\d+[입이예.]", said
+            )
+            right = [re.search(row["pattern"], found[0]) is not None for found in sums]
+            assert len(right) > 3, row
+            assert all(right), row

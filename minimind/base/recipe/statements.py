@@ -30,7 +30,7 @@ WEIGHTS = {
     "capital": 5.0,
     "opposite": 3.0,
     "color": 3.0,
-    "translate": 1.5,
+    "translate": 3.0,
     "legs": 2.0,
     "next": 3.0,
 }

@@ -10,7 +10,7 @@ from minimind.base.recipe.grammar import expand, fill, read_sections
 from minimind.base.recipe.statements import FOLDER
 from minimind.base.recipe.stories import HE, Teller
 
-SMALL = 10  # most sums are of numbers up to this
+SMALL = 10  # most sums are of numbers up to this, and half of them make no more
 LARGE = 50
 ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -43,7 +43,7 @@ class Reckoner:
         style, how = self.speaker.style(), random.random()
         left, right = self._numbers()
         name = random.choice(("add", "subtract"))
-        count = random.randint(1, 6)
+        count = random.randint(1, 8)
         if how < 0.35:  # a column with one template: 1 plus 4 is 5. 2 plus 4 is 6. ...
             template = random.choice(self.templates[name])
             said = [
@@ -69,8 +69,10 @@ class Reckoner:
 
     def _numbers(self) -> tuple[int, int]:
         random = self.speaker.random
-        most = SMALL if random.random() < 0.85 else LARGE
-        return random.randint(0, most), random.randint(0, most)
+        if random.random() < 0.15:
+            return random.randint(0, LARGE), random.randint(0, LARGE)
+        left = random.randint(0, SMALL)
+        return left, random.randint(0, SMALL - left if random.random() < 0.6 else SMALL)
 
     def _some(self, name: str, left: int, right: int, style: str) -> str:
         template = self.speaker.random.choice(self.templates[name])

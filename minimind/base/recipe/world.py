@@ -21,14 +21,14 @@ from minimind.base.recipe.sums import Reckoner
 
 LANGUAGES = ("ko", "en")
 SHARES = {
-    "story": 40,
+    "story": 36,
     "described": 16,
     "repeated": 12,
     "mixed": 8,
     "alike": 8,
     "listed": 5,
     "alone": 3,
-    "sums": 7,
+    "sums": 11,
     "scene": 4,
 }
 """How many of a hundred tries are of each kind of text."""
