@@ -11,10 +11,11 @@ PLURALS = dict(
     for pair in (
         "mouse:mice goose:geese sheep:sheep fish:fish deer:deer child:children foot:feet "
         "tooth:teeth man:men woman:women wolf:wolves leaf:leaves knife:knives shelf:shelves "
-        "scarf:scarves loaf:loaves calf:calves potato:potatoes tomato:tomatoes goldfish:goldfish "
-        "firefighter:firefighters fisherman:fishermen person:people thief:thieves squid:squid "
-        "grandchild:grandchildren hoof:hooves starfish:starfish octopus:octopuses ox:oxen "
-        "snowman:snowmen jellyfish:jellyfish reindeer:reindeer"
+        "bookshelf:bookshelves scarf:scarves loaf:loaves calf:calves potato:potatoes "
+        "tomato:tomatoes goldfish:goldfish firefighter:firefighters fisherman:fishermen "
+        "person:people thief:thieves squid:squid grandchild:grandchildren hoof:hooves "
+        "starfish:starfish octopus:octopuses ox:oxen snowman:snowmen jellyfish:jellyfish "
+        "reindeer:reindeer"
     ).split()
 )
 PASTS = dict(

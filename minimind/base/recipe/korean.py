@@ -115,7 +115,8 @@ def conjugate(word: str, form: str, style: str = "요") -> str:
     if not word.endswith("다"):
         raise ValueError(f"{word!r} is no dictionary form; it ends in 다")
     stem, name = word[:-1], word.split()[-1]
-    describes = name in ADJECTIVES or name.endswith("있다") or name == "아니다"
+    described = stem.removesuffix("지 않").split()[-1] + "다"  # 크지 않다 is as 크다
+    describes = described in ADJECTIVES or name.endswith("있다") or name == "아니다"
     if form == "-":
         return _present(stem, style, describes, name)
     if form == "+":

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 # Kinds that have nothing in common, so that "not a bird but a tool" is true.
 GROUPS = (
     ("animal", "bird", "insect", "reptile", "amphibian", "sea animal"),
-    ("fruit", "vegetable", "grain", "food", "drink", "flower", "tree"),
+    ("fruit", "vegetable", "grain", "food", "seasoning", "drink", "flower", "tree"),
     ("tool", "machine", "household item", "kitchen tool", "school supply"),
     ("vehicle", "toy", "garment"),
     ("instrument",),

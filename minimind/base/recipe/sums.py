@@ -55,7 +55,8 @@ class Reckoner:
         else:
             names = [random.choice(("add", "subtract", "compare")) for _ in range(count)]
             said = [self._some(name, *self._numbers(), style) for name in names]
-        return (" " if random.random() < 0.8 else "\n").join(dict.fromkeys(said))
+        sentences = all(text.endswith(".") for text in said)  # 2 + 3 = 5 stands on its own line
+        return (" " if sentences and random.random() < 0.8 else "\n").join(dict.fromkeys(said))
 
     def scene(self) -> str:
         """Something gets more or less, and how many there are then."""
