@@ -5,10 +5,12 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from strategies import texts
 
 from minimind.data import reader
 from minimind.data.conversation import Conversation, DataError
-from minimind.data.reader import read_conversations
+from minimind.data.reader import copy_stream, read_conversations
 
 DATA = Path(__file__).parent / "data"
 KOREAN = (
@@ -72,6 +74,7 @@ def test_each_bad_row_is_told_in_exactly_these_words_in_any_locale(
     # After a change on purpose: python tests/data/read_bad_rows.py > tests/data/bad_rows.txt
     expected = (DATA / "bad_rows.txt").read_text(encoding="utf-8")
     assert run_bad_rows(**environment) == expected
+    assert len(set(re.findall(r"^\w+(?=: )", expected, re.MULTILINE))) >= 40
 
 
 def test_every_message_has_its_place_its_fact_its_remedy_and_a_short_safe_excerpt(
@@ -309,13 +312,68 @@ def test_a_file_that_cannot_be_opened_stops_the_run_before_the_first_row(
 def test_a_disk_that_fails_midway_is_an_error_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Failing(io.BytesIO):
+    class Failing(io.FileIO):
         def readinto(self, buffer: object) -> int:
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(reader, "open", lambda *_: io.BufferedReader(Failing(b"x")), raising=False)
+    def failing(path: str, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(Failing(path))
+
+    monkeypatch.setattr(reader, "open", failing, raising=False)
     with pytest.raises(DataError, match=r"rows\.jsonl: can't be read \(Input/output error\)"):
         list(read_conversations(write(tmp_path, KOREAN)))
+
+
+@pytest.mark.parametrize("change", ["grows", "is cut", "is overwritten"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(change: str, tmp_path: Path) -> None:
+    path = write(tmp_path, (KOREAN + "\n") * 2000)  # more than is read at once
+    errors: list[DataError] = []
+    rows = read_conversations(path, on_error=errors.append)
+    next(rows)
+    if change == "grows":
+        with path.open("ab") as file:
+            file.write(b"{}\n")
+    elif change == "is cut":
+        os.truncate(path, 500 * len(f"{KOREAN}\n".encode()))
+    else:
+        with path.open("r+b") as file:
+            file.write(b"x")
+    read = 1 + sum(1 for _ in rows)
+    assert (read < 2000) == (change == "is cut")
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: changed while it was read; read it when nothing writes"
+    ):
+        raise errors[-1]
+
+
+def test_a_file_put_in_the_place_of_one_that_is_read_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, (KOREAN + "\n") * 2000)
+    rows = read_conversations(path)
+    next(rows)
+    write(tmp_path, ENGLISH, "new.jsonl").replace(path)
+    assert sum(1 for _ in rows) == 1999
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no named pipes")
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_named_pipe_is_read_as_a_file_is(zipped: bool, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = f"{KOREAN}\nnonsense\n".encode()
+    content = gzip.compress(content) if zipped else content
+    writer = Thread(target=pipe.write_bytes, args=[content])
+    writer.start()
+    found, errors = read(pipe)
+    writer.join()
+    assert [conversation.line for conversation in found] == [1]
+    assert [(error.kind, error.line) for error in errors] == [("bad_json", 2)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this platform has no /dev/zero")
+def test_a_device_that_never_ends_is_refused_at_once() -> None:
+    for read_it in (read_conversations, lambda name: copy_stream(name, io.BytesIO())):
+        with pytest.raises(DataError, match=r"/dev/zero: is a device; name a file, or - for st"):
+            read_it("/dev/zero")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
