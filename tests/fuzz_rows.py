@@ -1,4 +1,4 @@
-"""Fuzz reader, renderer and mask with atheris, guided by coverage; tests/oracle.py says what is right.
+"""Fuzz reader, renderer and mask, guided by coverage; tests/oracle.py says what is right.
 
     pip install -e '.[fuzz]'
     python -m tests.fuzz_rows CORPUS tests/data/bad_rows -max_len=512 -runs=10000000
@@ -14,14 +14,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import atheris
-
-with atheris.instrument_imports(include=["minimind"]):
-    from tests.oracle import check_file
-
-import minimind
-from minimind.tokenizer import Tokenizer
 
 SPELLED = 0xF8
 ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "observation", "bot")
@@ -112,10 +104,16 @@ def _value(choices: Iterator[int], depth: int) -> object:
 
 def main() -> None:
     """Run until -runs inputs were tried, or one fails: it is written to a file and named."""
+    import atheris  # the suite needs the grammar only
+
+    with atheris.instrument_imports(include=["minimind"]):
+        from minimind.model.pretrained import load_tokenizer
+        from tests.oracle import check_file
+
     corpus = Path(sys.argv[1])
     corpus.mkdir(parents=True, exist_ok=True)
     (corpus / "spelled").write_bytes(bytes([SPELLED, *range(256)]))
-    tokenizer = Tokenizer.load(Path(minimind.__file__).parent / "base")
+    tokenizer = load_tokenizer()
 
     def check(data: bytes) -> None:
         spelled = data[:1] == bytes([SPELLED])

@@ -1,7 +1,7 @@
 """What any file must come to: rows that train the assistant's words and ends alone, or DataErrors.
 
-The answers are taken from the rows' JSON once more and plainly, so that a reader, a renderer or a mask
-that goes wrong is caught. Knows no fuzzer: Hypothesis asks it in the suite, tests/fuzz_rows.py
+The answers are taken from the rows' JSON once more and plainly, so that a reader, a renderer or a
+mask that goes wrong is caught. Knows no fuzzer: Hypothesis asks it in the suite, tests/fuzz_rows.py
 millions of times.
 """
 
@@ -58,7 +58,7 @@ def check_message(error: DataError) -> None:
 def check_mask(
     value: Any, conversation: Conversation, example: Example, tokenizer: Tokenizer
 ) -> None:
-    """What is trained decodes to the answers and their ends, and all of it to the whole dialogue."""
+    """What is trained decodes to the answers and their ends, and all ids to all of the turns."""
     marked = list(zip(example.input_ids, example.loss_mask, strict=True))
     trained = [id for id, mark in marked if mark]
     answers = trained_answers(value, conversation.shape)

@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import texts
+from strategies import json_values, texts
 
 from minimind.data import reader
 from minimind.data.conversation import Conversation, DataError
@@ -172,27 +172,6 @@ def test_any_text_survives_the_file_whatever_its_escapes(
             assert found == pairs
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts() | st.just("\ud800"),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(
-                [
-                    *("messages", "conversations", "role", "from", "content", "value", "weight"),
-                    *("instruction", "output", "input", "history", "system", "prompt"),
-                    *("completion", "type", "text", "tools", "chosen", "user", "assistant"),
-                ]
-            )
-            | texts(),
-            inner | st.sampled_from(["user", "assistant", "system", "tool", "gpt", "human"]),
-            max_size=5,
-        )
-    ),
-    max_leaves=10,
-)
-
-
 @settings(max_examples=200)
 @given(values=st.lists(json_values, max_size=4), spread=st.booleans(), array=st.booleans())
 def test_any_json_gives_conversations_or_data_errors_and_each_value_is_accounted_for(
@@ -245,6 +224,43 @@ def test_no_bad_line_takes_a_good_one_with_it(
     path.write_bytes("\n".join(rows).encode())
     found, _ = read(path)
     assert [c.line for c in found] == [n for n, row in enumerate(rows, 1) if row == KOREAN]
+
+
+QUESTION = '{"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": 1}'
+MIXED = [
+    '{"prompt": "Hi", "completion": "A"}',
+    *(f'{{"prompt": "Hi", "completion": "A", "id": {id}}}' for id in ("1", '"1"', "null", "[1]")),
+    '{"messages": null, "prompt": [{"role": "user", "content": "Hi"}], "completion": "A"}',
+    '{"messages": [{"from": "human", "value": "Hi", "name": {}}, {"from": "gpt", "value": "A"}]}',
+    f'{{"messages": [{QUESTION}, {{"role": "assistant", "content": "A", "tool_calls": []}}]}}',
+    f'{{"messages": [{QUESTION}, {{"role": "assistant", "content": "A", "weight": null}}]}}',
+    '{"instruction": "Hi", "input": null, "output": "A", "history": [], "system": ""}',
+    '{"instruction": "Hi", "input": {}, "output": "A", "history": null, "system": null}',
+]
+REFUSED = [
+    '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": null, '
+    '"tool_calls": [{"function": {"name": "f", "arguments": ' + arguments + "}}]}]}"
+    for arguments in ('{"a": 1}', '"{}"', "null", "[1]", "7")
+]
+
+
+@given(rows=st.permutations([*MIXED, *REFUSED]))
+def test_no_row_is_read_otherwise_for_the_types_that_others_have(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "mixed_types.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    found, errors = read(path)
+    assert [rows[conversation.line - 1] in MIXED for conversation in found] == [True] * len(MIXED)
+    for conversation in found:
+        assert [(m.role, m.content) for m in conversation.messages] == [
+            ("user", "Hi"),
+            ("assistant", "A"),
+        ]
+    assert [error.kind for error in errors] == ["untrained_key"] * len(REFUSED)
+    assert {error.fact for error in errors} == {
+        'message 2 has "tool_calls", which is not trained yet'
+    }
 
 
 def test_only_the_white_space_of_json_is_blank(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Print every error of the files in bad_rows, and of files that are no files or that git can't keep.
+"""Print every error of the files in bad_rows, and of others that git can't keep.
 
 Works without torch, in any locale.
 """
