@@ -461,6 +461,27 @@ def test_a_line_that_is_too_long_is_an_error_and_the_next_row_is_read(
     assert len(read(write(tmp_path, array))[0]) == 2
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_memory_does_not_grow_with_a_line_that_is_too_long(
+    zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_LINE", 2**20)
+
+    def peak(size: int) -> int:
+        content = b'{"a": "' + b"a" * size + f"\n{KOREAN}".encode()
+        path = write(tmp_path, gzip.compress(content, 1) if zipped else content)
+        del content
+        tracemalloc.start()
+        try:
+            found = read(path)
+            assert ([c.line for c in found[0]], [e.kind for e in found[1]]) == ([2], ["long_line"])
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(40 * 2**20) < 1.1 * peak(4 * 2**20) < 8 * 2**20
+
+
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     row = json.dumps({"prompt": "길게", "completion": "긴 글 " * 5_000}).encode() + b"\n"
 
