@@ -38,6 +38,7 @@ MADE = {
     "pointer_of_git_lfs.jsonl": b"version https://git-lfs.github.com/spec/v1\nsize 12345\n",
     "separators.jsonl": GOOD + "\u2028".encode() + GOOD + b"\n\x0b\n",
     "xz.jsonl": lzma.compress(GOOD),
+    "나쁜.jsonl": b"{}",
     "zstandard.jsonl": b"\x28\xb5\x2f\xfd\x04\x00",
 }
 
@@ -48,7 +49,7 @@ def report() -> str:
         shutil.copytree(BAD_ROWS, folder, dirs_exist_ok=True)
         os.chdir(folder)  # so that messages name the file alone
         for name, content in MADE.items():
-            Path(name).write_bytes(content)
+            Path(os.fsdecode(name.encode())).write_bytes(content)
         Path("folder.jsonl").mkdir()
         with open("long_line.jsonl", "wb") as file:
             file.write(b'{"prompt": "')
@@ -69,7 +70,8 @@ def _report_of(*names: str) -> str:
                 Path(CHANGED).write_bytes(b"")
     except DataError as error:
         errors.append(error)
-    head = f"== {' '.join(names)}: {good} rows, {len(errors)} errors\n"
+    name = os.fsencode(" ".join(names)).decode()
+    head = f"== {name}: {good} rows, {len(errors)} errors\n"
     return head + "".join(f"{error.kind}: {error}\n" for error in errors)
 
 
