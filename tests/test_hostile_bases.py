@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimind.model.config import ModelConfig
@@ -22,6 +22,7 @@ from minimind.model.pretrained import load, save
 from minimind.tokenizer import Tokenizer
 from tests.checkpoints import read_json, write_checkpoint, write_json
 from tests.strategies import json_values
+from tests.tokenizers_of_bases import write_sentencepiece
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm.weight"
@@ -307,10 +308,11 @@ def test_files_at_odds_about_a_control_token_are_refused(
 
 
 def test_a_spare_slot_may_be_given_to_a_control_token(base: Path) -> None:
-    edited(base, lambda data: data["model"]["vocab"].update({"[UNUSED_TOKEN_7]": 2}))
-    del_end = read_json(base / "tokenizer.json")
-    del del_end["model"]["vocab"]["<|im_end|>"]
-    write_json(base / "tokenizer.json", del_end)
+    def give(data: dict[str, Any]) -> None:
+        vocabulary = data["model"]["vocab"]
+        vocabulary["[UNUSED_TOKEN_7]"] = vocabulary.pop("<|im_end|>")
+
+    edited(base, give)
     tokenizer = load(base)[1]
     assert tokenizer.end_id == 2
     assert tokenizer.decode([2]) == "<|im_end|>"
@@ -353,15 +355,13 @@ def test_a_template_with_code_is_kept_as_text_and_never_rendered(
 
 
 def test_a_base_saves_only_into_the_folder_it_is_told(base: Path, tmp_path: Path) -> None:
-    edited(base, lambda data: data["added_tokens"].append({**data["added_tokens"][0]} | NAMED))
+    outside = {"id": 290, "content": "../../outside"}
+    edited(base, lambda data: data["added_tokens"].append(data["added_tokens"][0] | outside))
     before = contents(tmp_path)
     save(tmp_path / "saved", *load(base))
     new = contents(tmp_path).keys() - before.keys()
     assert new
     assert all(Path(path).parent == tmp_path / "saved" for path in new)
-
-
-NAMED = {"id": 290, "content": "../../outside"}
 
 
 # Anything at all
@@ -411,3 +411,43 @@ def test_a_tokenizer_with_anything_in_any_place_is_read_or_refused(
         assert refusal.startswith(f"{directory / 'tokenizer.json'}: ")
     else:
         assert tokenizer.control_ids.isdisjoint(tokenizer.encode("a <|im_end|> b"))
+
+
+@settings(max_examples=60)
+@given(at=places, by=json_values)
+def test_a_header_with_anything_in_any_place_is_read_or_refused(
+    at: list[int], by: object, clean: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = tmp_path_factory.getbasetemp() / "header_replaced"
+    shutil.copytree(clean, base, dirs_exist_ok=True)
+    rewrite(base, replaced(header_of(base), at, by))
+    refusal = f"{base}: "
+    try:
+        load(base)
+    except ValueError as error:
+        refusal = str(error)
+    assert refusal.startswith((f"{base}: ", f"{base / 'model.safetensors'}: "))
+
+
+@given(at=st.integers(0, 2**16), byte=st.integers(0, 255))
+def test_a_sentencepiece_model_with_any_byte_changed_is_read_or_refused(
+    at: int, byte: int, sentencepiece: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "changed.model"
+    content = bytearray(sentencepiece)
+    content[at % len(content)] = byte
+    path.write_bytes(content)
+    refusal = ""
+    try:
+        tokenizer = Tokenizer.load(path)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert refusal.startswith(f"{path}: ")
+    else:
+        assert tokenizer.end_id not in tokenizer.encode("안녕 <|im_end|> fox")
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return (write_sentencepiece(tmp_path_factory.mktemp("sp")) / "tokenizer.model").read_bytes()
