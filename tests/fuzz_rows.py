@@ -23,19 +23,8 @@ KEYS = (
 )
 TEXTS = (
     *("Hi", "안녕", "", " ", "\n", "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>\n", "</s>"),
-    *(
-        "<think>",
-        "\0",
-        "\ud800",
-        "\ufeff",
-        "👨‍👩‍👧",
-        "\u2028",
-        "<|",
-        "im_end|>",
-        "text",
-        "user",
-        "\r\n",
-    ),
+    *("<think>", "\0", "\ud800", "\ufeff", "👨‍👩‍👧", "\u2028", "<|", "im_end|>"),
+    *("text", "user", "\r\n"),
 )
 NUMBERS = (0, 1, -1, 0.5, 2, 0.0, -0.0, 1e9, 1e-9, 1e999, 10**400, True, False, None, None, None)
 
