@@ -18,13 +18,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from minimind.control_tokens import SPARE
 from minimind.vocabulary import (
     CONFIG,
     END,
     HOLE,
     JSON,
     MODEL,
-    SPARE,
     START,
     Files,
     add_chatml,
@@ -60,7 +60,14 @@ class Tokenizer:
             FileNotFoundError: it isn't there.
             ValueError: it isn't what its name says.
         """
-        return cls(Files(Path(path)))
+        files = Files(Path(path))
+        try:
+            return cls(files)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{files.place}: it, or a file beside it, is not laid out as a tokenizer's "
+                f"({error!r}); fetch the tokenizer's files again"
+            ) from error
 
     def __init__(self, files: Files) -> None:
         self._files = files

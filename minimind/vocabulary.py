@@ -21,6 +21,8 @@ from typing import cast
 import sentencepiece
 import tokenizers
 
+from minimind.control_tokens import SPARE, merge
+
 START = "<|im_start|>"
 END = "<|im_end|>"
 
@@ -31,10 +33,6 @@ SPECIAL = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
-# Slots that bases leave for others: <|reserved_special_token_0|>, <|extra_0|>, <unused0>, ...
-SPARE = re.compile(
-    r"[<\[]\|?(?:reserved|unused|extra|spare|dummy)(?:_special)?(?:_token)?_?\d+\|?[>\]]"
-)
 HOLE = "\ufffd".encode()  # an id that spells nothing
 
 Object = dict[str, object]  # in JSON
@@ -80,7 +78,7 @@ class Files:
             path = Path(self.place).parent / name
             try:
                 value = json.loads(self.contents[name])
-            except ValueError as error:
+            except (RecursionError, ValueError) as error:
                 raise ValueError(f"{path}: not JSON ({error}); fetch the file again") from None
             if not isinstance(value, dict):
                 raise ValueError(f"{path}: holds no JSON object; fetch the file again")
@@ -121,7 +119,7 @@ class Files:
     def added_beside(self) -> dict[str, int]:
         """The added tokens that the files beside the main one list."""
         decoder = cast(dict[str, dict[str, str]], self.read(CONFIG).get("added_tokens_decoder", {}))
-        listed = {token["content"]: int(id) for id, token in decoder.items()}
+        listed = {token["content"]: _number(id) for id, token in decoder.items()}
         return {**cast(dict[str, int], self.read(ADDED)), **listed}
 
 
@@ -172,12 +170,11 @@ def add_chatml(files: Files) -> tuple[tuple[str, ...], str | None]:
     """
     if JSON in files:
         names = _json_names(files)
-        control = _json_control(files)
+        control = _json_control(files, names)
     else:
         pieces = _parse_model(files)
-        names = {piece.text: id for id, piece in enumerate(pieces)}
-        control = _piece_control(pieces)
-    control |= files.added_beside()
+        names = _piece_names(pieces)
+        control = _piece_control(files, pieces)
     missing = tuple(token for token in (START, END) if token not in control)
     if not missing:
         return (), None
@@ -210,6 +207,11 @@ def _find(directory: Path) -> Path:
     raise FileNotFoundError(
         f"{directory}: {there}; give a directory with a {JSON} or one sentencepiece .model"
     )
+
+
+def _number(key: str) -> int:
+    """The id that a JSON object has for a key; what is none is left to `merge` to refuse."""
+    return int(key) if key.isdecimal() else cast(int, key)
 
 
 def _size(*vocabularies: dict[str, int]) -> int:
@@ -276,8 +278,9 @@ def _json_added(files: Files) -> list[Object]:
     return cast(list[Object], files.read(JSON).get("added_tokens") or [])
 
 
-def _json_control(files: Files) -> dict[str, int]:
-    return {cast(str, token["content"]): cast(int, token["id"]) for token in _json_added(files)}
+def _json_control(files: Files, names: dict[str, int]) -> dict[str, int]:
+    added = {cast(str, token["content"]): cast(int, token["id"]) for token in _json_added(files)}
+    return merge(files.place, names, added, files.added_beside())
 
 
 def _read_json(files: Files) -> Vocabulary:
@@ -309,7 +312,7 @@ def _read_json(files: Files) -> Vocabulary:
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [row.ids for row in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    control = _json_control(files) | files.added_beside()
+    control = _json_control(files, names)
     control |= {token: names[token] for token in files.named_tokens().values() if token in names}
     unknown = model.get("unk_token")
     if isinstance(unk_id := model.get("unk_id"), int):
@@ -446,9 +449,14 @@ class _Piece:
     kind_at: int = 0  # where in the file its kind stands
 
 
-def _piece_control(pieces: list[_Piece]) -> dict[str, int]:
+def _piece_names(pieces: list[_Piece]) -> dict[str, int]:
+    return {piece.text: id for id, piece in enumerate(pieces)}
+
+
+def _piece_control(files: Files, pieces: list[_Piece]) -> dict[str, int]:
     kinds = (_UNKNOWN, _CONTROL, _USER_DEFINED)
-    return {piece.text: id for id, piece in enumerate(pieces) if piece.kind in kinds}
+    own = {piece.text: id for id, piece in enumerate(pieces) if piece.kind in kinds}
+    return merge(files.place, _piece_names(pieces), own, files.added_beside())
 
 
 def _read_model(files: Files) -> Vocabulary:
@@ -465,7 +473,7 @@ def _read_model(files: Files) -> Vocabulary:
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return cast(list[list[int]], model.encode(texts))
 
-    control = _piece_control(pieces) | files.added_beside()
+    control = _piece_control(files, pieces)
     spelled = [HOLE] * max(len(pieces), _size(control))
     for id, piece in enumerate(pieces):
         byte = _spell_byte(piece.text) if piece.kind == _BYTE else None

@@ -115,3 +115,24 @@ def conversations(
     if draw(st.booleans()):
         roles.insert(0, "system")
     return Conversation(tuple(draw(messages(role)) for role in roles))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts() | st.just("\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("messages", "conversations", "role", "from", "content", "value", "weight"),
+                    *("instruction", "output", "input", "history", "system", "prompt"),
+                    *("completion", "type", "text", "tools", "chosen", "user", "assistant"),
+                ]
+            )
+            | texts(),
+            inner | st.sampled_from(["user", "assistant", "system", "tool", "gpt", "human"]),
+            max_size=5,
+        )
+    ),
+    max_leaves=10,
+)

@@ -389,6 +389,22 @@ def test_an_excerpt_is_short_safe_and_shows_its_place(text: str, at: int) -> Non
     assert printable(shown) == shown
 
 
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("나쁜.jsonl", "나쁜.jsonl"),
+        ("나쁜.jsonl".encode().decode("ascii", "surrogateescape"), "나쁜.jsonl"),  # the locale C
+        ("\udcb0\udca1.jsonl", r"\udcb0\udca1.jsonl"),  # CP949
+        ("\ud83d.jsonl", r"\ud83d.jsonl"),
+        ("a\nb\x1b.jsonl", r"a\nb\x1b.jsonl"),
+        ("-", "<stdin>"),
+        ("", "data"),
+    ],
+)
+def test_a_file_is_called_by_its_name_in_any_locale(path: str, place: str) -> None:
+    assert str(DataError("kind", "fact", "remedy", path, 3)) == f"{place}:3: fact; remedy"
+
+
 def test_an_excerpt_shows_what_stands_around_its_index() -> None:
     text = "".join(chr(0xAC00 + number) for number in range(300))
     assert excerpt(text) == text[:79] + "…"

@@ -427,6 +427,28 @@ def test_a_crash_while_building_leaves_nothing_behind(
     assert build(mixed, tokenizer)[1].kept == 7
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_file_that_changes_while_it_is_tokenized_is_not_cached(
+    when: str, mixed: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, tokenize = mixed.read_bytes(), dataset_module._write
+
+    def change_and_tokenize(*arguments: Any) -> None:
+        if when == "before":
+            mixed.write_bytes(content * 2)
+        tokenize(*arguments)
+        if when == "after":
+            mixed.write_bytes(content * 2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset_module, "_write", change_and_tokenize)
+        with pytest.raises(DataError, match=r"mixed\.jsonl: changed while it was read; read it wh"):
+            build(mixed, tokenizer)
+    assert [path.name for path in cache_directory().iterdir()] in ([], ["files.json"])
+    mixed.write_bytes(content)
+    assert build(mixed, tokenizer)[1].kept == 7
+
+
 def test_half_a_dataset_is_never_taken_for_one(
     mixed: Path, tokenizer: Tokenizer, written: list[object]
 ) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(minimind.__file__).parent
 # A module imports only modules that stand above it, or before it on its own line.
 ORDER = """
     version
-    vocabulary, tokenizer
+    control_tokens, vocabulary, tokenizer
     data:      conversation, strict_json, reader, sources, chatml, scripts, ngrams
     data:      mojibake, unsafe, quality, near_duplicates, diversity
     data:      questions, masking, documents, table, dataset, packing, selection

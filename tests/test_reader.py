@@ -5,19 +5,21 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import texts
+from strategies import json_values, texts
 
 from minimind.data import reader
 from minimind.data.conversation import Conversation, DataError
-from minimind.data.reader import read_conversations
+from minimind.data.reader import copy_stream, read_conversations
 
 DATA = Path(__file__).parent / "data"
 KOREAN = (
@@ -72,6 +74,7 @@ def test_each_bad_row_is_told_in_exactly_these_words_in_any_locale(
     # After a change on purpose: python tests/data/read_bad_rows.py > tests/data/bad_rows.txt
     expected = (DATA / "bad_rows.txt").read_text(encoding="utf-8")
     assert run_bad_rows(**environment) == expected
+    assert len(set(re.findall(r"^\w+(?=: )", expected, re.MULTILINE))) >= 40
 
 
 def test_every_message_has_its_place_its_fact_its_remedy_and_a_short_safe_excerpt(
@@ -169,27 +172,6 @@ def test_any_text_survives_the_file_whatever_its_escapes(
             assert found == pairs
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts() | st.just("\ud800"),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(
-                [
-                    *("messages", "conversations", "role", "from", "content", "value", "weight"),
-                    *("instruction", "output", "input", "history", "system", "prompt"),
-                    *("completion", "type", "text", "tools", "chosen", "user", "assistant"),
-                ]
-            )
-            | texts(),
-            inner | st.sampled_from(["user", "assistant", "system", "tool", "gpt", "human"]),
-            max_size=5,
-        )
-    ),
-    max_leaves=10,
-)
-
-
 @settings(max_examples=200)
 @given(values=st.lists(json_values, max_size=4), spread=st.booleans(), array=st.booleans())
 def test_any_json_gives_conversations_or_data_errors_and_each_value_is_accounted_for(
@@ -242,6 +224,43 @@ def test_no_bad_line_takes_a_good_one_with_it(
     path.write_bytes("\n".join(rows).encode())
     found, _ = read(path)
     assert [c.line for c in found] == [n for n, row in enumerate(rows, 1) if row == KOREAN]
+
+
+QUESTION = '{"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": 1}'
+MIXED = [
+    '{"prompt": "Hi", "completion": "A"}',
+    *(f'{{"prompt": "Hi", "completion": "A", "id": {id}}}' for id in ("1", '"1"', "null", "[1]")),
+    '{"messages": null, "prompt": [{"role": "user", "content": "Hi"}], "completion": "A"}',
+    '{"messages": [{"from": "human", "value": "Hi", "name": {}}, {"from": "gpt", "value": "A"}]}',
+    f'{{"messages": [{QUESTION}, {{"role": "assistant", "content": "A", "tool_calls": []}}]}}',
+    f'{{"messages": [{QUESTION}, {{"role": "assistant", "content": "A", "weight": null}}]}}',
+    '{"instruction": "Hi", "input": null, "output": "A", "history": [], "system": ""}',
+    '{"instruction": "Hi", "input": {}, "output": "A", "history": null, "system": null}',
+]
+REFUSED = [
+    '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": null, '
+    '"tool_calls": [{"function": {"name": "f", "arguments": ' + arguments + "}}]}]}"
+    for arguments in ('{"a": 1}', '"{}"', "null", "[1]", "7")
+]
+
+
+@given(rows=st.permutations([*MIXED, *REFUSED]))
+def test_no_row_is_read_otherwise_for_the_types_that_others_have(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "mixed_types.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    found, errors = read(path)
+    assert [rows[conversation.line - 1] in MIXED for conversation in found] == [True] * len(MIXED)
+    for conversation in found:
+        assert [(m.role, m.content) for m in conversation.messages] == [
+            ("user", "Hi"),
+            ("assistant", "A"),
+        ]
+    assert [error.kind for error in errors] == ["untrained_key"] * len(REFUSED)
+    assert {error.fact for error in errors} == {
+        'message 2 has "tool_calls", which is not trained yet'
+    }
 
 
 def test_only_the_white_space_of_json_is_blank(tmp_path: Path) -> None:
@@ -309,13 +328,68 @@ def test_a_file_that_cannot_be_opened_stops_the_run_before_the_first_row(
 def test_a_disk_that_fails_midway_is_an_error_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Failing(io.BytesIO):
+    class Failing(io.FileIO):
         def readinto(self, buffer: object) -> int:
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(reader, "open", lambda *_: io.BufferedReader(Failing(b"x")), raising=False)
+    def failing(path: str, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(Failing(path))
+
+    monkeypatch.setattr(reader, "open", failing, raising=False)
     with pytest.raises(DataError, match=r"rows\.jsonl: can't be read \(Input/output error\)"):
         list(read_conversations(write(tmp_path, KOREAN)))
+
+
+@pytest.mark.parametrize("change", ["grows", "is cut", "is overwritten"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(change: str, tmp_path: Path) -> None:
+    path = write(tmp_path, (KOREAN + "\n") * 2000)  # more than is read at once
+    errors: list[DataError] = []
+    rows = read_conversations(path, on_error=errors.append)
+    next(rows)
+    if change == "grows":
+        with path.open("ab") as file:
+            file.write(b"{}\n")
+    elif change == "is cut":
+        os.truncate(path, 500 * len(f"{KOREAN}\n".encode()))
+    else:
+        with path.open("r+b") as file:
+            file.write(b"x")
+    read = 1 + sum(1 for _ in rows)
+    assert (read < 2000) == (change == "is cut")
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: changed while it was read; read it when nothing writes"
+    ):
+        raise errors[-1]
+
+
+def test_a_file_put_in_the_place_of_one_that_is_read_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, (KOREAN + "\n") * 2000)
+    rows = read_conversations(path)
+    next(rows)
+    write(tmp_path, ENGLISH, "new.jsonl").replace(path)
+    assert sum(1 for _ in rows) == 1999
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no named pipes")
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_named_pipe_is_read_as_a_file_is(zipped: bool, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = f"{KOREAN}\nnonsense\n".encode()
+    content = gzip.compress(content) if zipped else content
+    writer = Thread(target=pipe.write_bytes, args=[content])
+    writer.start()
+    found, errors = read(pipe)
+    writer.join()
+    assert [conversation.line for conversation in found] == [1]
+    assert [(error.kind, error.line) for error in errors] == [("bad_json", 2)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this platform has no /dev/zero")
+def test_a_device_that_never_ends_is_refused_at_once() -> None:
+    for read_it in (read_conversations, lambda name: copy_stream(name, io.BytesIO())):
+        with pytest.raises(DataError, match=r"/dev/zero: is a device; name a file, or - for st"):
+            read_it("/dev/zero")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -385,6 +459,27 @@ def test_a_line_that_is_too_long_is_an_error_and_the_next_row_is_read(
         list(read_conversations(write(tmp_path, long)))
     array = f"[{long}, {KOREAN}]"
     assert len(read(write(tmp_path, array))[0]) == 2
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_memory_does_not_grow_with_a_line_that_is_too_long(
+    zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_LINE", 2**20)
+
+    def peak(size: int) -> int:
+        content = b'{"a": "' + b"a" * size + f"\n{KOREAN}".encode()
+        path = write(tmp_path, gzip.compress(content, 1) if zipped else content)
+        del content
+        tracemalloc.start()
+        try:
+            found = read(path)
+            assert ([c.line for c in found[0]], [e.kind for e in found[1]]) == ([2], ["long_line"])
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(40 * 2**20) < 1.1 * peak(4 * 2**20) < 8 * 2**20
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:

@@ -207,9 +207,11 @@ def test_a_single_character_that_is_an_added_token_is_written_by_its_bytes(tmp_p
     edit_json(tmp_path / "tokenizer.json", added_tokens=data["added_tokens"])
     with pytest.raises(ValueError, match=r"'a': in this vocabulary only a control token writes it"):
         Tokenizer.load(tmp_path).encode("cab")
-    data["added_tokens"][-1] |= {"id": 445, "content": "안"}
-    data["model"]["vocab"]["ìķĪ"] = 445
-    edit_json(tmp_path / "tokenizer.json", **data)
+    write_llama2_json(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    letter = data["model"]["vocab"]["안"]
+    data["added_tokens"].append({**data["added_tokens"][0], "id": letter, "content": "안"})
+    edit_json(tmp_path / "tokenizer.json", added_tokens=data["added_tokens"])
     tokenizer = Tokenizer.load(tmp_path)
     assert len(tokenizer.encode("안")) == 3
     assert tokenizer.decode(tokenizer.encode("안녕")) == "안녕"

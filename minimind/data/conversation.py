@@ -87,7 +87,7 @@ class DataError(ValueError):
         self.row = ""
 
     def __str__(self) -> str:
-        place = "<stdin>" if self.path == "-" else printable(self.path) or "data"
+        place = "<stdin>" if self.path == "-" else printable(_as_typed(self.path)) or "data"
         if self.line:
             place += f":{self.line}"
         excerpt = f"\n    {self.excerpt}" if self.excerpt else ""
@@ -213,6 +213,14 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def _as_typed(path: str) -> str:
+    """A file's name in UTF-8: in the locale C Python has a surrogate for each of its bytes."""
+    try:
+        return path.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return path
 
 
 def excerpt(text: str, at: int = 0) -> str:

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, DataError, irregularities
 from minimind.data.masking import EncodedRows, Example, Truncation, encode_rows, truncate
-from minimind.data.reader import read_conversations
+from minimind.data.reader import changed_file, read_conversations
 from minimind.data.sources import content_hash, readable_again, working_folder
 from minimind.data.table import COLUMNS, Array, Table
 from minimind.tokenizer import Tokenizer
@@ -192,7 +192,8 @@ def build_dataset(
         The dataset, what became of the rows, and the folder (with rejected.jsonl if rows were bad).
 
     Raises:
-        DataError: a file or, unless `options.on_bad_row` is "skip", a row can't be used.
+        DataError: a file can't be used or changes meanwhile; or, unless `options.on_bad_row` is
+            "skip", a row can't be used.
     """
     names = [os.fspath(path) for path in paths]
     root = cache or cache_directory()
@@ -200,7 +201,8 @@ def build_dataset(
     if options.on_bad_row == "skip":
         settings.append(names)  # they stand in rejected.jsonl
     with readable_again(names, root) as files:
-        settings.append([content_hash(file, root) for file in files])
+        hashes = [content_hash(file, root) for file in files]
+        settings.append(hashes)
         key = hashlib.sha256(json.dumps(settings).encode())
         folder = root / key.hexdigest()[:32]
         if not (folder / "report.json").exists():
@@ -209,6 +211,9 @@ def build_dataset(
                 built.mkdir()
                 with _without_garbage_collection():
                     _write(files, dict(zip(files, names, strict=True)), tokenizer, options, built)
+                for file, name, before in zip(files, names, hashes, strict=True):
+                    if content_hash(file, root) != before:  # the key would name other rows
+                        raise changed_file(name)
                 if not (folder / "report.json").exists():
                     shutil.rmtree(folder, ignore_errors=True)
                 with suppress(OSError):  # another process was first

@@ -122,12 +122,20 @@ def copy_stream(path: str, to: BinaryIO) -> None:
     Raises:
         DataError: it can't be read.
     """
+    _refuse_unopenable(path)
     try:
         stream = _standard_input() if path == "-" else open(path, "rb")  # noqa: SIM115
         with nullcontext() if path == "-" else stream:
             shutil.copyfileobj(stream, to)
     except OSError as error:
         raise _unreadable(path, 0, error.strerror or error) from None
+
+
+def changed_file(path: str) -> DataError:
+    """The error of a file that was written while it was read: its rows are of no one content."""
+    return DataError(
+        "changed_file", "changed while it was read", "read it when nothing writes to it", path
+    )
 
 
 def _read(
@@ -163,6 +171,8 @@ def _refuse_unopenable(path: str) -> None:
         raise _unreadable(path, 0, error) from None
     if stat.S_ISDIR(mode):
         raise DataError("directory", "is a directory", "name the files in it", path)
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # some never end
+        raise DataError("device", "is a device", "name a file, or - for stdin", path)
     if not os.access(path, os.R_OK):
         raise _unreadable(path, 0, "no permission")
 
@@ -178,10 +188,13 @@ def _rows(path: str) -> Iterator[Row | DataError]:
     try:
         stream = _standard_input() if path == "-" else open(path, "rb")  # noqa: SIM115
         with nullcontext() if path == "-" else stream:
+            before = _stamp(path, stream)
             zipped = stream.peek(1)[:1] == b"\x1f"  # no text starts so
             body = gzip.GzipFile(fileobj=stream) if zipped else stream
             lines = _Lines(cast(BinaryIO, body))
             yield from _rows_of_stream(lines, path)
+            if _stamp(path, stream) != before:
+                yield changed_file(path)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         yield DataError(
             "bad_gzip",
@@ -191,6 +204,13 @@ def _rows(path: str) -> Iterator[Row | DataError]:
         )
     except OSError as error:
         yield _unreadable(path, lines.number if lines else 0, error.strerror or error)
+
+
+def _stamp(path: str, stream: BinaryIO) -> tuple[int, ...]:
+    """What a change of the content changes; nothing for what can be read only once."""
+    if path == "-" or not stat.S_ISREG((status := os.fstat(stream.fileno())).st_mode):
+        return ()
+    return status.st_size, status.st_mtime_ns
 
 
 def _standard_input() -> io.BufferedReader:
@@ -244,6 +264,7 @@ _FOREIGN = {
     b"\x28\xb5\x2f\xfd": "Zstandard data",
     b"\xfd7zXZ": "xz data",
     b"BZh": "bzip2 data",
+    b"\x1f\x8b": "packed with gzip twice",
 }
 
 

@@ -342,7 +342,7 @@ def _integer(data: Mapping[str, object], name: str, default: int | None = None) 
 
 def _number(data: Mapping[str, object], name: str, default: float | None = None) -> float:
     value = default if data.get(name) is None else data[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
         raise ValueError(f"{name} is {value!r}; use a number")
     return float(value)
 

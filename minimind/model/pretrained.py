@@ -203,7 +203,7 @@ def _read_json(path: Path) -> dict[str, object]:
         )
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path}: not JSON ({error}); fetch the file again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: holds no JSON object; fetch the file again")
