@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minimind.data import near_duplicates
 from minimind.data.conversation import Conversation, Message
 from minimind.data.diversity import Diversity
 from minimind.data.near_duplicates import DuplicateFinder
@@ -51,7 +52,8 @@ def test_nothing_has_no_duplicates(tmp_path) -> None:
 def test_recall_and_precision_on_planted_near_duplicates_are_at_least_99_percent(tmp_path) -> None:
     pytest.importorskip("datasketch")
     chance = random.Random(0)
-    by_answer = {a: q for q, a in planted.pairs() if len(q + a) > 45}  # stories are told twice
+    # Stories are told twice; of shorter rows the edits below change more than 15%.
+    by_answer = {a: q for q, a in planted.pairs() if len(q + a) > 65}
     sound = [chat(q + " " + a, a + " " + q) for a, q in by_answer.items()]
     changed = []
     for row in sound:
@@ -71,6 +73,7 @@ def test_recall_and_precision_on_planted_near_duplicates_are_at_least_99_percent
         found == origin for found, (origin, _) in zip(first[len(sound) :], changed, strict=True)
     )
     assert hits / len(changed) >= 0.99
+    assert len(changed) > 50
     wrong = sum(found >= 0 for found in first[: len(sound)])
     assert wrong / (wrong + hits) <= 0.01
 
@@ -81,6 +84,21 @@ def test_rows_that_differ_in_a_number_are_no_near_duplicates(tmp_path) -> None:
     rows = [chat(text.format(n), "Divide the kilometres by the hours.") for n in (90, 120, 90)]
     rows[2] = chat(text.format(90) + "!", "Divide the kilometres by the hours.")
     assert find(tmp_path, rows).near == [-1, -1, 0]
+
+
+def test_short_rows_are_compared_by_what_is_said_not_by_who_says_it(tmp_path) -> None:
+    pytest.importorskip("datasketch")
+    rows = [chat("안녕하세요", "안녕하세요."), chat("안녕하세요", "안녕"), chat("뭐 해?", "응")]
+    assert find(tmp_path, [*rows, chat("뭐 해?", "네")]).near == [-1, -1, -1, -1]
+
+
+def test_a_row_longer_than_is_compared_has_equals_only(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("datasketch")
+    monkeypatch.setattr(near_duplicates, "LONGEST", 100)
+    rows = [chat("Tell me a tale.", "Once there was a fox. " * 4 + end) for end in "aba"]
+    finder = find(tmp_path, rows)
+    assert (finder.first, finder.near) == ([-1, -1, 0], [-1, -1, -1])
+    assert finder.topic == [0, 1, 2]
 
 
 def test_of_a_chain_only_what_is_near_a_kept_row_goes(tmp_path) -> None:

@@ -5,8 +5,8 @@
         \\--> text                                   of candidates compared: near duplicates
                                                      (of rows with the same numbers)
 
-All three are kept on disk, so that memory hardly grows with rows. Of those that say the same the
-first is kept.
+All three are kept on disk; in memory are some numbers a row. Of those that say the same the first
+is kept.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from minimind.data.conversation import Conversation
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 Ints = npt.NDArray[np.int64]
 
@@ -30,6 +36,9 @@ SLACK = 0.12  # what an estimate may be too low by, three times that
 BAND = 4  # values that two rows must share to be compared: above 0.6 it fails one time in 80
 LETTERS = 5  # of the n-grams whose shares are compared
 COMPARED = 2**14  # pairs at once
+LONGEST = 10**6  # characters; longer rows are compared for equality only
+# One character each, so that in short rows what is said weighs more than who says it.
+_ROLE = {"system": "\0", "user": "\1", "assistant": "\2", "tool": "\3"}
 _NUMBER = re.compile(r"\d+")
 
 
@@ -73,27 +82,25 @@ class DuplicateFinder:
         """Take the next row; None for one that is out anyway, and like no other."""
         keys, numbers, signatures, ends, texts = self._files
         self.rows += 1
+        text = ""
         if conversation is None:
             keys.write(_hash(f"row {self.rows}", b"out"))
-            numbers.write(_hash(f"row {self.rows}", b"out"))
-            if self._near:
-                signatures.write(bytes(4 * VALUES))
-                ends.write(texts.tell().to_bytes(8, "little"))
-            return
-        text = "\0".join(f"{m.role}\0{_plain(m.content)}" for m in conversation.messages)
-        keys.write(_hash(text, b"key"))
-        numbers.write(_hash(" ".join(_NUMBER.findall(text)), b"numbers"))
+        else:
+            text = "".join(_ROLE[m.role] + _plain(m.content) for m in conversation.messages)
+            keys.write(_hash(text, b"key"))
         if self._near:
-            signatures.write(_signature(text).tobytes())
-            texts.write(text.encode("utf-8", "surrogatepass"))
+            comparable = 0 < len(text) <= LONGEST
+            numbers.write(_hash(" ".join(_NUMBER.findall(text)), b"numbers"))
+            signatures.write(_signature(text).tobytes() if comparable else bytes(4 * VALUES))
+            texts.write(text.encode("utf-8", "surrogatepass") if comparable else b"")
             ends.write(texts.tell().to_bytes(8, "little"))
 
     def duplicates(self) -> Ints:
         """(rows,) the first row that says the same as each, or -1."""
         keys = self._read(0, np.dtype("<u8"))
         first = np.full(self.rows, -1, np.int64)
-        for row, leader in _pairs(keys):
-            first[row] = leader
+        rows, leaders = _pairs(keys)
+        first[rows] = leaders
         return first
 
     def near_duplicates(self, similarity: float) -> Ints:
@@ -104,10 +111,10 @@ class DuplicateFinder:
         """
         first = np.full(self.rows, -1, np.int64)
         numbers = self._read(1, np.dtype("<u8"))
-        candidates: set[tuple[int, int]] = set()
+        candidates = np.zeros(0, np.int64)  # row and leader in one number, in order of rows
         for rows, leaders in self._alike(similarity - SLACK):
             same = numbers[rows] == numbers[leaders]
-            candidates.update(zip(rows[same].tolist(), leaders[same].tolist(), strict=True))
+            candidates = np.union1d(candidates, rows[same] * self.rows + leaders[same])
         ends = self._read(3, np.dtype("<u8"))
         self._files[4].flush()
         with self._paths[4].open("rb") as texts:
@@ -118,7 +125,8 @@ class DuplicateFinder:
                 data = texts.read(int(ends[row]) - start)
                 return _grams(data.decode("utf-8", "surrogatepass"))
 
-            for row, leader in sorted(candidates):
+            for pair in candidates:
+                row, leader = divmod(int(pair), self.rows)
                 if first[row] < 0 and first[leader] < 0:
                     a, b = grams(row), grams(leader)
                     if len(a & b) >= similarity * len(a | b):
@@ -142,7 +150,7 @@ class DuplicateFinder:
         return np.array([root(row) for row in range(self.rows)], np.int64)
 
     def _alike(self, similarity: float) -> Iterator[tuple[Ints, Ints]]:
-        """Rows that share a band with an earlier one and are alike, and that earlier one."""
+        """Rows that share a band with an earlier one and are alike, and that one; band by band."""
         if not (self._near and self.rows):
             return
         signatures = self._read(2, np.dtype("<u4")).reshape(-1, VALUES)
@@ -154,11 +162,13 @@ class DuplicateFinder:
                 mixed ^= mixed >> np.uint64(29)
             out = np.flatnonzero(~band.any(1))
             mixed[out] = out  # each like no other
-            pairs = np.array(list(_pairs(mixed)), np.int64).reshape(-1, 2)
-            for first in range(0, len(pairs), COMPARED):
-                rows, leaders = pairs[first : first + COMPARED].T
-                alike = (signatures[rows] == signatures[leaders]).mean(1) >= similarity
-                yield rows[alike], leaders[alike]
+            rows, leaders = _pairs(mixed)
+            alike = np.zeros(len(rows), bool)
+            for first in range(0, len(rows), COMPARED):
+                some = slice(first, first + COMPARED)
+                same = signatures[rows[some]] == signatures[leaders[some]]
+                alike[some] = same.mean(1) >= similarity
+            yield rows[alike], leaders[alike]
 
     def _read(
         self, index: int, dtype: np.dtype[np.unsignedinteger]
@@ -169,23 +179,29 @@ class DuplicateFinder:
         return np.memmap(self._paths[index], dtype=dtype, mode="r")
 
 
-def _pairs(keys: npt.NDArray[np.unsignedinteger]) -> Iterator[tuple[int, int]]:
-    """(row, the first row of the same key) for each row that isn't the first of its key."""
+def _pairs(keys: npt.NDArray[np.unsignedinteger]) -> tuple[Ints, Ints]:
+    """The rows that aren't the first of their key, and the first row of each one's key."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     leaders = order[np.repeat(begins, np.diff(np.append(begins, len(order))))]
     repeated = leaders != order
-    yield from zip(order[repeated].tolist(), leaders[repeated].tolist(), strict=True)
+    return order[repeated], leaders[repeated]
 
 
 def _signature(text: str) -> npt.NDArray[np.uint32]:
-    from datasketch import MinHash
-
-    sketch = MinHash(num_perm=VALUES, seed=1)
+    sketch = _empty_sketch().copy()
     sketch.update_batch([gram.encode("utf-8", "surrogatepass") for gram in _grams(text)])
     values: npt.NDArray[np.uint32] = sketch.hashvalues.astype("<u4")
     return values
+
+
+@cache
+def _empty_sketch() -> MinHash:
+    """Copied for each row: to draw its permutations takes longer than a row does."""
+    from datasketch import MinHash
+
+    return MinHash(num_perm=VALUES, seed=1, hashfunc=zlib.crc32)
 
 
 def _grams(text: str) -> set[str]:
