@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from minimind.cleaning import OF_THE_SET, Cleaning, CleaningReport, clean_rows
-from minimind.data.conversation import DataError, parse_conversation
+from minimind.data.conversation import Conversation, DataError, parse_conversation
 from minimind.data.dataset import cache_directory
 from minimind.data.quality import RULES, Rule, Thresholds
 from minimind.data.sources import readable_again
@@ -92,14 +92,18 @@ class CleanOptions:
 def run(options: CleanOptions, cleaning: Cleaning) -> None:
     """Clean, and tell what came of it."""
     out = options.out
-    rejected = options.rejected or out.with_name("rejected.jsonl")
+    rejected = options.rejected or out.parent / "rejected.jsonl"
     _check_places(options, out, rejected)
     with (
         readable_again(options.files, cache_directory()) as files,
         tqdm(desc="cleaning", unit="rows", file=sys.stderr, disable=None) as bar,
     ):
         names = dict(zip(files, options.files, strict=True))
-        report = clean_rows(names, cleaning, out, rejected, bar.update)
+        try:
+            report = clean_rows(files, cleaning, out, rejected, bar.update, names)
+        except OSError as error:
+            fact = f"can't be written ({error.strerror or error}), and nothing there is changed"
+            raise OSError(f"{out}: {fact}; make room, or name another place") from None
     if options.json:
         print(json.dumps(vars(report), ensure_ascii=False))
         return
@@ -111,6 +115,11 @@ def _check_places(options: CleanOptions, out: Path, rejected: Path) -> None:
     if out.resolve() == rejected.resolve():
         raise FileExistsError(f"{out}: is named twice; name another --rejected")
     for path in (out, rejected):
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if str(path) == "-" or (there == path and not path.is_file()):
+            raise FileExistsError(f"{path}: is no file; name one")
+        if there != path and not there.is_dir():
+            raise FileExistsError(f"{path}: {there} is no folder; name another place")
         if any(Path(file).resolve() == path.resolve() for file in options.files):
             raise FileExistsError(f"{path}: is the data itself; name another file")
         if path.exists() and not options.overwrite:
@@ -143,14 +152,23 @@ def _imported(name: str) -> Rule:
     sys.path.insert(0, "")  # a module in the folder one stands in
     try:
         rule = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever its author's module does
         raise ValueError(f"--rule {name}: can't be imported ({error}); check its name") from None
     finally:
         sys.path.remove("")
     if not callable(rule):
         raise ValueError(f"--rule {name}: is no function of a conversation and thresholds")
-    found: Rule = rule
-    return found
+
+    def guarded(conversation: Conversation, limits: Thresholds) -> str | None:
+        try:
+            evidence: str | None = rule(conversation, limits)
+        except Exception as error:
+            place = f"{conversation.path}:{conversation.line}"
+            fact = f"--rule {name} fails with {type(error).__name__}: {error}"
+            raise ValueError(f"{place}: {fact}; mend it, or leave it out") from error
+        return evidence
+
+    return guarded
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import importlib
 import json
+import os
 import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minimind import clean
@@ -86,7 +90,8 @@ def test_several_files_an_array_gzip_and_a_last_line_without_end_become_one_file
     files = [tmp_path / name for name in ("a.jsonl", "b.json", "c.jsonl.gz")]
     assert main(*files, "--out", tmp_path / "out.jsonl") == 0
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
-    assert text == GOOD[0] + '{"prompt": "넷?", "completion": "네 번째예요."}\n' + GOOD[2]
+    third = '{ "prompt": "\\ub137?", "completion": "\\ub124 \\ubc88\\uc9f8\\uc608\\uc694." }\n'
+    assert text == GOOD[0] + third + GOOD[2]  # an array's row as it stands there, on one line
     assert [entry["rule"] for entry in rejected(tmp_path)] == ["empty_answer"]
 
 
@@ -145,9 +150,130 @@ def test_rules_can_be_skipped_chosen_and_added(data, tmp_path, monkeypatch) -> N
     options = ["--skip", "empty_answer", "duplicate", "near_duplicate", "--rule", "mine:greets"]
     assert main(data, "--out", "out.jsonl", *options) == 0
     found = [(entry["line"], entry["rule"]) for entry in rejected(tmp_path)]
-    assert found == [(1, "greets"), (4, "unusable"), (5, "greets"), (6, "unusable")]
+    assert found == [(1, "mine:greets"), (4, "unusable"), (5, "mine:greets"), (6, "unusable")]
     assert main(data, "--out", "out.jsonl", "--rules", "echo", "--overwrite") == 0
     assert [entry["rule"] for entry in rejected(tmp_path)] == ["unusable", "unusable"]
+
+
+def test_rules_of_ones_own_may_be_called_like_others(data, tmp_path, monkeypatch) -> None:
+    for name in ("one", "two"):
+        source = f"def echo(conversation, thresholds):\n    return 'rule {name}'\n"
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    assert main(data, "--out", "out.jsonl", "--rule", "one:echo", "two:echo") == 0
+    first = rejected(tmp_path)[0]["verdicts"]
+    assert first == [
+        {"rule": "one:echo", "evidence": "rule one"},
+        {"rule": "two:echo", "evidence": "rule two"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "message"),
+    [
+        ("def f(c, t): return 1 / 0", 1, "data.jsonl:1: --rule bad:f fails with ZeroDivisionError"),
+        ("def f(c): return None", 1, "data.jsonl:1: --rule bad:f fails with TypeError: f() takes"),
+        ("def f(c, t): return True", 1, "rule bad:f: gave True; it gives evidence in words, or No"),
+        ("def f(c, t): return ''", 1, "rule bad:f: gave ''; it gives evidence in words, or None"),
+        ("def f(c, t) return", 2, "--rule bad:f: can't be imported (expected ':'"),
+        ("1 / 0", 2, "--rule bad:f: can't be imported (division by zero); check its name"),
+    ],
+)
+def test_a_rule_that_breaks_is_named(
+    data, tmp_path, monkeypatch, capsys, source, code, message
+) -> None:
+    (tmp_path / "bad.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    importlib.invalidate_caches()
+    assert main("data.jsonl", "--out", "out.jsonl", "--rule", "bad:f") == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_file_named_twice_is_read_twice(tmp_path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(GOOD))
+    assert main(path, path, "--out", tmp_path / "out.jsonl") == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == "".join(GOOD).encode()
+    found = [(entry["line"], entry["rule"]) for entry in rejected(tmp_path)]
+    assert found == [(1, "duplicate"), (2, "duplicate"), (3, "duplicate")]
+
+
+def test_rejected_rows_of_an_array_are_listed_whole(tmp_path) -> None:
+    row = {"prompt": "Why? " * 200, "completion": "...", "number": 1}
+    text = json.dumps([row], indent=2).replace('"number": 1', '"number": 1.00')
+    (tmp_path / "data.json").write_text(text)
+    assert main(tmp_path / "data.json", "--out", tmp_path / "out.jsonl") == 0
+    (entry,) = rejected(tmp_path)
+    assert json.loads(entry["row"]) == row
+    assert entry["row"].endswith('"number": 1.00 }')
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.gz", gzip.compress("".join(GOOD).encode())[:-9], "breaks off after line"),
+        ("array.json", b'[{"prompt": "a", "completion": "b"}, {"prompt": ', "nothing after it"),
+        ("data.parquet", b"PAR1 and so on", "is a Parquet file"),
+        ("empty.jsonl", b"", "has no rows"),
+    ],
+)
+def test_a_file_that_can_not_be_read_to_its_end_is_not_cleaned_in_part(
+    tmp_path, capsys, name, content, message
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert main(tmp_path / name, "--out", tmp_path / "out.jsonl") == 3
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("change", [lambda text: text * 2, lambda text: "", str.upper])
+def test_a_file_that_changes_meanwhile_is_not_cleaned(
+    data, tmp_path, monkeypatch, capsys, change
+) -> None:
+    def changes(_: object) -> object:
+        data.write_text(change(data.read_text(encoding="utf-8")), encoding="utf-8")
+        return np.full(7, -1)
+
+    monkeypatch.setattr("minimind.cleaning.DuplicateFinder.duplicates", changes)
+    assert main(data, "--out", tmp_path / "out.jsonl") == 3
+    assert "changed while it was cleaned; clean it when nothing" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+def test_a_link_stays_one_and_each_file_is_made_where_it_will_stay(data, tmp_path, monkeypatch):
+    real, elsewhere = tmp_path / "real", tmp_path / "elsewhere"
+    for folder in (real, elsewhere):
+        folder.mkdir()
+    link = tmp_path / "out.jsonl"
+    link.symlink_to(real / "kept.jsonl")
+    moved = []
+
+    def replace(source: Path, target: Path) -> None:
+        moved.append((source.parent.parent, target.parent))
+        source.rename(target)
+
+    monkeypatch.setattr("minimind.cleaning.os.replace", replace)
+    assert main(data, "--out", link, "--rejected", elsewhere / "bad.jsonl") == 0
+    assert moved == [(elsewhere, elsewhere), (real, real)]  # perhaps other file systems
+    assert link.is_symlink()
+    assert link.read_bytes() == "".join(GOOD).encode()
+    assert [path.name for path in real.iterdir()] == ["kept.jsonl"]
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(data, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("minimind.cleaning._write_rejected", full)
+    assert main(data, "--out", out, "--overwrite") == 1
+    assert f"{out}: can't be written (No space left on device)" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "data.jsonl"}
 
 
 def test_without_datasketch_near_duplicates_are_told_not_to_be_checked(
@@ -188,6 +314,10 @@ def test_a_run_that_breaks_off_leaves_what_was_there(data, tmp_path, monkeypatch
         (("absent.jsonl", "--out", "x.jsonl"), 3, "absent.jsonl: there is no such file"),
         (("data.jsonl", "--out", "data.jsonl"), 2, "data.jsonl: is the data itself"),
         (("data.jsonl", "--out", "old.jsonl"), 2, "old.jsonl: exists; --overwrite replaces it"),
+        (("data.jsonl", "--out", "."), 2, ".: is no file; name one"),
+        (("data.jsonl", "--out", "-"), 2, "-: is no file; name one"),
+        (("data.jsonl", "--out", "/dev/null", "--overwrite"), 2, "/dev/null: is no file; name one"),
+        (("data.jsonl", "--out", "data.jsonl/x/y"), 2, "data.jsonl is no folder; name another"),
         (("data.jsonl", "--out", "rejected.jsonl"), 2, "rejected.jsonl: is named twice"),
         (("data.jsonl", "--out", "x", "--skip", "y"), 2, "--skip has y; use some of role_order"),
         (("data.jsonl", "--out", "x", "--rule", "y"), 2, "--rule y: write it as module:function"),

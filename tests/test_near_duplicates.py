@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minimind.data import near_duplicates
+from minimind.data import diversity, near_duplicates
 from minimind.data.conversation import Conversation, Message
 from minimind.data.diversity import Diversity
 from minimind.data.near_duplicates import DuplicateFinder
@@ -117,12 +117,22 @@ def test_topics_join_what_is_alike_through_others(tmp_path) -> None:
 
 
 def test_diversity_is_counted_over_answers() -> None:
-    diversity = Diversity()
+    counts = Diversity()
     for answer in ("a b a b", "a b c"):
-        diversity.add(chat("what?", answer))
-    figures = diversity.figures()
+        counts.add(chat("what?", answer))
+    figures = counts.figures()
     assert figures["distinct-1"] == 3 / 7  # a b c
     assert figures["distinct-2"] == 3 / 5  # ab ba bc
     assert figures["openings"] == {"a b": 1.0}
     assert figures["answer characters, median"] == 6
     assert Diversity().figures() == {}
+
+
+def test_more_different_things_than_are_remembered_are_counted_to_one_percent(monkeypatch) -> None:
+    monkeypatch.setattr(diversity, "DISTINCT", 2**15)
+    distinct = diversity.Distinct()
+    for start in range(0, 300_000, 1000):
+        distinct.update(hash((number,)) for number in range(start, start + 1000))
+        distinct.update(hash((number,)) for number in range(start, start + 1000))
+    assert len(distinct.remembered) <= 2**15
+    assert distinct.count() == pytest.approx(300_000, rel=0.01)

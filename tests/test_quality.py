@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 
 import minimind
+from minimind.data import quality
 from minimind.data.conversation import Conversation, DataError
 from minimind.data.mojibake import broken_text
 from minimind.data.quality import (
@@ -94,6 +95,34 @@ def test_rules_are_chosen_by_name_or_are_ones_own() -> None:
     assert check_conversation(row, ["echo", shouts]) == [Verdict("shouts", "it shouts")]
     with pytest.raises(ValueError, match="no rule is called shout; there are role_order"):
         check_conversation(row, ["shout"])
+    with pytest.raises(ValueError, match="two rules are called shouts; give each a name"):
+        check_conversation(row, [shouts, shouts])
+    with pytest.raises(ValueError, match="rule <lambda>: gave 3; it gives evidence in words"):
+        check_conversation(row, [lambda *_: 3])
+
+
+def test_repetitions_are_looked_for_where_a_text_begins(monkeypatch) -> None:
+    row = planted.chat("Why?", "abcde " * 20 + "x" * 80 + "y z " * 100)
+    assert "repeated_characters" in rules_of(row)
+    monkeypatch.setattr(quality, "LONGEST", 110)
+    assert rules_of(row) == set()
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "###eos_token###",
+        "<｜end▁of▁sentence｜>",
+        "<eos>",
+        "<|im_end|>",
+        "</s>",
+        "[/INST]",
+        "<<SYS>>",
+    ],
+)
+def test_marks_of_templates_are_found_in_every_role(mark) -> None:
+    for row in (planted.chat("왜?" + mark, "그래서요."), planted.chat("Why?", "So." + mark)):
+        assert rules_of(row) == {"control_tokens"}
 
 
 def test_messages_that_are_no_conversation_are_refused() -> None:

@@ -6,7 +6,7 @@
                                                      (of rows with the same numbers)
 
 All three are kept on disk; in memory are some numbers a row. Of those that say the same the first
-is kept.
+is kept. Rows of more than LONGEST characters are compared for equality only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimind.data.conversation import Conversation
+from minimind.data.ngrams import LONGEST
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -36,7 +37,6 @@ SLACK = 0.12  # what an estimate may be too low by, three times that
 BAND = 4  # values that two rows must share to be compared: above 0.6 it fails one time in 80
 LETTERS = 5  # of the n-grams whose shares are compared
 COMPARED = 2**14  # pairs at once
-LONGEST = 10**6  # characters; longer rows are compared for equality only
 # One character each, so that in short rows what is said weighs more than who says it.
 _ROLE = {"system": "\0", "user": "\1", "assistant": "\2", "tool": "\3"}
 _NUMBER = re.compile(r"\d+")

@@ -7,9 +7,13 @@ word, and its repetitions show in its characters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+LONGEST = 100_000  # characters of a text in which repetitions are looked for
 
 
-def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def ngrams(items: Sequence[Item], n: int) -> list[tuple[Item, ...]]:
     """All runs of n items, in order; none if there are fewer items."""
     return list(zip(*(items[start:] for start in range(n)), strict=False))
 

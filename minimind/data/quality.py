@@ -22,7 +22,7 @@ from minimind.data.conversation import (
     parse_messages,
 )
 from minimind.data.mojibake import broken_text
-from minimind.data.ngrams import ngrams
+from minimind.data.ngrams import LONGEST, ngrams
 from minimind.data.scripts import HANGUL_WEIGHT, scripts
 from minimind.data.unsafe import unsafe_text
 
@@ -143,7 +143,7 @@ def repeated_ngrams(conversation: Conversation, limits: Thresholds) -> str | Non
     least 50 words, and shorter answers aren't judged.
     """
     for answer in _answers(conversation):
-        words = answer.split()
+        words = answer[:LONGEST].split()
         if limits.repeated_ngrams and len(words) >= LEAST_WORDS:
             size = sum(map(len, words))
             for n, share in TOP_NGRAMS.items():
@@ -161,7 +161,7 @@ def repeated_ngrams(conversation: Conversation, limits: Thresholds) -> str | Non
 def repeated_characters(conversation: Conversation, limits: Thresholds) -> str | None:
     """One character, syllable or word in a row is noise, also where there are no spaces."""
     for answer in _answers(conversation):
-        for found in _UNIT.finditer(answer):
+        for found in _UNIT.finditer(answer[:LONGEST]):
             count = len(found[0]) // len(found[1])
             if count >= limits.repeated_unit and any(map(str.isalpha, found[1])):
                 return f"{found[1]!r} stands {count} times in a row"
@@ -223,7 +223,10 @@ def open_code_fence(conversation: Conversation, limits: Thresholds) -> str | Non
 
 
 def control_tokens(conversation: Conversation, limits: Thresholds) -> str | None:
-    """Template marks in a text were left by another tool; they would be learned as words."""
+    """Template marks in a text were left by another tool; they would be learned as words.
+
+    Where they only end each answer, as ###eos_token### does in a copy of Dolly, take them off.
+    """
     for message in conversation.messages:
         if found := LOOK_ALIKE.search(message.content):
             return f"{message.role}: {found[0]!r}"
@@ -277,14 +280,29 @@ def check_conversation(
 
     Raises:
         DataError: the messages aren't a legal conversation.
-        ValueError: no rule has that name.
+        ValueError: no rule has that name, two have, or one gives what is no evidence.
     """
     if not isinstance(conversation, Conversation):
         conversation = Conversation(parse_messages(list(conversation)))
+    return judge(conversation, named_rules(RULES if rules is None else rules), thresholds)
+
+
+def judge(
+    conversation: Conversation, rules: Mapping[str, Rule], thresholds: Thresholds
+) -> list[Verdict]:
+    """A Verdict for each rule, by its name, that objects.
+
+    Raises:
+        ValueError: a rule gives what is no evidence.
+    """
     verdicts = []
-    for name, rule in named_rules(RULES if rules is None else rules).items():
+    for name, rule in rules.items():
         evidence = rule(conversation, thresholds)
         if evidence is not None:
+            if not (isinstance(evidence, str) and evidence):
+                raise ValueError(
+                    f"rule {name}: gave {evidence!r}; it gives evidence in words, or None"
+                )
             verdicts.append(Verdict(name, evidence))
     return verdicts
 
@@ -293,16 +311,16 @@ def named_rules(rules: Iterable[str | Rule]) -> dict[str, Rule]:
     """Rules by their names.
 
     Raises:
-        ValueError: no rule has that name.
+        ValueError: no rule has that name, or two have.
     """
     found: dict[str, Rule] = {}
     for rule in rules:
-        if isinstance(rule, str):
-            if rule not in RULES:
-                raise ValueError(f"no rule is called {rule}; there are {', '.join(RULES)}")
-            found[rule] = RULES[rule]
-        else:
-            found[getattr(rule, "__name__", type(rule).__name__)] = rule
+        name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
+        if isinstance(rule, str) and rule not in RULES:
+            raise ValueError(f"no rule is called {rule}; there are {', '.join(RULES)}")
+        if name in found:
+            raise ValueError(f"two rules are called {name}; give each a name of its own")
+        found[name] = RULES[rule] if isinstance(rule, str) else rule
     return found
 
 
@@ -311,7 +329,8 @@ TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 # What templates and tokenizers, ours too, write around turns.
 LOOK_ALIKE = re.compile(
-    r"<\|[\w ]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<unk>|<pad>"
+    r"<\|[\w ]{1,40}\|>|<｜[\w ▁]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"|<(?:unk|pad|bos|eos)>|###(?:bos|eos|pad|unk)_token###"
 )
 _UNIT = re.compile(r"(.{1,20}?)\1{9,}", re.DOTALL)
 _SYLLABLE = re.compile("[가-힣\u4e00-\u9fff]")

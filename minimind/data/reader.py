@@ -39,6 +39,7 @@ from minimind.data.strict_json import (
 )
 
 MAX_LINE = 64 * 2**20  # bytes, the line feed included
+REST_UNREAD = " (nothing after it is read)"  # ends the remedy of an array's last error
 LOOK_AHEAD_LINES = 1000  # searched for the end of a row that isn't complete on its line
 LOOK_AHEAD_BYTES = 2**18  # less than MAX_LINE, so that it ends with a line that is taken in part
 
@@ -86,7 +87,7 @@ class Row:
         path: the file.
         line: where it starts, from 1.
         text: its source; of an array's row the beginning, on one line.
-        raw: the line's bytes with what ends it; b"" for an array's row.
+        raw: its bytes: the line with what ends it, or what stands in the array.
     """
 
     value: object
@@ -391,13 +392,16 @@ def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataErro
         counted = at
         try:
             value, end = decoder.decode(text, at)
-            yield Row(value, path, line, one_line(text[at : min(end, at + NEAR)]), b"")
+            near = one_line(text[at : min(end, at + NEAR)])
+            yield Row(value, path, line, near, text[at:end].encode())
         except JsonError as broken:
             if not broken.end:
                 yield _last(broken).error(path, line, text, at)
                 return
-            yield broken.error(path, line, text, at)
             end = broken.end
+            unusable = broken.error(path, line, text, at)
+            unusable.row = one_line(text[at:end])
+            yield unusable
         end = skip_space(text, end)
         if text.startswith(",", end):
             at = skip_space(text, end + 1)
@@ -410,7 +414,7 @@ def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataErro
 
 
 def _last(broken: JsonError) -> JsonError:
-    broken.remedy += " (nothing after it is read)"
+    broken.remedy += REST_UNREAD
     return broken
 
 
