@@ -192,15 +192,11 @@ def other_language(conversation: Conversation, limits: Thresholds) -> str | None
     """
     for question, answer in _pairs(conversation):
         asked, said = scripts(question), scripts(answer)
-        if not asked or "```" in answer or _ASKS_FOR_LANGUAGE.search(question):
+        if not (asked and said) or set(asked) & set(said):
             continue
-        if broken_text(answer):
+        if "```" in answer or _ASKS_FOR_LANGUAGE.search(question) or broken_text(answer):
             continue
-        if (
-            _weight(_normalized(answer)) >= limits.other_language
-            and said
-            and not set(asked) & set(said)
-        ):
+        if _weight(_normalized(answer)) >= limits.other_language:
             return f"asked in {_names(asked)}, answered in {_names(said)}: {excerpt(answer)!r}"
     return None
 

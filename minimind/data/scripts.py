@@ -30,8 +30,8 @@ HANGUL_WEIGHT = 2  # a Korean syllable block says about what two or three Latin 
 def scripts(text: str) -> Counter[str]:
     """Letters of each script in a text; digits, marks and spaces count for none."""
     counts: Counter[str] = Counter()
-    for name, run in _RUNS.items():
-        if letters := sum(map(len, run.findall(text))):
+    for name in ("latin",) if text.isascii() else SCRIPTS:
+        if letters := sum(map(len, _RUNS[name].findall(text))):
             counts[name] = letters
     return counts
 
