@@ -101,6 +101,22 @@ def test_rules_are_chosen_by_name_or_are_ones_own() -> None:
         check_conversation(row, [lambda *_: 3])
 
 
+@pytest.mark.parametrize(
+    ("rule", "answer"),
+    [
+        ("unsafe", "야 이 씨발놈아."),
+        ("unsafe", "시발, 그만해."),
+        ("unsafe", "그냥 죽어버려라."),
+        ("unsafe", "You should die."),
+        ("refusal", "As an AI language model I can't say."),
+        ("refusal", "인공지능 모델이기 때문에 감정이 없어요."),
+        ("refusal", "글쎄요. 저는 아직 AI 언어 모델이라서 몰라요."),
+    ],
+)
+def test_unsafe_words_and_refusals_are_found_in_their_forms(rule, answer) -> None:
+    assert rules_of(planted.chat("어때? How is it?", answer)) == {rule}
+
+
 def test_repetitions_are_looked_for_where_a_text_begins(monkeypatch) -> None:
     row = planted.chat("Why?", "abcde " * 20 + "x" * 80 + "y z " * 100)
     assert "repeated_characters" in rules_of(row)
@@ -148,6 +164,14 @@ def test_messages_that_are_no_conversation_are_refused() -> None:
         ("웃겨?", "ㅋㅋㅋㅋㅋㅋㅋㅋ 네, 정말 재밌어요!"),
         ("Draw a line.", "Here:\n" + "-" * 80),
         ("시발점이 뭐예요?", "사건이 처음 시작되는 시발점이라는 뜻이에요."),
+        ("왜 늦었어요?", "도시발전 때문에 공사가 동시발생했고, 아저씨발이 아팠어요."),
+        ("화분은?", "물을 안 줬더니 그냥 죽어버려서 슬펐어요."),
+        (
+            "What is it for?",
+            "It pays if you should die. The child sex ratio is a figure.",
+        ),
+        ("What is GPT-2?", "GPT-2 is known as an AI language model by OpenAI."),
+        ("BERT가 뭐예요?", "BERT는 인공지능 모델이기 때문에 데이터로 배워요."),
         ("Is it safe?", "I cannot help with weapons, but I can tell you about history."),
     ],
 )

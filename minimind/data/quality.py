@@ -140,7 +140,8 @@ def repeated_ngrams(conversation: Conversation, limits: Thresholds) -> str | Non
 
     Source: Rae et al. 2021 (Gopher), arXiv:2112.11446, table A1: the share of characters in the
     commonest 2-, 3- and 4-gram, and in all duplicate 5- to 10-grams. Gopher's documents have at
-    least 50 words, and shorter answers aren't judged.
+    least 50 words, and shorter answers aren't judged. The shares are doubled by default: answers
+    are short, and sound ones go through steps worded alike (benchmarks/RESULTS.md, Cleaning).
     """
     for answer in _answers(conversation):
         words = answer[:LONGEST].split()
@@ -338,14 +339,16 @@ _ASKS_FOR_LANGUAGE = re.compile(
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
-    r"\bas an? (?:AI|artificial intelligence)(?: language)? model\b"
+    r"\bas an? (?:AI|artificial intelligence)(?: language)? model(?:,| I\b)"
     r"|\bI(?:'|’)?m (?:just |only )?an AI(?: language model)?,? (?:and|so|but) I (?:can(?:'|’|no)t)"
     r"|\bI(?:'|’| a)m sorry,? but I (?:can(?:no|'|’)t|am (?:not able|unable) to) "
     r"(?:assist|help|fulfil|comply|provide|answer)"
-    r"|(?:AI|인공지능) ?(?:언어)? ?모델(?:로서|이기 때문에|이라서)"
+    # At a sentence's beginning, or after "I": "BERT is an AI model" is no refusal.
+    r"|(?:^|[.!?,]\s*|(?:저는|나는|제가)\s.{0,12})"
+    r"(?:AI|인공지능) ?(?:언어)? ?모델(?:로서|이기 때문에|이라서)"
     r"|죄송하지만,? .{0,30}"
     r"(?:도와드릴|도움을 드릴|제공할|제공해 드릴|답변할|답변드릴|대답할) 수 없",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

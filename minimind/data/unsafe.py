@@ -19,17 +19,18 @@ UNSAFE: dict[str, tuple[str, ...]] = {
         r"\bspics?\b(?!\s+and\s+span)",
         r"\btrann(?:y|ies)\b",
         r"\bretarded\s+(?:people|person|kids?|idiots?)\b",
-        "짱깨|쪽바리|깜둥이|조센징|김치녀|된장녀|한남충|맘충|틀딱충?",
+        "짱깨|쪽바리|깜둥이|조센징|김치녀|된장녀|한남충|맘충(?!분)|틀딱충?",
     ),
     "abuse": (
         r"\bgo\s+(?:and\s+)?kill\s+yourself\b",
-        r"\byou\s+should\s+(?:just\s+)?(?:die|kill\s+yourself)\b",
+        r"(?<!\bif\s)\byou\s+should\s+(?:just\s+)?(?:die|kill\s+yourself)\b",
         r"\bfuck(?:ing)?\s+(?:you|off)\b",
         r"\bmother\s?fuck(?:er|ers|ing)\b",
         r"\bcunts?\b",
-        "씨발|씨팔|시발(?!점|역|택시|자동차)|개새끼|개색기|좆같|좆까|엿먹어|니\\s?애미|느금마",
+        "(?<![저글날])씨[발팔]|(?<![가-힣])시발(?!점|역|택시|자동차)|개새끼|개색기|좆같|좆까|엿먹어",
+        "니\\s?애미|느금마",
         "병신(?!년|일|생|사화|박해|양요)",
-        "(?:나가|가서|그냥)\\s*(?:뒈져|뒤져\\s*버려|죽어\\s*버려)",
+        "(?:나가|가서|그냥)\\s*(?:뒈져|(?:뒈져|뒤져|죽어)\\s*버려)라?(?![가-힣])",
     ),
     "weapons and drugs": (
         r"\b(?:how\s+to|steps?\s+to|instructions\s+(?:to|for))\s+(?:make|making|build|building)\s+"
@@ -43,7 +44,7 @@ UNSAFE: dict[str, tuple[str, ...]] = {
         "(?:편하게|확실하게|고통\\s?없이)\\s*(?:자살하는|죽는)\\s*(?:법|방법)",
     ),
     "sexual content with minors": (
-        r"\b(?:child|kiddie|preteen|underage)\s+(?:porn|pornography|sex|nudes?)\b",
+        r"\b(?:child|kiddie|preteen|underage)\s+(?:porn|pornography|sex(?!\s+ratio)|nudes?)\b",
         "(?:아동|미성년자|초등학생)\\s*(?:음란물|포르노|야동)",
     ),
     "personal data": (
