@@ -54,7 +54,7 @@ def main() -> None:
         print(table(results) + "\n")
         by_rule = rule_times(write_rows(Path(name) / "rows.jsonl", TIMED_ROWS))
     print(rules_table(by_rule) + "\n")
-    print(json.dumps(environment() | {"results": results, "seconds by rule": by_rule}))
+    print(json.dumps(environment() | {"results": results, "microseconds by rule": by_rule}))
 
 
 def parse() -> argparse.Namespace:

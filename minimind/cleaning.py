@@ -108,6 +108,8 @@ def clean_rows(
     if near and not minhash_available():
         near = False
         report.not_checked[NEAR_DUPLICATE] = "needs datasketch: pip install 'minimind-sft[clean]'"
+    if not near:
+        report.not_checked["topics"] = "found along with near duplicates"
     names = {path: path for path in files} | dict(names or {})
     out, rejected = out.resolve(), rejected.resolve()  # a link stays one
     with _scratch(out.parent) as folder, _scratch(rejected.parent) as beside:

@@ -281,7 +281,9 @@ def test_without_datasketch_near_duplicates_are_told_not_to_be_checked(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
     assert main(data, "--out", tmp_path / "out.jsonl") == 0
-    assert "not checked: near_duplicate (needs datasketch" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not checked: near_duplicate (needs datasketch" in printed
+    assert "not checked: topics (found along with near duplicates)" in printed
 
 
 def test_rows_come_from_standard_input_too(data, tmp_path, monkeypatch) -> None:
