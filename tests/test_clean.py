@@ -160,7 +160,7 @@ def test_rules_of_ones_own_may_be_called_like_others(data, tmp_path, monkeypatch
         source = f"def echo(conversation, thresholds):\n    return 'rule {name}'\n"
         (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
-    assert main(data, "--out", "out.jsonl", "--rule", "one:echo", "two:echo") == 0
+    assert main(data, "--out", "out.jsonl", "--rule", "one:echo", "--rule", "two:echo") == 0
     first = rejected(tmp_path)[0]["verdicts"]
     assert first == [
         {"rule": "one:echo", "evidence": "rule one"},
