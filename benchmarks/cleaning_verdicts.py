@@ -1,4 +1,4 @@
-"""Compare what `minimind.clean` rejects in real sets with what a person said who read it.
+"""Compare what `minimind.clean` rejects in real sets with verdicts on record.
 
     python -m benchmarks.cleaning_verdicts --data ../shared/data/sft
 
