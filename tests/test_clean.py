@@ -82,6 +82,12 @@ def test_without_rules_the_file_comes_out_byte_for_byte(tmp_path) -> None:
     assert rejected(tmp_path) == []
 
 
+def test_the_projects_own_sample_passes_every_rule(tmp_path) -> None:
+    pytest.importorskip("datasketch")
+    assert main(planted.SAMPLE, "--out", tmp_path / "out.jsonl") == 0
+    assert rejected(tmp_path) == []
+
+
 def test_several_files_an_array_gzip_and_a_last_line_without_end_become_one_file(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text(GOOD[0].rstrip("\n"), encoding="utf-8")
     array = [{"prompt": "넷?", "completion": "네 번째예요."}, {"prompt": "x?", "completion": "!"}]
