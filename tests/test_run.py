@@ -13,11 +13,11 @@ from minimind import run as module
 from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
 from minimind.data.packing import make_steps
+from minimind.journal import Metrics
 from minimind.model.transformer import Transformer
 from minimind.run import (
     Run,
     TrainingError,
-    _Metrics,
     choose_device,
     fit,
     new_folder,
@@ -87,7 +87,7 @@ def test_each_run_gets_the_first_free_number(tmp_path: Path) -> None:
 def test_metrics_of_steps_that_will_be_done_again_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
-    with _Metrics(path, step=1) as metrics:
+    with Metrics(path, step=1) as metrics:
         metrics.write({"step": 2, "loss": 2.5})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 3}, {"step": 2, "loss": 2.5}]
@@ -99,7 +99,7 @@ def test_metrics_of_steps_that_will_be_done_again_are_dropped(tmp_path: Path) ->
 @pytest.fixture(params=[0, 1], ids=["read at once", "read a step late, as on CUDA"])
 def behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     steps: int = request.param
-    monkeypatch.setattr(module, "_behind", lambda device: steps)
+    monkeypatch.setattr(module, "behind", lambda device: steps)
     return steps
 
 

@@ -116,14 +116,14 @@ def test_resuming_after_an_interruption_ends_at_the_same_weights(
     common = (data, "--model", base, "--epochs", 4, "--save-every", 2, "--tokens-per-step", 200)
     assert run(*common, "--out", tmp_path / "whole") == 0
 
-    class Interrupted(minimind.run._Metrics):
+    class Interrupted(minimind.run.Metrics):
         def write(self, values: dict[str, float]) -> None:
             super().write(values)
             if values["step"] == 5 and "loss" in values:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(minimind.run, "_Metrics", Interrupted)
+        patch.setattr(minimind.run, "Metrics", Interrupted)
         code = run(*common, "--out", tmp_path / "cut", "--resume")  # begins: nothing is there yet
     assert code == sft.EXIT_INTERRUPTED
     assert run(*common, "--out", tmp_path / "cut", "--resume") == 0
