@@ -113,6 +113,29 @@ def test_weights_and_moments_on_disk_are_float32(precision, tmp_path) -> None:
     assert len(moments) == 2 * len(list(new_model().parameters()))
 
 
+def test_small_steps_are_not_lost_in_half_precision_nor_by_resuming(tmp_path) -> None:
+    """100 steps at a rate of 1e-6, begun again 10 times, move what pure float32 moves."""
+    steps = make_steps(ragged_rows(8), tokens_per_step=40, epochs=25).first(100)
+    assert len(steps) == 100
+    before = new_model().state_dict()
+    moved = {}
+    for precision, calls in (("fp32", 1), ("bf16", 10)):
+        config = TrainConfig(precision=precision, learning_rate=1e-6)
+        for call in range(calls):
+            model = new_model()
+            state = TrainState(model, config)
+            load_checkpoint(tmp_path / precision, model, state)
+            assert state.step == call * 10
+            for _ in islice(train(model, steps, config, state), 100 // calls):
+                pass
+            save_checkpoint(tmp_path / precision, model, state, EXTRA)
+        assert state.step == 100
+        after = model.state_dict()
+        moved[precision] = torch.cat([(after[name] != before[name]).flatten() for name in before])
+    assert moved["fp32"].float().mean() > 0.99
+    assert moved["bf16"][moved["fp32"]].float().mean() >= 0.99
+
+
 def test_nothing_is_ever_pickled_or_unpickled(tmp_path, monkeypatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("pickle was used")
