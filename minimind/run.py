@@ -320,7 +320,7 @@ def _origin(
         "tokens per batch": steps.tokens_per_batch,
     }
     origin = Origin(
-        identity={**run.identity, **fingerprints, **sizes, **training},
+        identity={**fingerprints, **run.identity, **sizes, **training},
         options=run.options,
         surroundings=surroundings,
         planned=len(steps),

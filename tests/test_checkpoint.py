@@ -180,6 +180,19 @@ def test_a_check_may_refuse_a_checkpoint_before_anything_of_it_is_loaded(tmp_pat
         load_checkpoint(tmp_path, model, state, refuse)
 
 
+def test_weights_that_do_not_fit_the_model_are_an_error_that_lists_them(tmp_path) -> None:
+    save_checkpoint(tmp_path, *trained(2), EXTRA)
+    smaller = new_model(intermediate_size=16)
+    state = TrainState(smaller, TrainConfig(precision="fp32"))
+    with pytest.raises(RuntimeError, match=r"size mismatch for model\.layers\.0\.mlp") as error:
+        load_checkpoint(tmp_path, smaller, state)
+    assert str(error.value).count("size mismatch") == 6
+    shallower = new_model(num_hidden_layers=1)
+    state = TrainState(shallower, TrainConfig(precision="fp32"))
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*model\.layers\.1\.mlp"):
+        load_checkpoint(tmp_path, shallower, state)
+
+
 # Which checkpoints stay
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ ROWS = examples(12)
 VALIDATION = batches_of(examples(3), 1000)
 
 
+def plan(epochs: int = 3, tokens_per_batch: int = 40, seed: int = 0) -> Steps:
+    return make_steps(
+        ROWS, tokens_per_step=60, tokens_per_batch=tokens_per_batch, epochs=epochs, seed=seed
+    )
+
+
 @dataclass
 class Fitting:
     """A tiny run, and what it says."""
@@ -49,13 +56,7 @@ class Fitting:
 
     @property
     def steps(self) -> Steps:
-        return make_steps(
-            ROWS,
-            tokens_per_step=60,
-            tokens_per_batch=self.tokens_per_batch,
-            epochs=self.epochs,
-            seed=self.seed,
-        )
+        return plan(self.epochs, self.tokens_per_batch, self.seed)
 
     def __call__(self, **changes: object) -> Outcome:
         now = replace(self, **changes)
@@ -94,7 +95,7 @@ def during(step: int, blow: Callable[[], None], monkeypatch: pytest.MonkeyPatch)
     """Call `blow` in the middle of a step, after its first micro-batch."""
     seen = []
     batch_loss = loop.batch_loss
-    batches = [len(Fitting(Path(), Tokenizer).steps[index]) for index in range(step)]
+    batches = [len(micro) for micro in islice(plan(), step)]
     assert batches[-1] > 1
     calls = sum(batches[:-1]) + 1
 
