@@ -19,7 +19,7 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from minimind.data.chatml import CHAT_TEMPLATE
-from minimind.data.packing import Batch, Steps
+from minimind.data.packing import Batch, Batches, Steps
 from minimind.journal import Metrics, Reader, behind
 from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
@@ -65,7 +65,7 @@ class Run:
 
     Attributes:
         out: the run's folder; it exists.
-        validation: batches to measure the loss on, none for no validation.
+        validation: batches to measure the loss on, empty for no validation.
         eval_every: steps between two validations.
         save_every: steps between two checkpoints, 0 for none before the end.
         save_dtype: of the weights written for use; checkpoints are float32 always.
@@ -80,7 +80,7 @@ class Run:
     """
 
     out: Path
-    validation: list[Batch]
+    validation: Batches | list[Batch]
     eval_every: int
     save_every: int
     save_dtype: torch.dtype
@@ -196,7 +196,7 @@ def fit(
     return _outcome(state, history, reader, finished=not stopping)
 
 
-def validation_loss(model: Transformer, batches: list[Batch], precision: Precision) -> float:
+def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Precision) -> float:
     """The mean loss per supervised token over batches, whatever their cut."""
     model.eval()
     total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0

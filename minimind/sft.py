@@ -149,7 +149,7 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
     training, validation = selection.training, selection.validation
     steps = _plan(training, options)
 
-    data_hash = training.hash()
+    data_hash = training.hash(selection.sources[0].folder)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
@@ -166,7 +166,7 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
     identity = {
         "base": options.model or "the embedded base",
         "data": data_hash,
-        "validation data": validation.hash(),
+        "validation data": validation.hash(selection.sources[-1].folder),
         "--tokens-per-step": steps.tokens_per_step,
         "--seed": options.seed,
     }
@@ -330,8 +330,9 @@ def _budget(options: SFTOptions) -> int:
 
 def _flat(options: SFTOptions) -> dict[str, Any]:
     """All options by their names on the command line."""
-    nested = asdict(options)
-    return {**nested, **nested.pop("data"), **nested.pop("training")}
+    plain = asdict(options)
+    data, training = plain.pop("data"), plain.pop("training")
+    return {**plain, **data, **training}
 
 
 def _going_on(out: Path, options: SFTOptions, arguments: list[str]) -> str:
