@@ -332,7 +332,7 @@ def _extra(origin: Origin, history: _History, steps: Steps, step: int) -> dict[s
     """What a checkpoint after `step` steps holds besides the state."""
     return {
         "origin": asdict(origin),
-        "rows": _rows_hash(steps, step),
+        "rows": rows_hash(steps, step),
         "steps": history.steps,
         "losses": history.losses,
     }
@@ -353,7 +353,7 @@ def _outcome(state: TrainState, history: _History, reader: Reader, finished: boo
     )
 
 
-def _rows_hash(steps: Steps, step: int) -> str:
+def rows_hash(steps: Steps, step: int) -> str:
     """Of the rows that the last of `step` steps trained: another plan would have others."""
     return hashlib.sha256(steps.rows_of(step - 1).tobytes()).hexdigest()
 
@@ -370,7 +370,7 @@ def _resume(
         run.say(sentence)
     if extra is None:
         return _History([], [])
-    if extra["rows"] != _rows_hash(steps, state.step):
+    if extra["rows"] != rows_hash(steps, state.step):
         raise TrainingError(
             f"{run.out}: step {state.step} of its checkpoint trained other rows than this plan has "
             "there; use the NumPy and the minimind that it was made with, or another --out"

@@ -111,11 +111,13 @@ class Dataset(Sequence[Example]):
         if memory is None:
             return self._hash()
         kept = memory / f"hash-{self._choice()}.txt"
-        if not kept.exists():
-            scratch = kept.with_suffix(f".{os.getpid()}")
-            scratch.write_text(self._hash(), encoding="utf-8")
+        if kept.exists():
+            return kept.read_text(encoding="utf-8")
+        found, scratch = self._hash(), kept.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # a folder that others own
+            scratch.write_text(found, encoding="utf-8")
             scratch.replace(kept)
-        return kept.read_text(encoding="utf-8")
+        return found
 
     def _hash(self) -> str:
         digest = hashlib.sha256()
