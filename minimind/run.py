@@ -132,11 +132,7 @@ def fit(
         ValueError: the tokenizer has ids that the model has no rows for.
         TrainingError: the loss isn't finite, or a checkpoint belongs to another run.
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and the model rows for "
-            f"{model.config.vocab_size}; use the two of one model, or a larger vocab_size"
-        )
+    _check_vocabulary(model, tokenizer)
     state = TrainState(model, config)
     origin = _origin(model, tokenizer, steps, config, run)
     history = _resume(model, state, steps, origin, run)
@@ -302,6 +298,14 @@ class _History:
     @property
     def best_step(self) -> int:
         return self.steps[self.losses.index(min(self.losses))]
+
+
+def _check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and the model rows for "
+            f"{model.config.vocab_size}; use the two of one model, or a larger vocab_size"
+        )
 
 
 def _origin(
