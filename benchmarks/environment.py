@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from pathlib import Path
 
 import torch
 
-from minimind.run import versions
+from minimind.run import processor, versions
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
@@ -19,12 +18,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
 def _processor() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return platform.processor()
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def _commit() -> str:

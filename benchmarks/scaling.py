@@ -7,6 +7,7 @@ has a process of its own, since a process's peak memory never falls.
 
     --plan         open a dataset of 10 million rows (a synthetic table), build the step at 90% of
                    its epoch
+    --going-on     python -m minimind.sft --resume at 90% of an epoch of 10 million such rows
     --first-step   python -m minimind.sft, from its start to the first optimizer step
     --imports      `import minimind` beside `import torch`
 """
@@ -16,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +38,9 @@ from minimind.data.dataset import DataOptions, DataReport, build_dataset
 from minimind.data.packing import make_steps
 from minimind.data.sources import SETTLED_NS
 from minimind.data.table import COLUMNS, Table
+from minimind.run import rows_hash
 from minimind.tokenizer import Tokenizer
+from minimind.training import checkpoint
 
 SAMPLE = Path("tests/data/conversations.jsonl")
 BASE = Path(minimind.__file__).parent / "base"
@@ -65,6 +70,11 @@ def main() -> None:
             results["plan"] = planned = child("plan", folder / "planned")
             figures = "; ".join(f"{name} {value:.2f}" for name, value in planned.items())
             print(f"\n{options.plan:,} rows: {figures}")
+        if options.going_on:
+            results["going_on"] = gone_on = going_on(folder, options.going_on)
+            print(f"\n{options.going_on:,} rows, going on at 90% of an epoch; seconds until")
+            for mark, (wall, cpu) in gone_on.items():
+                print(f"    {mark}: {wall:.1f}, of them {cpu:.1f} on the CPU")
         if options.first_step:
             file = write_rows(folder / "first.jsonl", FIRST_STEP_ROWS)
             results["first_step"] = first = first_steps(file, folder, options.rounds)
@@ -85,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plan", type=int, nargs="?", const=PLANNED_ROWS, metavar="ROWS")
+    parser.add_argument("--going-on", type=int, nargs="?", const=PLANNED_ROWS, metavar="ROWS")
     parser.add_argument("--first-step", action="store_true")
     parser.add_argument("--imports", action="store_true")
     parser.add_argument("--json", action="store_true", help="also print a line of JSON")
@@ -215,6 +226,54 @@ def plan(folder: Path) -> Measures:
     return {"open s": opened - started, "to the step s": ready - opened, "peak GB": peak_memory()}
 
 
+def going_on(folder: Path, rows: int) -> dict[str, tuple[float, float]]:
+    """Stop the command after a step, move its checkpoint to 90% of the epoch, go on from there.
+
+    Returns:
+        Seconds from the start, and of them on the CPU, until it goes on, and after a step.
+    """
+    file, out = write_rows(folder / "few.jsonl", 50), folder / "going-on"
+    time.sleep(SETTLED_NS / 1e9 + 0.5)
+    cache = folder / "going-on-cache"
+    options = ["--val-fraction", "0.00001", "--tokens-per-step", "2176", "--precision", "fp32"]
+    command = ["env", f"MINIMIND_CACHE={cache}", sys.executable, "-u", "-m", "minimind.sft"]
+    command += [str(file), "--out", str(out), *options]
+    subprocess.run([*command, "--dry-run"], check=True, stdout=subprocess.DEVNULL)
+    (built,) = (path.parent for path in cache.glob("*/report.json"))
+    shutil.rmtree(built)
+    write_large_table(built, rows)
+    keys = np.random.default_rng(1).integers(0, 2**64, rows, np.uint64, endpoint=False)
+    keys.tofile(built / "table.key.bin")
+    np.memmap(built / "loss_mask.bin", np.bool_, "r+")[:] = True
+    command += ["--resume", "--max-minutes", "0"]
+    subprocess.run(command, check=True, capture_output=True)
+    training, _ = dataset_module._read(built)[0].split(0.00001)
+    steps = make_steps(training, tokens_per_step=2176)
+    done = steps.steps_per_epoch * 9 // 10
+    old = out / "checkpoints" / "step-00000001"
+    new = old.rename(old.with_name(f"step-{done:08d}"))
+    state = json.loads((new / checkpoint.STATE).read_text(encoding="utf-8"))
+    state["step"], state["extra"]["rows"] = done, rows_hash(steps, done)
+    (new / checkpoint.STATE).write_text(json.dumps(state), encoding="utf-8")
+    names = (checkpoint.TENSORS, checkpoint.STATE)
+    manifest = {name: checkpoint._fingerprint(new / name) for name in names}
+    (new / checkpoint.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+    marks = {}
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(("going on", "stopped")):
+                wall = time.perf_counter() - started
+                ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+                cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+                marks[line.split(" of ")[0]] = wall, cpu
+    return marks
+
+
 # The command's first step
 
 
@@ -310,3 +369,7 @@ def plot(sizes: Sequence[Measures], path: Path) -> None:
     time_axes.legend()
     memory_axes.legend()
     figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,33 +5,38 @@
         last/                    the last weights, likewise
         checkpoints/             what --resume goes on from
         metrics.jsonl run.json   what happened, and with which options and versions
+        non_finite_rows.jsonl    what a step that ended the run was trained on
 
 Knows no rows and no arguments.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import math
 import platform
 import resource
 import sys
-import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from minimind.data.packing import Batch, Steps
+from minimind.data.chatml import CHAT_TEMPLATE
+from minimind.data.packing import Batch, Batches, Steps
+from minimind.journal import Metrics, Reader, behind
 from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
+from minimind.resuming import Origin, changes, refusal
+from minimind.stopping import Stop
+from minimind.summary import show_row
 from minimind.tokenizer import Tokenizer
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
 from minimind.training.compiling import Compiling
@@ -47,6 +52,8 @@ from minimind.training.precision import Precision, autocast
 from minimind.training.prefetch import prefetch
 from minimind.version import __version__
 
+NON_FINITE = "non_finite_rows.jsonl"
+
 
 class TrainingError(RuntimeError):
     """A run that can't go on; the last checkpoint is intact."""
@@ -58,18 +65,22 @@ class Run:
 
     Attributes:
         out: the run's folder; it exists.
-        validation: batches to measure the loss on, none for no validation.
+        validation: batches to measure the loss on, empty for no validation.
         eval_every: steps between two validations.
         save_every: steps between two checkpoints, 0 for none before the end.
         save_dtype: of the weights written for use; checkpoints are float32 always.
-        identity: what a checkpoint must agree with to be gone on from.
+        identity: what a checkpoint must agree with to be gone on from, besides the training
+            options, the tokenizer and the model's sizes.
         say: prints a line.
         files: names of the data files, for naming rows in errors.
         max_minutes: stop between two steps after this long, with a checkpoint.
+        keep: how many checkpoints to leave.
+        options: of the command, for its checkpoints.
+        go_on: says how to go on where the run was stopped.
     """
 
     out: Path
-    validation: list[Batch]
+    validation: Batches | list[Batch]
     eval_every: int
     save_every: int
     save_dtype: torch.dtype
@@ -77,6 +88,9 @@ class Run:
     say: Callable[[str], None]
     files: tuple[str, ...] = ()
     max_minutes: float | None = None
+    keep: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+    go_on: str = "the same command goes on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +102,7 @@ class Outcome:
         first_loss, best_loss, last_loss: validation loss before, at its best, at the end; None
             without validation data.
         best_step: where the best was.
-        finished: False if it stopped before its last step.
+        finished: False if a signal or the time limit stopped it.
         supervised_per_second: over the training of this call, validation and saving left out.
         skipped: steps of this call that changed nothing, since fp16 gradients overflowed.
         precision: of the matrix products; what "auto" came to.
@@ -112,16 +126,21 @@ def fit(
 ) -> Outcome:
     """Train to the end of `steps` from the newest checkpoint of `run.out`, or from the beginning.
 
+    A signal or the time limit stops it after a step, with a checkpoint.
+
     Raises:
+        ValueError: the tokenizer has ids that the model has no rows for.
         TrainingError: the loss isn't finite, or a checkpoint belongs to another run.
     """
+    _check_vocabulary(model, tokenizer)
     state = TrainState(model, config)
-    history = _resume(model, state, run)
-    started = time.monotonic()
-    training_seconds, supervised, skipped = 0.0, 0, 0
-    unread: list[_Reading] = []
-    deadline = math.inf if run.max_minutes is None else started + 60 * run.max_minutes
-    with _Metrics(run.out / "metrics.jsonl", state.step) as metrics:
+    origin = _origin(model, tokenizer, steps, config, run)
+    history = _resume(model, state, steps, origin, run)
+    stopping = False
+    with Stop(run.max_minutes) as stop, Metrics(run.out / "metrics.jsonl", state.step) as metrics:
+
+        def due(step: int) -> bool:
+            return bool(run.validation) and (step % run.eval_every == 0 or step == len(steps))
 
         def validate() -> None:
             loss = validation_loss(model, run.validation, state.precision)
@@ -130,25 +149,13 @@ def fit(
             if history.best_step == state.step:
                 save(run.out, model, tokenizer, run.save_dtype)
 
-        if run.validation and not history.steps:
+        if due(state.step) and state.step not in history.steps:
             validate()
-
-        def note(reading: _Reading, seconds: float) -> None:
-            nonlocal training_seconds, supervised, skipped
-            result, (loss, norm) = reading.result, reading.wait()
-            # In fp16 an infinite gradient is an overflow: the scaler skips that step.
-            overflow = state.precision == "fp16" and not math.isfinite(norm)
-            if not math.isfinite(loss if overflow else loss + norm):
-                raise TrainingError(_not_finite(result, loss, norm, steps, run))
-            skipped += overflow
-            supervised += result.supervised
-            training_seconds += seconds
-            metrics.write(_line(result, loss, None if overflow else norm, seconds))
-            bar.set_postfix_str(
-                f"loss {loss:.3f}, lr {result.learning_rate:.1e}, "
-                f"{supervised / training_seconds:,.0f} supervised tokens/s"
-            )
-
+        reader = Reader(
+            state.precision,
+            metrics,
+            lambda *of_a_step: TrainingError(_not_finite(of_a_step, steps, run, tokenizer)),
+        )
         bar = tqdm(
             train(model, steps, config, state),
             total=len(steps),
@@ -156,48 +163,36 @@ def fit(
             unit="step",
             dynamic_ncols=True,
         )
-        clock = time.perf_counter()  # stands while this function validates and saves
+        reader.start_clock()
         for result in bar:
-            unread.append(_Reading(result))
-            last, stopping = result.step == len(steps), time.monotonic() > deadline
-            validating = run.validation and (last or result.step % run.eval_every == 0)
+            stopping, last = stop.wanted(), result.step == len(steps)
+            validating = due(result.step) and not stopping  # if stopped, the next call validates
             saving = last or stopping or (run.save_every and result.step % run.save_every == 0)
-            while len(unread) > (0 if validating or saving else _behind(state.device)):
-                unread[0].wait()
-                clock, before = time.perf_counter(), clock
-                note(unread.pop(0), clock - before)
+            reader.add(result)
+            reader.read(0 if validating or saving else behind(state.device))
+            bar.set_postfix_str(reader.latest)
             if validating:
                 validate()
                 bar.write(
                     f"step {result.step}: validation loss {history.losses[-1]:.4f}", sys.stderr
                 )
             if saving:
-                extra = {"identity": run.identity, "steps": history.steps, "losses": history.losses}
-                save_checkpoint(run.out / "checkpoints", model, state, extra)
+                extra = _extra(origin, history, steps, state.step)
+                save_checkpoint(run.out / "checkpoints", model, state, extra, run.keep)
             if validating or saving:
-                clock = time.perf_counter()
+                reader.start_clock()
             if stopping:
                 break
         bar.close()
-
-    save(run.out / "last", model, tokenizer, run.save_dtype)
-    if not run.validation:
-        save(run.out, model, tokenizer, run.save_dtype)
-    return Outcome(
-        steps=state.step,
-        first_loss=history.losses[0] if history.losses else None,
-        best_loss=min(history.losses, default=None),
-        last_loss=history.losses[-1] if history.losses else None,
-        best_step=history.best_step if history.losses else state.step,
-        finished=state.step == len(steps),
-        supervised_per_second=supervised / training_seconds if training_seconds else 0.0,
-        skipped=skipped,
-        precision=state.precision,
-        compiling=state.compiling or Compiling(),
-    )
+        save(run.out / "last", model, tokenizer, run.save_dtype)
+        if not run.validation:
+            save(run.out, model, tokenizer, run.save_dtype)
+    if stopping:
+        run.say(f"stopped after step {state.step} of {len(steps)}; {run.go_on}")
+    return _outcome(state, history, reader, finished=not stopping)
 
 
-def validation_loss(model: Transformer, batches: list[Batch], precision: Precision) -> float:
+def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Precision) -> float:
     """The mean loss per supervised token over batches, whatever their cut."""
     model.eval()
     total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
@@ -256,6 +251,16 @@ def versions() -> dict[str, str]:
     return {"minimind": __version__} | found | {name: version(name) for name in names}
 
 
+def processor() -> str:
+    """The CPU's name and the instructions that PyTorch uses of it."""
+    name, cpuinfo = platform.processor(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = named[0] if named else name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def fail(code: int, error: object) -> int:
     """Say what went wrong, and hand on the exit code."""
     print(f"error: {error}", file=sys.stderr)
@@ -295,96 +300,111 @@ class _History:
         return self.steps[self.losses.index(min(self.losses))]
 
 
-class _Metrics:
-    """metrics.jsonl, without lines of steps that will be done again."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n") and step and json.loads(line)["step"] <= step:
-                    kept.append(line)
-        path.write_text("".join(kept), encoding="utf-8")
-        self._file: TextIO = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> _Metrics:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, values: Mapping[str, float | None]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+def _check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and the model rows for "
+            f"{model.config.vocab_size}; use the two of one model, or a larger vocab_size"
+        )
 
 
-def _resume(model: Transformer, state: TrainState, run: Run) -> _History:
+def _origin(
+    model: Transformer, tokenizer: Tokenizer, steps: Steps, config: TrainConfig, run: Run
+) -> Origin:
+    sizes = {f"config.json's {name}": value for name, value in model.config.to_hf().items()}
+    training = {f"--{name.replace('_', '-')}": value for name, value in asdict(config).items()}
+    fingerprints = {
+        "tokenizer": tokenizer.fingerprint,
+        "chat template": hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
+    }
+    on_cuda = model.device.type == "cuda"
+    surroundings = versions() | {
+        "processor": processor(),
+        "device": torch.cuda.get_device_name(model.device) if on_cuda else model.device.type,
+        "tokens per batch": steps.tokens_per_batch,
+    }
+    origin = Origin(
+        identity={**fingerprints, **run.identity, **sizes, **training},
+        options=run.options,
+        surroundings=surroundings,
+        planned=len(steps),
+    )
+    return Origin(**json.loads(json.dumps(asdict(origin), default=str)))  # as it will be read again
+
+
+def _extra(origin: Origin, history: _History, steps: Steps, step: int) -> dict[str, Any]:
+    """What a checkpoint after `step` steps holds besides the state."""
+    return {
+        "origin": asdict(origin),
+        "rows": rows_hash(steps, step),
+        "steps": history.steps,
+        "losses": history.losses,
+    }
+
+
+def _outcome(state: TrainState, history: _History, reader: Reader, finished: bool) -> Outcome:
+    return Outcome(
+        steps=state.step,
+        first_loss=history.losses[0] if history.losses else None,
+        best_loss=min(history.losses, default=None),
+        last_loss=history.losses[-1] if history.losses else None,
+        best_step=history.best_step if history.losses else state.step,
+        finished=finished,
+        supervised_per_second=reader.supervised_per_second,
+        skipped=reader.skipped,
+        precision=state.precision,
+        compiling=state.compiling or Compiling(),
+    )
+
+
+def rows_hash(steps: Steps, step: int) -> str:
+    """Of the rows that the last of `step` steps trained: another plan would have others."""
+    return hashlib.sha256(steps.rows_of(step - 1).tobytes()).hexdigest()
+
+
+def _resume(
+    model: Transformer, state: TrainState, steps: Steps, origin: Origin, run: Run
+) -> _History:
     def check(extra: dict[str, Any]) -> None:
-        for name, value in run.identity.items():
-            if extra["identity"].get(name) != value:
-                raise TrainingError(
-                    f"{run.out}: its checkpoint was trained with {name} "
-                    f"{extra['identity'].get(name)}, this run has {value}; "
-                    "use the same data and options, or another --out"
-                )
+        if problem := refusal(Origin(**extra["origin"]), origin):
+            raise TrainingError(f"{run.out}: {problem}")
 
     extra, passed_over = load_checkpoint(run.out / "checkpoints", model, state, check)
     for sentence in passed_over:
         run.say(sentence)
     if extra is None:
         return _History([], [])
-    run.say(f"going on from step {state.step}")
+    if extra["rows"] != rows_hash(steps, state.step):
+        raise TrainingError(
+            f"{run.out}: step {state.step} of its checkpoint trained other rows than this plan has "
+            "there; use the NumPy and the minimind that it was made with, or another --out"
+        )
+    run.say(f"going on from step {state.step} of {len(steps)}")
+    for sentence in changes(Origin(**extra["origin"]), origin):
+        run.say(sentence)
     return _History(extra["steps"], extra["losses"])
 
 
-def _behind(device: torch.device) -> int:
-    """How many steps' numbers may be unread: on CUDA one, read while the next step runs."""
-    return 1 if device.type == "cuda" else 0
-
-
-class _Reading:
-    """A step's loss and gradient norm on their way to the host."""
-
-    def __init__(self, result: StepResult) -> None:
-        self.result = result
-        # Queued behind this step and before the next one, which needn't be over to read them.
-        numbers = torch.stack([result.loss, result.grad_norm])
-        self._numbers = numbers.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if numbers.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def wait(self) -> tuple[float, float]:
-        """The loss and the norm, once the step is over."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        loss, norm = self._numbers.tolist()
-        return loss, norm
-
-
-def _line(
-    result: StepResult, loss: float, norm: float | None, seconds: float
-) -> dict[str, float | None]:
-    return {
-        "step": result.step,
-        "loss": loss,
-        "learning_rate": result.learning_rate,
-        "grad_norm": norm,  # null: fp16 gradients overflowed, the step was skipped
-        "tokens": result.tokens,
-        "supervised": result.supervised,
-        "seconds": round(seconds, 4),
-    }
-
-
-def _not_finite(result: StepResult, loss: float, norm: float, steps: Steps, run: Run) -> str:
-    named = np.array(result.rows[:20])
-    files, lines = (steps.dataset.table.take(name, named).tolist() for name in ("file", "line"))
-    rows = ", ".join(
+def _not_finite(
+    of_a_step: tuple[StepResult, float, float], steps: Steps, run: Run, tokenizer: Tokenizer
+) -> str:
+    """Write aside the rows of a step whose loss or norm isn't finite, and name them."""
+    result, loss, norm = of_a_step
+    rows = np.array(result.rows)
+    files, lines = (steps.dataset.table.take(name, rows).tolist() for name in ("file", "line"))
+    names = [
         f"{run.files[file]}:{line}" if line else f"row {row}"
-        for row, file, line in zip(named, files, lines, strict=True)
-    )
+        for row, file, line in zip(result.rows, files, lines, strict=True)
+    ]
+    with (run.out / NON_FINITE).open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for name, row in zip(names, result.rows, strict=True):
+            example = steps.dataset[row]
+            shown = show_row(example, tokenizer, colour=False)
+            entry = {"step": result.step, "row": name, "shown": shown, **asdict(example)}
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (
-        f"step {result.step}: the loss is {loss} and the gradient's norm "
-        f"{norm}; its rows are {rows}. Lower --learning-rate "
-        f"or use --precision fp32; checkpoints in {run.out} are from before it"
+        f"step {result.step}: the loss is {loss} and the gradient's norm {norm}; its rows are "
+        f"{', '.join(names[:20])}{more}. Lower --learning-rate or use --precision fp32, and look "
+        f"at {run.out / NON_FINITE}; checkpoints in {run.out} are from before it"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -52,8 +53,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 class SFTOptions:
     """Fine-tune a pretrained model on a file of conversations.
 
-    Exit codes: 0 done, 1 the run failed, 2 a wrong option, 3 data that can't be used,
-    130 interrupted (--resume goes on).
+    Exit codes: 0 done, or stopped with a checkpoint (--resume goes on), 1 the run failed, 2 a wrong
+    option, 3 data that can't be used, 130 interrupted where there was nothing to save.
     """
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -80,6 +81,10 @@ class SFTOptions:
     """Steps between two validations; default: an epoch."""
     save_every: int | None = None
     """Steps between two checkpoints; default: an epoch."""
+    keep: int = 2
+    """How many checkpoints to keep, the newest."""
+    max_minutes: float | None = None
+    """Stop after this long, with a checkpoint to go on from."""
     save_dtype: Annotated[str, tyro.conf.arg(metavar="{fp32,bf16}")] = "fp32"
     """Type of the weights written for use: fp32 or bf16."""
     device: str = "auto"
@@ -99,7 +104,7 @@ class SFTOptions:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "tokens_per_batch", "max_steps", "limit", "tokens_per_step")
-        for name in (*positive, "eval_every", "save_every"):
+        for name in (*positive, "eval_every", "save_every", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; use a positive number")
@@ -111,6 +116,8 @@ class SFTOptions:
             raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
+        if self.max_minutes is not None and not self.max_minutes >= 0:
+            raise ValueError(f"--max-minutes is {self.max_minutes}; use 0 or more")
         if self.save_dtype not in ("fp32", "bf16"):
             raise ValueError(f"--save-dtype is {self.save_dtype}; use fp32 or bf16")
         if self.resume and self.overwrite:
@@ -119,8 +126,15 @@ class SFTOptions:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
 
 
-def run(options: SFTOptions, out: Path, device: torch.device) -> None:
-    """Prepare, show what will be trained, train, and answer a few validation prompts."""
+def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[str]) -> None:
+    """Prepare, show what will be trained, train, and answer a few validation prompts.
+
+    Args:
+        options: all of them.
+        out: the run's folder.
+        device: to train on.
+        arguments: what the options were made from.
+    """
     _check_folder(out, options)
     model, tokenizer = load(options.model)
     selection = select_rows(
@@ -135,7 +149,7 @@ def run(options: SFTOptions, out: Path, device: torch.device) -> None:
     training, validation = selection.training, selection.validation
     steps = _plan(training, options)
 
-    data_hash = training.hash()
+    data_hash = training.hash(selection.sources[0].folder)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
@@ -152,11 +166,9 @@ def run(options: SFTOptions, out: Path, device: torch.device) -> None:
     identity = {
         "base": options.model or "the embedded base",
         "data": data_hash,
-        "validation data": validation.hash(),
-        "tokenizer": tokenizer.fingerprint,
-        "tokens per step": steps.tokens_per_step,
-        "seed": options.seed,
-        "training options": json.loads(json.dumps(asdict(options.training))),
+        "validation data": validation.hash(selection.sources[-1].folder),
+        "--tokens-per-step": steps.tokens_per_step,
+        "--seed": options.seed,
     }
     outcome = fit(
         model,
@@ -172,10 +184,16 @@ def run(options: SFTOptions, out: Path, device: torch.device) -> None:
             identity=identity,
             say=print,
             files=options.files,
+            max_minutes=options.max_minutes,
+            keep=options.keep,
+            options=_flat(options),
+            go_on=f"go on with:\n    {_going_on(out, options, arguments)}",
         ),
     )
-    _record(out, options, identity, outcome)
+    _record(out, options, identity, outcome, arguments)
     _report(out, outcome)
+    if not outcome.finished:
+        return
     _answer_some(out, validation if len(validation) else training, device)
     print(f"\nchat with it:\n    python -m minimind.chat --model {out}")
 
@@ -183,15 +201,16 @@ def run(options: SFTOptions, out: Path, device: torch.device) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
     prepare_terminal()
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(arguments)
         device = choose_device(options.device)
     except ValueError as error:
         return fail(EXIT_USAGE, error)
     name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
     out = options.out or new_folder(name or "run")
     try:
-        run(options, out, device)
+        run(options, out, device, arguments)
     except DataError as error:
         return fail(EXIT_DATA, error)
     except FileExistsError as error:
@@ -206,8 +225,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:
-        remedy = f"the same command with --out {out} --resume goes on from its last checkpoint"
-        return fail(EXIT_INTERRUPTED, f"interrupted; {remedy}")
+        command = _going_on(out, options, arguments)
+        return fail(
+            EXIT_INTERRUPTED, f"interrupted; go on from the last checkpoint with:\n    {command}"
+        )
     return EXIT_OK
 
 
@@ -307,13 +328,33 @@ def _budget(options: SFTOptions) -> int:
     return max(options.tokens_per_batch, options.data.max_length)
 
 
-def _record(out: Path, options: SFTOptions, identity: dict[str, Any], outcome: Outcome) -> None:
+def _flat(options: SFTOptions) -> dict[str, Any]:
+    """All options by their names on the command line."""
+    plain = asdict(options)
+    data, training = plain.pop("data"), plain.pop("training")
+    return {**plain, **data, **training}
+
+
+def _going_on(out: Path, options: SFTOptions, arguments: list[str]) -> str:
+    """The command that goes on with this one's run."""
+    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    named = [] if options.out else ["--out", str(out)]
+    return shlex.join(["python", "-m", "minimind.sft", *kept, *named, "--resume"])
+
+
+def _record(
+    out: Path,
+    options: SFTOptions,
+    identity: dict[str, Any],
+    outcome: Outcome,
+    arguments: list[str],
+) -> None:
     record = {
         "options": asdict(options),
         "identity": identity,
         "versions": versions(),
         "outcome": asdict(outcome),
-        "command": ["python", "-m", "minimind.sft", *sys.argv[1:]],
+        "command": ["python", "-m", "minimind.sft", *arguments],
     }
     text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
     (out / "run.json").write_text(text + "\n", encoding="utf-8")
@@ -329,6 +370,8 @@ def _report(out: Path, outcome: Outcome) -> None:
             f"{out} holds the best (step {outcome.best_step}), {out / 'last'} the last "
             f"(step {outcome.steps})"
         )
+    if outcome.skipped:
+        print(f"{outcome.skipped} steps skipped: their fp16 gradients overflowed")
     print(f"{outcome.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
 
 

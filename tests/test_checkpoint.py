@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
+import resource
 import shutil
-from collections.abc import Callable
+import signal
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from minimind.model.transformer import Transformer
 from minimind.training import checkpoint
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
 from minimind.training.loop import TrainConfig, TrainState, train
+from tests.faults import BROKEN, NO_SPACE, Crash, Fuse, in_a_child, kill, raising, small_disk
 from tests.ragged import new_model, ragged_rows
 
 EXTRA = {"identity": {"data": "한국어.jsonl", "seed": 3}, "losses": [0.1, 1e-30, 1 / 3]}
@@ -104,12 +105,35 @@ def test_weights_and_moments_on_disk_are_float32(precision, tmp_path) -> None:
     path = save_checkpoint(tmp_path, *trained(2, precision), EXTRA)
     with safe_open(path / checkpoint.TENSORS, "pt") as file:
         dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
-    assert dtypes.pop("random") == torch.uint8
+    assert dtypes.pop("random/cpu") == torch.uint8
     assert set(dtypes.values()) == {torch.float32}
     kinds = {name.split("/")[0] for name in dtypes}
     assert kinds == {"weights", "optimizer"}
     moments = [name for name in dtypes if name.endswith(("/exp_avg", "/exp_avg_sq"))]
     assert len(moments) == 2 * len(list(new_model().parameters()))
+
+
+def test_small_steps_are_not_lost_in_half_precision_nor_by_resuming(tmp_path) -> None:
+    """100 steps at a rate of 1e-6, begun again 10 times, move what pure float32 moves."""
+    steps = make_steps(ragged_rows(8), tokens_per_step=40, epochs=25).first(100)
+    assert len(steps) == 100
+    before = new_model().state_dict()
+    moved = {}
+    for precision, calls in (("fp32", 1), ("bf16", 10)):
+        config = TrainConfig(precision=precision, learning_rate=1e-6)
+        for call in range(calls):
+            model = new_model()
+            state = TrainState(model, config)
+            load_checkpoint(tmp_path / precision, model, state)
+            assert state.step == call * 10
+            for _ in islice(train(model, steps, config, state), 100 // calls):
+                pass
+            save_checkpoint(tmp_path / precision, model, state, EXTRA)
+        assert state.step == 100
+        after = model.state_dict()
+        moved[precision] = torch.cat([(after[name] != before[name]).flatten() for name in before])
+    assert moved["fp32"].float().mean() > 0.99
+    assert moved["bf16"][moved["fp32"]].float().mean() >= 0.99
 
 
 def test_nothing_is_ever_pickled_or_unpickled(tmp_path, monkeypatch) -> None:
@@ -154,6 +178,19 @@ def test_a_check_may_refuse_a_checkpoint_before_anything_of_it_is_loaded(tmp_pat
 
     with pytest.raises(ValueError, match="another run's"):
         load_checkpoint(tmp_path, model, state, refuse)
+
+
+def test_weights_that_do_not_fit_the_model_are_an_error_that_lists_them(tmp_path) -> None:
+    save_checkpoint(tmp_path, *trained(2), EXTRA)
+    smaller = new_model(intermediate_size=16)
+    state = TrainState(smaller, TrainConfig(precision="fp32"))
+    with pytest.raises(RuntimeError, match=r"size mismatch for model\.layers\.0\.mlp") as error:
+        load_checkpoint(tmp_path, smaller, state)
+    assert str(error.value).count("size mismatch") == 6
+    shallower = new_model(num_hidden_layers=1)
+    state = TrainState(shallower, TrainConfig(precision="fp32"))
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*model\.layers\.1\.mlp"):
+        load_checkpoint(tmp_path, shallower, state)
 
 
 # Which checkpoints stay
@@ -257,95 +294,125 @@ def test_where_all_are_damaged_each_is_named_and_the_run_begins_anew(tmp_path) -
 # Interruption
 
 
-class Crash(BaseException):
-    """Stands for a crash: nothing in the package catches it."""
-
-
-class Fuse:
-    """Lets some file operations through, then one fails half-way: half written, half removed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException, left: int) -> None:
-        self.error, self.left, self.inside = error, left, False
-        self.failed: list[str] = []
-        places: list[tuple[object, str]] = [
-            (checkpoint, "save_file"),
-            (Path, "mkdir"),
-            (Path, "write_text"),
-            (Path, "rename"),
-            (shutil, "rmtree"),
-            (os, "open"),
-            (os, "fsync"),
-        ]
-        for owner, name in places:
-            monkeypatch.setattr(owner, name, self.guard(name, getattr(owner, name)))
-
-    def guard(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def operation(*args, **kwargs):
-            if self.inside:  # part of another operation
-                return real(*args, **kwargs)
-            self.left -= 1
-            self.inside = True
-            try:
-                if self.left >= 0:
-                    return real(*args, **kwargs)
-                if name in ("save_file", "write_text"):
-                    real(*args, **kwargs)
-                    path = Path(args[1] if name == "save_file" else args[0])
-                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-                if name == "rmtree":
-                    for file in sorted(Path(args[0]).glob("*"))[:1]:
-                        file.unlink()
-            finally:
-                self.inside = False
-            self.failed.append(name)
-            self.left = 10**9
-            raise self.error
-
-        return operation
-
-
 @pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), Crash()],
-    ids=["ENOSPC", "crash"],
+    "blow", [NO_SPACE, BROKEN, raising(Crash())], ids=["ENOSPC", "EIO", "crash"]
 )
-def test_an_interrupted_write_leaves_a_checkpoint_to_go_on_from(error, tmp_path) -> None:
+def test_an_interrupted_write_leaves_a_checkpoint_to_go_on_from(blow, tmp_path) -> None:
     """Fail at the first file operation, then at the second, ... until one save comes through."""
-    model, state = trained(2)
-    other_model, other_state = fresh()
-    old = [x.clone() for x in model.state_dict().values()]
-    moved = new_model(seed=7)
-    save_checkpoint(tmp_path / "good", model, state, EXTRA)
-    (tmp_path / "good" / "step-00000003").mkdir()  # of an earlier crash
+    model, state, moved = ready_to_save(tmp_path / "good")
     operations: set[str] = set()
     for count in range(100):
         folder = tmp_path / str(count)
         shutil.copytree(tmp_path / "good", folder)
-        state.step = 3
         with pytest.MonkeyPatch.context() as monkeypatch:
-            fuse = Fuse(monkeypatch, error, left=count)
-            with suppress(type(error)):
+            fuse = Fuse(monkeypatch, blow, left=count)
+            with suppress(OSError, Crash):
                 save_checkpoint(folder, moved, state, {"new": True}, keep=1)
                 assert not fuse.failed  # an error is never swallowed
         operations.update(fuse.failed)
-        extra, _ = load_checkpoint(folder, other_model, other_state)
-        loaded = list(other_model.state_dict().values())
-        if extra == EXTRA:
-            assert other_state.step == 2
-            assert all(map(torch.equal, loaded, old))
-        else:
-            assert extra == {"new": True}
-            assert other_state.step == 3
-            assert all(map(torch.equal, loaded, moved.state_dict().values()))
+        either_is_loaded(folder, model, moved)
         if not fuse.failed:
             break
         # After the trouble is over, saving works again.
         save_checkpoint(folder, moved, state, {"new": True}, keep=1)
-        assert load_checkpoint(folder, other_model, other_state) == ({"new": True}, [])
+        assert load_checkpoint(folder, *fresh()) == ({"new": True}, [])
         assert steps_in(folder) == [3]
     assert not fuse.failed
     assert count > 10
     assert operations == {"save_file", "mkdir", "write_text", "rename", "rmtree", "open", "fsync"}
+
+
+def test_a_process_killed_at_any_operation_leaves_a_checkpoint_to_go_on_from(tmp_path) -> None:
+    model, state, moved = ready_to_save(tmp_path / "good")
+    for count in range(100):
+        folder = tmp_path / str(count)
+        shutil.copytree(tmp_path / "good", folder)
+
+        def save_and_die(folder: Path = folder, count: int = count) -> None:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                Fuse(monkeypatch, kill, left=count)
+                save_checkpoint(folder, moved, state, {"new": True}, keep=1)
+
+        code = in_a_child(save_and_die)
+        either_is_loaded(folder, model, moved)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert code == 0
+    assert count > 10
+
+
+@pytest.mark.parametrize("deadly", [False, True], ids=["EFBIG", "SIGXFSZ"])
+def test_a_limit_on_a_files_size_leaves_a_checkpoint_to_go_on_from(deadly, tmp_path) -> None:
+    """The system itself refuses to write on, or kills the process that writes."""
+    model, state, moved = ready_to_save(tmp_path / "good")
+    largest = (tmp_path / "good" / "step-00000002" / checkpoint.TENSORS).stat().st_size
+    for limit in (0, 1, 500, 2_000, 10_000, largest // 2, largest - 1):
+        folder = tmp_path / str(limit)
+        shutil.copytree(tmp_path / "good", folder)
+
+        def save_within(folder: Path = folder, limit: int = limit) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL if deadly else signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            save_checkpoint(folder, moved, state, {"new": True}, keep=1)
+
+        assert in_a_child(save_within) == (-signal.SIGXFSZ if deadly else 1)
+        assert either_is_loaded(folder, model, moved) == EXTRA
+
+
+def test_a_full_disk_leaves_a_checkpoint_to_go_on_from(tmp_path, monkeypatch) -> None:
+    """A real one: each time 16 kB more are free, until there is room."""
+    model, state, moved = ready_to_save(tmp_path / "good")
+    monkeypatch.setattr(checkpoint, "SPARE_BYTES", -(10**9))  # so that writing is tried
+    refused, folder = 0, tmp_path / "disk" / "checkpoints"
+    with small_disk(tmp_path / "disk", 2_000) as disk:
+        for free in range(0, 10**6, 2**14):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(tmp_path / "good", folder)
+            (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - free))
+            try:
+                save_checkpoint(folder, moved, state, {"new": True}, keep=1)
+                break
+            except OSError as error:
+                assert "No space left on device" in str(error)  # noqa: PT017
+                refused += 1
+            finally:
+                either_is_loaded(folder, model, moved)
+                (disk / "other").unlink()
+        assert either_is_loaded(folder, model, moved) == {"new": True}
+    assert refused > 3
+
+
+def test_a_checkpoint_is_not_begun_where_there_is_no_room_for_it(tmp_path, monkeypatch) -> None:
+    model, state, moved = ready_to_save(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        OSError, match=r"a checkpoint takes 0\.\d+ GB and 0\.001 GB are free; make room"
+    ):
+        save_checkpoint(tmp_path, moved, state, {"new": True}, keep=1)
+    assert not list(tmp_path.glob(".writing-*"))
+    assert either_is_loaded(tmp_path, model, moved) == EXTRA
+
+
+def ready_to_save(folder: Path) -> tuple[Transformer, TrainState, Transformer]:
+    """A checkpoint of step 2 on disk, its model; the state of step 3 and its model."""
+    model, state = trained(2)
+    save_checkpoint(folder, model, state, EXTRA)
+    (folder / "step-00000003").mkdir()  # of an earlier crash
+    state.step = 3
+    return model, state, new_model(seed=7)
+
+
+def either_is_loaded(folder: Path, model: Transformer, moved: Transformer) -> dict[str, object]:
+    """The checkpoint of step 2 or the one of step 3, whole."""
+    loaded, state = fresh()
+    extra, _ = load_checkpoint(folder, loaded, state)
+    expected, step = (model, 2) if extra == EXTRA else (moved, 3)
+    assert extra in (EXTRA, {"new": True})
+    assert state.step == step
+    assert same(loaded.state_dict(), expected.state_dict())
+    return extra
 
 
 def test_a_checkpoint_gets_its_name_only_when_all_of_it_is_on_the_disk(
@@ -379,6 +446,7 @@ def test_a_checkpoint_gets_its_name_only_when_all_of_it_is_on_the_disk(
         f".writing-{path.name}",
         "renamed",
         tmp_path.name,
+        tmp_path.parent.name,
     ]
 
 

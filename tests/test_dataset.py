@@ -731,6 +731,20 @@ def test_the_hash_is_the_same_from_memory_from_disk_and_after_selecting(
     assert dataset.select(some).hash() == Dataset.from_examples(picked).hash()
 
 
+def test_a_hash_is_kept_in_the_datasets_folder_for_each_choice_of_rows(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Example([number, 1, 2], [False, True, True]) for number in range(50)]
+    dataset = Dataset.from_examples(rows)
+    choices = [dataset, dataset.select(np.arange(49)), dataset.select(np.arange(1, 50))]
+    expected = [choice.hash() for choice in choices]
+    assert len(set(expected)) == 3
+    assert [choice.hash(tmp_path) for choice in choices] == expected
+    monkeypatch.setattr(Dataset, "_hash", lambda dataset: "reads every token")
+    assert [choice.hash(tmp_path) for choice in choices] == expected
+    assert dataset.select(np.arange(2, 50)).hash(tmp_path) == "reads every token"
+
+
 @settings(max_examples=40)
 @given(rows=st.lists(conversations(max_exchanges=2), max_size=4))
 def test_what_goes_in_comes_out(rows: list[Conversation], tokenizer: Tokenizer) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(minimind.__file__).parent
 
 # A module imports only modules that stand above it, or before it on its own line.
 ORDER = """
-    version
+    version, durable
     control_tokens, vocabulary, tokenizer
     data:      conversation, strict_json, reader, sources, chatml, scripts, ngrams
     data:      mojibake, unsafe, quality, near_duplicates, diversity
@@ -24,7 +24,7 @@ ORDER = """
     training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
     graphemes, sampler, scoring, metrics, evaluation
     survey, preflight, cleaning
-    summary, page, evaluate_page, inspect_page, prompt_line, run
+    summary, page, evaluate_page, inspect_page, prompt_line, stopping, resuming, journal, run
     base.recipe: korean, english, facts, grammar, statements, stories, sums, filter
     sft, pretrain, chat, evaluate, inspect, clean
     base.recipe: world, gather

@@ -170,6 +170,25 @@ def test_a_step_without_supervision_is_refused() -> None:
     assert torch.isfinite(result.loss)
 
 
+def test_ten_thousand_rows_of_any_length_and_mask_train_without_a_nan() -> None:
+    """Rows of one token, rows with nothing trained, with everything trained, with one token."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for length in generator.geometric(0.15, 10_000).tolist():
+        ids = generator.integers(0, 48, length).tolist()
+        share = generator.choice([0.0, 0.1, 0.5, 1.0])
+        rows.append(Example(ids, (generator.random(length) < share).tolist()))
+    dataset = Dataset.from_examples(rows)
+    trained = dataset.table["trained"]
+    assert (dataset.table["length"] == 1).sum() > 1_000
+    assert (trained == 0).sum() > 3_000
+    assert (trained == 1).sum() > 1_000
+    steps = make_steps(dataset, tokens_per_step=2_000, tokens_per_batch=1_000)
+    results = list(train(new_model(num_hidden_layers=1), steps, FP32))
+    assert all(torch.isfinite(result.loss + result.grad_norm) for result in results)
+    assert sum(result.supervised for result in results) == int(trained.sum())
+
+
 # A run
 
 

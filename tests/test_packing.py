@@ -17,7 +17,15 @@ from minimind.data import packing
 from minimind.data.conversation import Message
 from minimind.data.dataset import Dataset
 from minimind.data.masking import Example, encode_conversation
-from minimind.data.packing import IGNORE_INDEX, Batch, Steps, cut, make_batch, make_steps
+from minimind.data.packing import (
+    IGNORE_INDEX,
+    Batch,
+    Steps,
+    batches_of,
+    cut,
+    make_batch,
+    make_steps,
+)
 from minimind.data.table import Table
 from minimind.tokenizer import Tokenizer
 from tests.strategies import conversations
@@ -422,6 +430,22 @@ def test_a_batch_moves_with_all_of_its_tensors() -> None:
 
 
 # Rows that can't be trained, options that can't be
+
+
+def test_batches_hold_every_row_once_in_blocks_and_can_be_gone_over_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "BLOCK_ROWS", 4 * 16)
+    dataset = only_lengths([*range(1, 60), *range(1, 60)])
+    batches = batches_of(dataset, 64)
+    for _ in range(2):
+        seen = list(batches)
+        assert max(len(batch) for batch in seen) <= 64
+        assert sorted(row for batch in seen for row in batch.rows) == list(range(118))
+    assert batches
+    assert not batches_of(Dataset.from_examples([]), 64)
+    with pytest.raises(ValueError, match="a row has 59 tokens and tokens_per_batch is 58; raise"):
+        batches_of(dataset, 58)
 
 
 def test_rows_without_a_trained_token_are_left_out() -> None:

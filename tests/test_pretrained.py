@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub
@@ -22,6 +24,7 @@ from minimind.model import pretrained
 from minimind.model.pretrained import load, save
 from minimind.tokenizer import Tokenizer
 from tests.checkpoints import TINY, read_json, write_checkpoint, write_json, write_tokenizer
+from tests.faults import BROKEN, Fuse, in_a_child, kill, small_disk
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -44,6 +47,10 @@ def edit_weights(directory: Path, **changes: torch.Tensor | None) -> None:
 
 def edit_json(path: Path, **changes: object) -> None:
     write_json(path, read_json(path) | changes)
+
+
+def same(one: dict[int, torch.Tensor], other: dict[int, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def logits_of(model) -> torch.Tensor:
@@ -371,21 +378,77 @@ def test_saving_again_replaces_the_files_and_keeps_the_others(checkpoint, tmp_pa
     assert torch.equal(logits_of(load(tmp_path / "saved")[0]), logits_of(model))
 
 
-def test_a_failing_save_leaves_the_directory_as_it_was(checkpoint, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("blow", [BROKEN, kill], ids=["EIO", "SIGKILL"])
+@pytest.mark.parametrize("other", [False, True], ids=["same model", "another model's directory"])
+def test_wherever_a_save_is_cut_off_no_mix_of_old_and_new_loads(
+    blow, other, checkpoint, tmp_path
+) -> None:
+    """Cut off at the first file operation, then at the second, ... until one comes through."""
+    old, old_tokenizer = load(checkpoint)
+    if other:  # the same shapes, but other ids: a mix of the two would load without an error
+        write_tokenizer(checkpoint, special=("<|im_end|>", "<|im_start|>", "<|pad|>", "<|end|>"))
     model, tokenizer = load(checkpoint)
-    saved = tmp_path / "saved"
-    save(saved, model, tokenizer)
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert (tokenizer.end_id == old_tokenizer.end_id) is not other
     with torch.no_grad():
         model.head_weight.add_(1)
+    both = {old_tokenizer.end_id: logits_of(old)}, {tokenizer.end_id: logits_of(model)}
+    save(tmp_path / "old", old, old_tokenizer)
+    ends, without = [], 0
+    for count in range(100):
+        saved = tmp_path / str(count)
+        shutil.copytree(tmp_path / "old", saved)
 
-    def full(*arguments: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
+        def cut_off(saved: Path = saved, count: int = count) -> None:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                fuse = Fuse(monkeypatch, blow, left=count)
+                with suppress(OSError):
+                    save(saved, model, tokenizer)
+                    assert not fuse.failed  # an error is never swallowed
+            assert not fuse.failed
 
-    monkeypatch.setattr(pretrained, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(saved, model, tokenizer)
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+        ends.append(in_a_child(cut_off))
+        if other and not (saved / "model.safetensors").exists():
+            without += 1
+        else:
+            loaded, tokenizer_again = load(saved)
+            found = {tokenizer_again.end_id: logits_of(loaded)}
+            assert any(same(found, one) for one in both)
+        if ends[-1] == 0:
+            break
+    assert ends[-1] == 0
+    assert set(ends[:-1]) == {-signal.SIGKILL if blow is kill else 1}
+    assert len(ends) > 20
+    assert bool(without) is other
+
+
+def test_what_a_killed_save_left_is_cleared_away(checkpoint, tmp_path) -> None:
+    (tmp_path / "saved/.saving-abc").mkdir(parents=True)
+    (tmp_path / "saved/.saving-abc/model.safetensors").write_bytes(b"half")
+    save(tmp_path / "saved", *load(checkpoint))
+    assert not list((tmp_path / "saved").glob(".*"))
+
+
+def test_a_full_disk_leaves_the_saved_model_as_it_was(checkpoint, tmp_path) -> None:
+    model, tokenizer = load(checkpoint)
+    before = logits_of(model)
+    refused = 0
+    with small_disk(tmp_path / "disk", 3_000) as disk:
+        save(disk / "saved", model, tokenizer)
+        with torch.no_grad():
+            model.head_weight.add_(1)
+        for free in range(0, 10**6, 2**14):
+            (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - free))
+            try:
+                save(disk / "saved", model, tokenizer)
+                break
+            except OSError as error:
+                assert "No space left on device" in str(error)  # noqa: PT017
+                assert torch.equal(logits_of(load(disk / "saved")[0]), before)
+                refused += 1
+            finally:
+                (disk / "other").unlink()
+        assert torch.equal(logits_of(load(disk / "saved")[0]), logits_of(model))
+    assert refused > 3
 
 
 def test_a_sharded_model_is_not_half_replaced(checkpoint, tmp_path) -> None:

@@ -17,12 +17,12 @@ from minimind.model.transformer import Transformer
 from minimind.run import (
     Run,
     TrainingError,
-    _Metrics,
     choose_device,
     fit,
     new_folder,
     validation_loss,
 )
+from minimind.summary import show_row
 from minimind.tokenizer import Tokenizer
 from minimind.training import loop
 from minimind.training.loop import TrainConfig
@@ -84,22 +84,13 @@ def test_each_run_gets_the_first_free_number(tmp_path: Path) -> None:
     assert new_folder("chats", tmp_path) == tmp_path / "chats-2"
 
 
-def test_metrics_of_steps_that_will_be_done_again_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
-    with _Metrics(path, step=1) as metrics:
-        metrics.write({"step": 2, "loss": 2.5})
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines == [{"step": 1, "loss": 3}, {"step": 2, "loss": 2.5}]
-
-
 # A step that isn't finite, and when the host comes to know of it
 
 
 @pytest.fixture(params=[0, 1], ids=["read at once", "read a step late, as on CUDA"])
 def behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     steps: int = request.param
-    monkeypatch.setattr(module, "_behind", lambda device: steps)
+    monkeypatch.setattr(module, "behind", lambda device: steps)
     return steps
 
 
@@ -136,8 +127,18 @@ def train_with_a_bad_step(
     )
     first, last = steps.rows_of(bad - 1)[[0, -1]]
     named = f"^step {bad}: the loss is nan .*its rows are row {first}, .*row {last}\\. Lower"
-    with pytest.raises(TrainingError, match=named):
+    with pytest.raises(TrainingError, match=named) as error:
         fit(model, tokenizer, steps, TrainConfig(precision="fp32"), run)
+    aside = out / "non_finite_rows.jsonl"
+    assert f"look at {aside}; checkpoints in {out} are from before it" in str(error.value)
+    entries = [json.loads(line) for line in aside.read_text(encoding="utf-8").splitlines()]
+    assert [entry["row"] for entry in entries] == [f"row {row}" for row in steps.rows_of(bad - 1)]
+    example = steps.dataset[first]
+    assert (entries[0]["input_ids"], entries[0]["loss_mask"]) == (
+        example.input_ids,
+        example.loss_mask,
+    )
+    assert entries[0]["shown"] == show_row(example, tokenizer, colour=False)
     return seen
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import minimind.run
 from minimind import sft
 from minimind.data.dataset import DataOptions, build_dataset
 from minimind.model.pretrained import load, save
+from minimind.training.loop import TrainState
 from tests.tiny import write_base
 
 QUESTIONS = ["안녕하세요?", "What is a dog?", "하늘은 무슨 색?", "Who are you?", "2 더하기 3은?"]
@@ -116,14 +120,14 @@ def test_resuming_after_an_interruption_ends_at_the_same_weights(
     common = (data, "--model", base, "--epochs", 4, "--save-every", 2, "--tokens-per-step", 200)
     assert run(*common, "--out", tmp_path / "whole") == 0
 
-    class Interrupted(minimind.run._Metrics):
+    class Interrupted(minimind.run.Metrics):
         def write(self, values: dict[str, float]) -> None:
             super().write(values)
             if values["step"] == 5 and "loss" in values:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(minimind.run, "_Metrics", Interrupted)
+        patch.setattr(minimind.run, "Metrics", Interrupted)
         code = run(*common, "--out", tmp_path / "cut", "--resume")  # begins: nothing is there yet
     assert code == sft.EXIT_INTERRUPTED
     assert run(*common, "--out", tmp_path / "cut", "--resume") == 0
@@ -138,6 +142,57 @@ def test_resuming_after_an_interruption_ends_at_the_same_weights(
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
+    number: signal.Signals,
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Signalled(minimind.run.Metrics):
+        def write(self, values: dict[str, float]) -> None:
+            super().write(values)
+            if values["step"] == 5 and "loss" in values:
+                os.kill(os.getpid(), number)
+
+    common = (data, "--model", base, "--epochs", 4, "--tokens-per-step", 200)
+    assert run(*common, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(minimind.run, "Metrics", Signalled)
+        assert run(*common) == 0
+    printed = capsys.readouterr().out
+    assert "stopped after step 6 of " in printed
+    assert "chat with it" in printed.partition("stopped")[0]  # of the first run only
+    assert "chat with it" not in printed.partition("stopped")[2]
+    out = Path("runs/chats-1")
+    assert json.loads((out / "run.json").read_text())["outcome"]["finished"] is False
+    command = printed.partition("go on with:\n    python -m minimind.sft ")[2].splitlines()[0]
+    assert command.endswith(f"--out {out} --resume")
+    assert run(*shlex.split(command)) == 0
+    assert "going on from step 6 of " in capsys.readouterr().out
+    for name in ("model.safetensors", "last/model.safetensors"):
+        whole, cut = (load_file(folder / name) for folder in (tmp_path / "whole", out))
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_a_time_limit_stops_with_a_checkpoint_and_only_so_many_are_kept(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (data, "--model", base, "--out", "run", "--keep", 1)
+    for step in (1, 2):
+        assert run(*common, "--max-minutes", 0, "--resume") == 0
+        assert f"stopped after step {step} of " in capsys.readouterr().out
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_the_command_that_goes_on_overwrites_nothing(tmp_path: Path) -> None:
+    arguments = ["a b.jsonl", "--overwrite", "--out", "x", "--epochs", "3"]
+    command = sft._going_on(Path("x"), sft.parse(arguments), arguments)
+    assert command == "python -m minimind.sft 'a b.jsonl' --out x --epochs 3 --resume"
+
+
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +202,30 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(
     data.write_text(text, encoding="utf-8")
     assert run(data, *common, "--resume") == sft.EXIT_FAILED
     assert "its checkpoint was trained with data" in capsys.readouterr().err
+
+
+def test_an_option_that_makes_other_data_is_named_and_one_that_does_not_is_fine(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (data, "--model", base, "--out", tmp_path / "run", "--max-steps", 2, "--resume")
+    assert run(*common) == 0
+    assert run(*common, "--max-length", 25) == sft.EXIT_FAILED
+    assert "(--max-length was 512 and is 25); use the same data" in capsys.readouterr().err
+    assert run(*common, "--learning-rate", 0.5) == sft.EXIT_FAILED
+    assert "trained with --learning-rate 0.0001, this run has 0.5" in capsys.readouterr().err
+    assert run(*common, "--on-bad-row", "skip", "--save-every", 7) == 0
+
+
+def test_another_tokenizer_is_not_gone_on_with(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changing = write_base(tmp_path / "changing")
+    common = (data, "--model", changing, "--out", tmp_path / "run", "--max-steps", 2, "--resume")
+    assert run(*common) == 0
+    path = changing / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert run(*common) == sft.EXIT_FAILED
+    assert "its checkpoint was trained with tokenizer " in capsys.readouterr().err
 
 
 def test_resume_and_overwrite_exclude_each_other(
@@ -282,6 +361,9 @@ def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() 
         (["a.jsonl", "--epochs", "0"], "--epochs is 0"),
         (["a.jsonl", "--val-fraction", "1"], "--val-fraction is 1"),
         (["a.jsonl", "--resume"], "--resume needs --out"),
+        (["a.jsonl", "--keep", "0"], "--keep is 0; use a positive number"),
+        (["a.jsonl", "--max-minutes", "-1"], "--max-minutes is -1.0; use 0 or more"),
+        (["a.jsonl", "--max-minutes", "nan"], "--max-minutes is nan; use 0 or more"),
         (["a.jsonl", "--save-dtype", "int4"], "use fp32 or bf16"),
         (["a.jsonl", "--learning-rate", "-1"], "use a positive number"),
         (["a.jsonl", "--seed", "-1"], "--seed is -1; use 0 or more"),
@@ -350,6 +432,61 @@ def test_no_rows_left_to_train_on_is_an_error_with_the_remedy(
 ) -> None:
     assert run(data, "--model", base, "--val-data", data) == sft.EXIT_DATA
     assert "no row is left to train on; see the counts above" in capsys.readouterr().err
+
+
+def test_data_without_anything_to_train_is_an_error_before_the_first_step(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All masked; all longer than --max-length; one row, and it went to validation."""
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["messages"][1]["weight"] = 0
+    masked = tmp_path / "masked.jsonl"
+    masked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    remedy = "check --val-data, --val-fraction, --max-length and --train-on"
+    for arguments, count in [
+        ((masked,), "dropped: 30 rows with nothing to train on"),
+        ((data, "--max-length", 4), "(30 of them wholly); raise --max-length to keep them"),
+        ((data, "--limit", 1, "--val-fraction", 0.999999), "rows: 30 read"),
+    ]:
+        assert run(*arguments, "--model", base) == sft.EXIT_DATA
+        printed = capsys.readouterr()
+        assert count in printed.out
+        assert f"no row is left to train on; see the counts above; {remedy}" in printed.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_single_row_trains(base: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--limit", 1, "--val-fraction", 0, "--epochs", 2, "--out", out)
+    assert run(data, "--model", base, *options) == 0
+    assert json.loads((out / "run.json").read_text())["outcome"]["steps"] == 2
+
+
+def test_a_vocabulary_smaller_than_the_ids_is_an_error_before_the_first_step(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = write_base(tmp_path / "small")
+    weights = load_file(small / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:100].clone()
+    save_file(weights, small / "model.safetensors")
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    assert run(data, "--model", small) == sft.EXIT_FAILED
+    message = "the tokenizer has 8192 ids and the model rows for 100; use the two of one model"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_steps_that_overflow_fp16_are_counted_in_the_report(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(state: TrainState) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=2.0**30)
+
+    monkeypatch.setattr(TrainState, "_make_scaler", too_large)
+    assert run(data, "--model", base, "--max-steps", 3, "--precision", "fp16") == 0
+    assert "steps skipped: their fp16 gradients overflowed" in capsys.readouterr().out
 
 
 def test_what_became_of_the_rows_is_said_even_where_none_is_left(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -193,22 +193,47 @@ def make_steps(
             f"none of {len(dataset)} rows has a trained token; "
             "check that rows have an assistant message that fits into max_length"
         )
-    longest = int(steps.lengths.max())
     if tokens_per_batch is not None:
-        if longest > tokens_per_batch:
-            raise ValueError(
-                f"a row has {longest} tokens and tokens_per_batch is {tokens_per_batch}; "
-                f"raise tokens_per_batch to at least {longest} or lower max_length"
-            )
+        _check_longest(steps.lengths, tokens_per_batch)
         steps.tokens_per_batch = tokens_per_batch
     return steps
 
 
-def batches_of(dataset: Dataset, tokens_per_batch: int) -> list[Batch]:
-    """All rows once, in batches of at most `tokens_per_batch`; none for an empty dataset."""
-    if not len(dataset):
-        return []
-    return make_steps(dataset, tokens_per_step=2**40, tokens_per_batch=tokens_per_batch)[0]
+class Batches(Iterable[Batch]):
+    """All rows of a dataset once, built while they are iterated over; False where there are none.
+
+    A block of rows is cut at a time, so that memory doesn't grow with rows.
+    """
+
+    def __init__(self, dataset: Dataset, tokens_per_batch: int) -> None:
+        self.dataset, self.tokens_per_batch = dataset, tokens_per_batch
+        lengths = dataset.table["inputs"]
+        self.rows = np.flatnonzero(lengths)
+        _check_longest(lengths, tokens_per_batch)
+
+    def __bool__(self) -> bool:
+        return len(self.rows) > 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, len(self.rows), BLOCK_ROWS // 4):
+            rows = self.rows[first : first + BLOCK_ROWS // 4]
+            lengths = self.dataset.table.take("inputs", rows).astype(np.int64)
+            for group in cut(rows, lengths, self.tokens_per_batch):
+                yield make_batch(self.dataset, group)
+
+
+def batches_of(dataset: Dataset, tokens_per_batch: int) -> Batches:
+    """All rows with a trained token once, in batches of at most `tokens_per_batch`."""
+    return Batches(dataset, tokens_per_batch)
+
+
+def _check_longest(lengths: Array, tokens_per_batch: int) -> None:
+    longest = int(lengths.max(initial=0))
+    if longest > tokens_per_batch:
+        raise ValueError(
+            f"a row has {longest} tokens and tokens_per_batch is {tokens_per_batch}; "
+            f"raise tokens_per_batch to at least {longest} or lower max_length"
+        )
 
 
 def make_batch(dataset: Dataset, rows: Ints) -> Batch:

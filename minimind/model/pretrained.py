@@ -13,6 +13,7 @@ Reading is strict: every weight the config asks for, in its shape, and no other.
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
 import os
 import re
@@ -25,10 +26,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minimind.data.chatml import CHAT_TEMPLATE
+from minimind.durable import sync, write_tensors
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
@@ -100,8 +101,9 @@ def save(
 ) -> None:
     """Write a directory in Hugging Face's layout: `load` and transformers open it as it is.
 
-    The files are written beside their places and moved there at the end, the weights last, so
-    that a failure leaves an existing directory as it was. The chat template is always ours.
+    The files are written beside their places, synced, and moved there at the end: wherever that is
+    cut off, the directory holds what it held, or the new model, or (where it held another model)
+    no weights for a moment; never a mix of two. The chat template is always ours.
 
     Args:
         directory: is made if absent; what a model directory consists of is replaced in it.
@@ -112,6 +114,7 @@ def save(
     Raises:
         ValueError: the tokenizer has ids that the model has no rows for.
         FileExistsError: the directory holds a sharded model, which one file can't replace.
+        OSError: the disk is full, or fails.
     """
     directory = Path(directory)
     config = model.config
@@ -132,6 +135,8 @@ def save(
             stacklevel=2,
         )
     directory.mkdir(parents=True, exist_ok=True)
+    for unfinished in directory.glob(".saving-*"):  # by a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     dtype = dtype or model.head_weight.dtype
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as name:
         staging = Path(name)
@@ -142,10 +147,9 @@ def save(
             for key, value in model.state_dict().items()
         }
         # One file whatever its size: every reader maps it, and a tied head was never in the dict.
-        save_file(weights, staging / _WEIGHTS, metadata={"format": "pt"})
+        write_tensors(staging / _WEIGHTS, weights, {"format": "pt"})
         shutil.copymode(staging / "config.json", staging / _WEIGHTS)  # safetensors says 0600
-        for file in sorted(staging.iterdir(), key=lambda file: file.name == _WEIGHTS):
-            os.replace(file, directory / file.name)
+        _move(staging, directory)
 
 
 def save_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
@@ -159,6 +163,25 @@ def save_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(directory)
     _write_chat_template(directory, tokenizer)
     _write_json(directory / "generation_config.json", _generation_json(tokenizer))
+
+
+def _move(staging: Path, directory: Path) -> None:
+    """Put new files in the places of old ones; within a run only the weights differ, one rename."""
+    weights = directory / _WEIGHTS
+    changed = []
+    for file in staging.iterdir():
+        sync(file)
+        old = directory / file.name
+        if file.name != _WEIGHTS and not (old.exists() and filecmp.cmp(file, old, shallow=False)):
+            changed.append(file)
+    if changed and weights.exists():  # another model's: they must not be read with our tokenizer
+        weights.unlink()
+        sync(directory)
+    for file in changed:
+        os.replace(file, directory / file.name)
+    sync(directory)  # the weights come last: a directory that has them has the rest
+    os.replace(staging / _WEIGHTS, weights)
+    sync(directory)
 
 
 # Finding

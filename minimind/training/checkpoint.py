@@ -2,8 +2,8 @@
 
     checkpoints/
         step-00000120/
-            tensors.safetensors     float32 weights and AdamW's moments
-            state.json              step, precision, what the caller adds
+            tensors.safetensors     float32 weights, AdamW's moments, random states
+            state.json              step, what probes decided, what the caller adds
             manifest.json           size and SHA-256 of the others, written last
         step-00000240/
 
@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from minimind.durable import sync, write_tensors
 from minimind.model.transformer import Transformer
 from minimind.training.loop import TrainState
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+SPARE_BYTES = 2**20  # for what isn't tensors
 
 
 def save_checkpoint(
@@ -47,29 +48,30 @@ def save_checkpoint(
 
     Returns:
         The new checkpoint's folder.
+
+    Raises:
+        OSError: there is no room for it, or the disk fails; the earlier ones are whole.
     """
     target = folder / f"step-{state.step:08d}"
     scratch = folder / f".writing-{target.name}"
     for unfinished in folder.glob(".writing-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    plain = state.state_dict()
-    optimizer = plain.pop("optimizer")
-    tensors = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, moments in optimizer["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
-    tensors["random"] = torch.get_rng_state()
-    save_file(
-        {name: x.detach().cpu().contiguous() for name, x in tensors.items()}, scratch / TENSORS
-    )
-    _write_json(scratch / STATE, {**plain, "groups": optimizer["param_groups"], "extra": extra})
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, plain = _gather(model, state)
+    _check_room(folder, tensors)
+    scratch.mkdir()
+    write_tensors(scratch / TENSORS, tensors)
+    _write_json(scratch / STATE, {**plain, "extra": extra})
     manifest = {name: _fingerprint(scratch / name) for name in (TENSORS, STATE)}
+    for name in (TENSORS, STATE):
+        sync(scratch / name)
     _write_json(scratch / MANIFEST, manifest)
-    for path in (*(scratch / name for name in (TENSORS, STATE, MANIFEST)), scratch):
-        _sync(path)
+    for path in (scratch / MANIFEST, scratch):
+        sync(path)
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
-    _sync(folder)
+    for path in (folder, folder.parent):
+        sync(path)
     kept = [path for path in _checkpoints(folder) if path <= target][-keep:]
     for other in set(_checkpoints(folder)) - set(kept):
         shutil.rmtree(other)
@@ -98,17 +100,48 @@ def load_checkpoint(
         plain = json.loads((path / STATE).read_text(encoding="utf-8"))
         extra: dict[str, Any] = plain.pop("extra")
         check(extra)
-        tensors = load_file(path / TENSORS)
-        model.load_state_dict(_under("weights/", tensors))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer/", tensors).items():
-            index, _, key = name.partition("/")
-            moments.setdefault(int(index), {})[key] = tensor
-        plain["optimizer"] = {"state": moments, "param_groups": plain.pop("groups")}
-        state.load_state_dict(plain)
-        torch.set_rng_state(tensors["random"])
+        _scatter(load_file(path / TENSORS), plain, model, state)
         return extra, passed_over
     return None, passed_over
+
+
+def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that a run is made of between two steps: tensors on the CPU, and what JSON can hold."""
+    plain = state.state_dict()
+    optimizer = plain.pop("optimizer")
+    plain["groups"] = optimizer["param_groups"]
+    tensors = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, moments in optimizer["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+    tensors["random/cpu"] = torch.get_rng_state()
+    if state.device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(state.device)
+    return {name: x.detach().cpu().contiguous() for name, x in tensors.items()}, plain
+
+
+def _scatter(
+    tensors: dict[str, Tensor], plain: dict[str, Any], model: Transformer, state: TrainState
+) -> None:
+    """Put what `_gather` gave back in its places."""
+    model.load_state_dict(_under("weights/", tensors))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimizer/", tensors).items():
+        index, _, key = name.partition("/")
+        moments.setdefault(int(index), {})[key] = tensor
+    plain["optimizer"] = {"state": moments, "param_groups": plain.pop("groups")}
+    state.load_state_dict(plain)
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors and state.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random/cuda"], state.device)
+
+
+def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
+    needed, free = sum(x.nbytes for x in tensors.values()), shutil.disk_usage(folder).free
+    if needed + SPARE_BYTES > free:
+        raise OSError(
+            f"{folder}: a checkpoint takes {needed / 1e9:,.3f} GB and {free / 1e9:,.3f} GB are "
+            "free; make room, then go on from the one before"
+        )
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -141,12 +174,3 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,315 @@
+"""A stopped run goes on to the same bits, or says why not; another run is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minimind import run as module
+from minimind.data.packing import Steps, batches_of, make_steps
+from minimind.model.transformer import Transformer
+from minimind.run import Outcome, Run, TrainingError, fit
+from minimind.tokenizer import Tokenizer
+from minimind.training import loop
+from minimind.training.loop import TrainConfig
+from minimind.training.optim import learning_rate_at
+from tests.test_run import examples
+from tests.tiny import CONFIG
+
+FP32 = TrainConfig(precision="fp32", learning_rate=1e-3)
+FIRST = 5  # the step that is interrupted
+ROWS = examples(12)
+VALIDATION = batches_of(examples(3), 1000)
+
+
+def plan(epochs: int = 3, tokens_per_batch: int = 40, seed: int = 0) -> Steps:
+    return make_steps(
+        ROWS, tokens_per_step=60, tokens_per_batch=tokens_per_batch, epochs=epochs, seed=seed
+    )
+
+
+@dataclass
+class Fitting:
+    """A tiny run, and what it says."""
+
+    out: Path
+    tokenizer: Tokenizer
+    epochs: int = 3
+    options: dict[str, object] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    config: TrainConfig = FP32
+    keep: int = 2
+    max_minutes: float | None = None
+    model: dict[str, object] = field(default_factory=dict)
+    seed: int = 0
+    data: str = "1234"
+    tokens_per_batch: int = 40
+
+    @property
+    def steps(self) -> Steps:
+        return plan(self.epochs, self.tokens_per_batch, self.seed)
+
+    def __call__(self, **changes: object) -> Outcome:
+        now = replace(self, **changes)
+        run = Run(
+            out=self.out,
+            validation=VALIDATION,
+            eval_every=FIRST,
+            save_every=2,
+            save_dtype=torch.float32,
+            identity={"data": now.data},
+            say=self.said.append,
+            keep=now.keep,
+            max_minutes=now.max_minutes,
+            options=now.options,
+        )
+        now.out.mkdir(exist_ok=True)
+        torch.manual_seed(0)  # a checkpoint holds the random state, too
+        model = Transformer(replace(CONFIG, **now.model)).initialize(0)
+        return fit(model, now.tokenizer, now.steps, now.config, run)
+
+
+@pytest.fixture
+def fitting(tmp_path: Path, tokenizer: Tokenizer) -> Fitting:
+    return Fitting(tmp_path / "run", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """What a run that is never interrupted leaves."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert Fitting(out, tokenizer)().finished
+    return out
+
+
+def during(step: int, blow: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call `blow` in the middle of a step, after its first micro-batch."""
+    seen = []
+    batch_loss = loop.batch_loss
+    batches = [len(micro) for micro in islice(plan(), step)]
+    assert batches[-1] > 1
+    calls = sum(batches[:-1]) + 1
+
+    def note(*arguments: object) -> torch.Tensor:
+        seen.append(1)
+        if len(seen) == calls:
+            blow()
+        return batch_loss(*arguments)
+
+    monkeypatch.setattr(loop, "batch_loss", note)
+
+
+def fail() -> None:
+    raise RuntimeError("a failing kernel")
+
+
+def send(*numbers: signal.Signals) -> Callable[[], None]:
+    return lambda: [os.kill(os.getpid(), number) for number in numbers] and None
+
+
+def assert_same_end(out: Path, whole: Path) -> None:
+    """Weights, best weights, moments and the validation losses."""
+    last = max((whole / "checkpoints").glob("step-*")).relative_to(whole) / "tensors.safetensors"
+    for name in ("model.safetensors", "last/model.safetensors", last):
+        ours, theirs = load_file(out / name), load_file(whole / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    ours, theirs = ([line | {"seconds": 0} for line in metrics(f)] for f in (out, whole))
+    assert ours == theirs
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def planned_rates(steps: int) -> list[float]:
+    warmup = round(FP32.warmup * steps)
+    return [learning_rate_at(step, steps, 1e-3, warmup, 0.1) for step in range(steps)]
+
+
+# The same run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_step_is_finished_saved_and_gone_on_from(
+    number, fitting, whole, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        during(FIRST, send(number), patch)
+        outcome = fitting()
+    assert (outcome.finished, outcome.steps) == (False, FIRST)
+    steps = len(fitting.steps)
+    assert fitting.said == [f"stopped after step {FIRST} of {steps}; the same command goes on"]
+    assert fitting().finished
+    assert fitting.said[1:] == [f"going on from step {FIRST} of {steps}"]
+    assert_same_end(fitting.out, whole)
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_the_run_goes_on_from_the_checkpoint_before(
+    fitting, whole, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        during(FIRST, send(signal.SIGINT, signal.SIGINT), patch)
+        with pytest.raises(KeyboardInterrupt):
+            fitting()
+    assert fitting().finished
+    assert fitting.said == [f"going on from step {FIRST - 1} of {len(fitting.steps)}"]
+    assert_same_end(fitting.out, whole)
+
+
+def test_after_an_exception_a_run_goes_on_from_the_checkpoint_before(
+    fitting, whole, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        during(FIRST, fail, patch)
+        with pytest.raises(RuntimeError, match="a failing kernel"):
+            fitting()
+    assert fitting().finished
+    assert_same_end(fitting.out, whole)
+
+
+def test_a_run_of_many_short_calls_ends_like_one_long_call(fitting, whole) -> None:
+    """Each call does one step, whether validation is due after it or not."""
+    steps = len(fitting.steps)
+    for step in range(1, steps + 1):
+        outcome = fitting(max_minutes=0)
+        assert (outcome.finished, outcome.steps) == (False, step)
+    assert fitting().finished  # there is only validation left to do
+    assert_same_end(fitting.out, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_run_ends_the_same(
+    fitting, whole
+) -> None:
+    fitting()
+    newest = max((fitting.out / "checkpoints").glob("step-*"))
+    (newest / "manifest.json").unlink()
+    assert fitting().finished
+    assert f"{newest}: it is incomplete" in fitting.said[0]
+    assert fitting.said[0].endswith("; passed over for the one before it")
+    assert_same_end(fitting.out, whole)
+
+
+def test_only_so_many_checkpoints_are_kept(fitting) -> None:
+    fitting(keep=1)
+    assert len(list((fitting.out / "checkpoints").iterdir())) == 1
+    assert fitting().finished  # another --keep is no other run
+
+
+def test_a_checkpoint_holds_what_the_run_was_made_of(fitting) -> None:
+    fitting(options={"files": ["a.jsonl"], "save_every": 2})
+    newest = max((fitting.out / "checkpoints").glob("step-*"))
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    origin = state["extra"]["origin"]
+    assert origin["options"] == {"files": ["a.jsonl"], "save_every": 2}
+    assert origin["identity"]["data"] == "1234"
+    assert origin["identity"]["tokenizer"] == fitting.tokenizer.fingerprint
+    assert origin["identity"]["--learning-rate"] == 1e-3
+    assert origin["identity"]["config.json's hidden_size"] == CONFIG.hidden_size
+    assert {"torch", "numpy", "minimind", "threads", "processor", "device"} <= set(
+        origin["surroundings"]
+    )
+    assert state["precision"] == "fp32"
+    assert state["compiling"] == {"compiled": False, "reason": "not asked for"}
+
+
+def test_the_learning_rate_of_a_resumed_run_ends_where_planned(fitting) -> None:
+    for _ in range(2):
+        fitting(max_minutes=0)
+    fitting()
+    rates = [line["learning_rate"] for line in metrics(fitting.out) if "learning_rate" in line]
+    total = len(fitting.steps)
+    assert rates == [
+        learning_rate_at(i, total, 1e-3, round(0.03 * total), 0.1) for i in range(total)
+    ]
+    assert abs(rates[-1] / 1e-4 - 1) <= 1e-12
+
+
+# Not to the last bit
+
+
+def test_what_makes_a_resumed_run_not_bit_exact_is_said(fitting, monkeypatch) -> None:
+    fitting(max_minutes=0)
+    fitting.said.clear()
+    newer = module.versions() | {"torch": "9.9", "threads": "7", "tokenizers": "9.9"}
+    monkeypatch.setattr(module, "versions", lambda: newer)
+    monkeypatch.setattr(module, "processor", lambda: "an abacus")
+    assert fitting(tokens_per_batch=41).finished
+    said = [sentence for sentence in fitting.said if sentence.startswith("not bit-exact: ")]
+    names = [sentence.removeprefix("not bit-exact: ").partition(" was ")[0] for sentence in said]
+    assert names == ["threads", "torch", "processor", "tokens per batch"]
+    assert said[1].endswith(" and is 9.9")
+    assert said[3] == "not bit-exact: tokens per batch was 40 and is 41"
+
+
+def test_more_epochs_go_on_along_the_longer_runs_cosine_and_say_so(fitting) -> None:
+    assert fitting().finished
+    done = len(fitting.steps)
+    fitting.said.clear()
+    assert fitting(epochs=5).finished
+    longer = replace(fitting, epochs=5)
+    total = len(longer.steps)
+    assert fitting.said == [
+        f"going on from step {done} of {total}",
+        f"{total} steps are planned and were {done}: from here on the learning rate follows the "
+        "longer run's cosine",
+    ]
+    rates = [line["learning_rate"] for line in metrics(fitting.out) if "learning_rate" in line]
+    warmup = round(0.03 * total)
+    assert rates[done:] == [
+        learning_rate_at(i, total, 1e-3, warmup, 0.1) for i in range(done, total)
+    ]
+
+
+# Another run
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"data": "5678"}, r"with data 1234, this run has 5678; use the same data"),
+        (
+            {"data": "5678", "options": {"max_length": 64, "resume": True}},
+            r"this run has 5678 \(--max-length was None and is 64\); use",
+        ),
+        ({"config": replace(FP32, weight_decay=0.5)}, r"with --weight-decay 0\.01, this run has"),
+        ({"config": replace(FP32, betas=(0.9, 0.5))}, r"with --betas \[0\.9, 0\.95\], this run"),
+        ({"model": {"intermediate_size": 48}}, r"with config\.json's intermediate_size 64, this"),
+        ({"epochs": 2}, r"is of a run of 12 steps, this one has 8; use at least as many --epochs"),
+        ({"seed": 1}, r"step 1 of its checkpoint trained other rows than this plan has there; use"),
+    ],
+)
+def test_another_run_is_refused_by_name(changes, match, fitting) -> None:
+    fitting(max_minutes=0)
+    before = (fitting.out / "metrics.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match=match):
+        fitting(**changes)
+    assert (fitting.out / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "chat template"])
+def test_another_tokenizer_or_template_is_refused_by_name(what, fitting, monkeypatch) -> None:
+    fitting(max_minutes=0)
+    if what == "tokenizer":
+        monkeypatch.setattr(fitting.tokenizer, "fingerprint", "another")
+    else:
+        monkeypatch.setattr(module, "CHAT_TEMPLATE", "another")
+    with pytest.raises(TrainingError, match=f"its checkpoint was trained with {what} "):
+        fitting()
+
+
+def test_a_vocabulary_smaller_than_the_ids_is_refused_before_anything(fitting) -> None:
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has 8192 ids and the model rows for 100; use the two of"
+    ):
+        fitting(model={"vocab_size": 100})
+    assert list(fitting.out.iterdir()) == []

@@ -1,0 +1,79 @@
+"""Signals are wishes, the second Ctrl-C is an order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from minimind.stopping import Stop
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # between two bytecodes handlers run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_wish_and_is_answered(number, capfd) -> None:
+    with Stop() as stop:
+        assert not stop.wanted()
+        send(number)
+        assert stop.wanted()
+    assert capfd.readouterr().err == (
+        "\nstopping after this step, with a checkpoint; Ctrl-C again leaves at once\n"
+    )
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_next_ctrl_c_interrupts(first) -> None:
+    with Stop() as stop:
+        send(first)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert stop.wanted()
+
+
+def test_whoever_asks_a_program_to_end_may_ask_twice(capfd) -> None:
+    with Stop() as stop:
+        for _ in range(3):
+            send(signal.SIGTERM)
+        assert stop.wanted()
+    assert capfd.readouterr().err.count("stopping") == 1
+
+
+def test_afterwards_signals_do_what_they_did_before() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Stop():
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+def test_time_is_counted_from_the_beginning_on(monkeypatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    stop = Stop(max_minutes=2)
+    clock[0] += 500
+    with stop:
+        clock[0] += 119
+        assert not stop.wanted()
+        clock[0] += 2
+        assert stop.wanted()
+
+
+def test_a_thread_that_gets_no_signals_can_be_stopped_by_time_all_the_same() -> None:
+    found = []
+
+    def work() -> None:
+        with Stop(max_minutes=0) as stop:
+            found.append(stop.wanted())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [True]
