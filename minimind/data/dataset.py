@@ -19,7 +19,7 @@ import shutil
 import unicodedata
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -42,6 +42,7 @@ from minimind.tokenizer import Tokenizer
 FORMAT = 2  # raised whenever the same input would give other ids, masks or files
 BLOCK_ROWS = 512
 REJECTED = "rejected.jsonl"
+HEAD = "report.json"  # written last: a folder that has it is whole
 OnBadRow = Literal["stop", "skip"]
 
 
@@ -222,28 +223,118 @@ def build_dataset(
     """
     names = [os.fspath(path) for path in paths]
     root = cache or cache_directory()
-    settings = [FORMAT, CHAT_TEMPLATE, tokenizer.fingerprint, asdict(options)]
+    settings: list[Any] = [CHAT_TEMPLATE, tokenizer.fingerprint, asdict(options)]
     if options.on_bad_row == "skip":
         settings.append(names)  # they stand in rejected.jsonl
     with readable_again(names, root) as files:
-        hashes = [content_hash(file, root) for file in files]
-        settings.append(hashes)
-        key = hashlib.sha256(json.dumps(settings).encode())
-        folder = root / key.hexdigest()[:32]
-        if not (folder / "report.json").exists():
-            with working_folder(root) as scratch:
-                built = scratch / "dataset"
-                built.mkdir()
-                with _without_garbage_collection():
-                    _write(files, dict(zip(files, names, strict=True)), tokenizer, options, built)
-                for file, name, before in zip(files, names, hashes, strict=True):
-                    if content_hash(file, root) != before:  # the key would name other rows
-                        raise changed_file(name)
-                if not (folder / "report.json").exists():
-                    shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):  # another process was first
-                    built.rename(folder)
-    return *_read(folder), folder
+        named = list(zip(files, names, strict=True))
+        folder = build_once(
+            root, settings, named, lambda built: _write(files, dict(named), tokenizer, options, built)
+        )
+    dataset, report = read_dataset(folder)
+    for name in ("shapes", "turns", "bad"):
+        report[name] = Counter(report[name])
+    return dataset, DataReport(**report), folder
+
+
+def build_once(
+    root: Path,
+    settings: Sequence[object],
+    files: Sequence[tuple[str, str]],
+    write: Callable[[Path], None],
+) -> Path:
+    """The folder in `root` for what files hold, filled by `write` if it isn't there.
+
+    It appears whole or not at all, whatever other processes do.
+
+    Args:
+        root: the cache.
+        settings: JSON values; with FORMAT and the files' content they are the folder's key.
+        files: each with the name that stands in errors.
+        write: fills a new folder, the report last.
+
+    Raises:
+        DataError: a file changes meanwhile.
+    """
+    hashes = [content_hash(file, root) for file, _ in files]
+    key = hashlib.sha256(json.dumps([FORMAT, *settings, hashes]).encode())
+    folder = root / key.hexdigest()[:32]
+    if not (folder / HEAD).exists():
+        with working_folder(root) as scratch:
+            built = scratch / "dataset"
+            built.mkdir()
+            with _without_garbage_collection():
+                write(built)
+            for (file, name), before in zip(files, hashes, strict=True):
+                if content_hash(file, root) != before:  # the key would name other rows
+                    raise changed_file(name)
+            if not (folder / HEAD).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another process was first
+                built.rename(folder)
+    return folder
+
+
+class DatasetWriter:
+    """Writes rows, block by block, to a new folder that `read_dataset` maps; a context manager.
+
+    Args:
+        folder: exists and is empty.
+        vocab_size: decides the ids' type.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self._folder = folder
+        self._dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+        self._weighted, self._tokens = False, 0
+        with ExitStack() as stack:
+            names = ("input_ids", "loss_mask", "weights")
+            self._ids, self._masks, self._weights = (
+                stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names
+            )
+            self._columns = {
+                name: stack.enter_context(open(_column(folder, name), "wb")) for name in COLUMNS
+            }
+            self._files = stack.pop_all()
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def add(self, input_ids: Array, weights: Array, table: Table) -> None:
+        """Append rows that stand end to end; the table's starts are within this block."""
+        if not self._weighted and not np.isin(weights, (0, 1)).all():
+            self._weighted = True
+            _write_ones(self._folder / "loss_mask.bin", self._weights)
+        table["start"][:] += np.uint64(self._tokens)
+        self._tokens += len(input_ids)
+        input_ids.astype(self._dtype).tofile(self._ids)
+        (weights > 0).tofile(self._masks)
+        if self._weighted:
+            weights.astype(np.float32).tofile(self._weights)
+        for name, file in self._columns.items():
+            table[name].tofile(file)
+
+    def finish(self, report: Mapping[str, object]) -> None:
+        """Write the report, without which the folder counts as unfinished."""
+        if not self._weighted:
+            (self._folder / "weights.bin").unlink()
+        head = {"dtype": self._dtype.__name__, "weighted": self._weighted, "report": dict(report)}
+        (self._folder / HEAD).write_text(json.dumps(head, indent=1), encoding="utf-8")
+
+
+def read_dataset(folder: Path) -> tuple[Dataset, dict[str, Any]]:
+    """Map what a DatasetWriter wrote; and its report."""
+    head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
+    dataset = Dataset(
+        _map(folder / "input_ids.bin", head["dtype"]),
+        _map(folder / "loss_mask.bin", np.bool_),
+        _map(folder / "weights.bin", np.float32) if head["weighted"] else None,
+        Table({name: _map(_column(folder, name), dtype) for name, dtype in COLUMNS.items()}),
+    )
+    return dataset, head["report"]
 
 
 def cache_directory() -> Path:
@@ -290,14 +381,10 @@ def _write(
     report = DataReport()
     index_of = {file: index for index, file in reversed(list(enumerate(files)))}
     with (
-        open(folder / "input_ids.bin", "wb") as ids,
-        open(folder / "loss_mask.bin", "wb") as masks,
-        open(folder / "weights.bin", "wb") as weights,
-        ExitStack() as stack,
+        DatasetWriter(folder, tokenizer.vocab_size) as writer,
         # What UTF-8 can't write, such as bytes in a file's name, JSON spells with a backslash too.
         open(folder / REJECTED, "w", encoding="utf-8", errors="backslashreplace") as rejected,
     ):
-        columns = {n: stack.enter_context(open(_column(folder, n), "wb")) for n in COLUMNS}
 
         def on_error(error: DataError) -> None:
             report.bad[error.kind] += 1
@@ -314,31 +401,15 @@ def _write(
             system=options.system,
             on_error=on_error if options.on_bad_row == "skip" else None,
         )
-        weighted, tokens = False, 0
-        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
         for sources, block in _blocks(conversations, tokenizer, options, report):
-            if not weighted and not np.isin(block.weights, (0, 1)).all():
-                weighted = True
-                _write_ones(folder / "loss_mask.bin", weights)
-            loss_mask = block.weights > 0
-            table = _table(loss_mask, block.ends)
-            table["start"][:] += np.uint64(tokens)
+            table = _table(block.weights > 0, block.ends)
             table["key"][:] = [prompt_key_of(source) for source in sources]
             table["file"][:] = [index_of[source.path] for source in sources]
             table["line"][:] = [source.line for source in sources]
-            tokens += len(block.input_ids)
-            block.input_ids.astype(dtype).tofile(ids)
-            loss_mask.tofile(masks)
-            if weighted:
-                block.weights.astype(np.float32).tofile(weights)
-            for name, file in columns.items():
-                table[name].tofile(file)
-    if not weighted:
-        (folder / "weights.bin").unlink()
+            writer.add(block.input_ids, block.weights, table)
     if not report.bad:
         (folder / REJECTED).unlink()
-    head = {"dtype": dtype.__name__, "weighted": weighted, "report": vars(report)}
-    (folder / "report.json").write_text(json.dumps(head, indent=1), encoding="utf-8")
+    writer.finish(vars(report))
 
 
 def _read_as(names: dict[str, str], files: list[str], **options: Any) -> Iterator[Conversation]:
@@ -442,20 +513,6 @@ def _flat(code: str, parts: Iterable[Sequence[Any]]) -> Array:
 
 def _column(folder: Path, name: str) -> Path:
     return folder / f"table.{name}.bin"
-
-
-def _read(folder: Path) -> tuple[Dataset, DataReport]:
-    head = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    counts = head["report"]
-    for name in ("shapes", "turns", "bad"):
-        counts[name] = Counter(counts[name])
-    dataset = Dataset(
-        _map(folder / "input_ids.bin", head["dtype"]),
-        _map(folder / "loss_mask.bin", np.bool_),
-        _map(folder / "weights.bin", np.float32) if head["weighted"] else None,
-        Table({name: _map(_column(folder, name), dtype) for name, dtype in COLUMNS.items()}),
-    )
-    return dataset, DataReport(**counts)
 
 
 def _map(path: Path, dtype: npt.DTypeLike) -> Array:
