@@ -43,6 +43,15 @@ def test_the_same_words_are_duplicates_whatever_their_case_and_spaces(tmp_path) 
     assert find(tmp_path, rows, near=False).first == [-1, -1, 0, -1, -1, 0, -1]
 
 
+def test_plain_texts_are_compared_like_rows(tmp_path) -> None:
+    texts = ["A cat sat here.", "Other words.", "a  CAT sat\nhere.", "고양이", "고양이"]
+    finder = DuplicateFinder(tmp_path, near=False)
+    with finder:
+        for text in texts:
+            finder.add_text(text)
+        assert finder.duplicates().tolist() == [-1, -1, 0, -1, 3]
+
+
 def test_nothing_has_no_duplicates(tmp_path) -> None:
     pytest.importorskip("datasketch")
     finder = find(tmp_path, [])

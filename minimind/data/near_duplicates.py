@@ -80,14 +80,17 @@ class DuplicateFinder:
 
     def add(self, conversation: Conversation | None) -> None:
         """Take the next row; None for one that is out anyway, and like no other."""
+        messages = () if conversation is None else conversation.messages
+        self._take("".join(_ROLE[m.role] + _plain(m.content) for m in messages))
+
+    def add_text(self, text: str) -> None:
+        """Take the next row, which is plain text and says something."""
+        self._take(_plain(text))
+
+    def _take(self, text: str) -> None:
         keys, numbers, signatures, ends, texts = self._files
         self.rows += 1
-        text = ""
-        if conversation is None:
-            keys.write(_hash(f"row {self.rows}", b"out"))
-        else:
-            text = "".join(_ROLE[m.role] + _plain(m.content) for m in conversation.messages)
-            keys.write(_hash(text, b"key"))
+        keys.write(_hash(text, b"key") if text else _hash(f"row {self.rows}", b"out"))
         if self._near:
             comparable = 0 < len(text) <= LONGEST
             numbers.write(_hash(" ".join(_NUMBER.findall(text)), b"numbers"))
