@@ -132,7 +132,9 @@ def run(options: EvaluateOptions, evaluation: Evaluation, out: Path, device: tor
                     score_documents(
                         model,
                         tokenizer,
-                        encode_documents(read_documents(Path(file)), tokenizer, length),
+                        encode_documents(
+                            (d.text for d in read_documents(file, names[file])), tokenizer, length
+                        ),
                         names[file],
                     )
                     for file in files

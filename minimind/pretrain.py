@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
 from minimind.data.conversation import DataError
+from minimind.data.corpus import CorpusReport, build_corpus, scripts_of
 from minimind.data.dataset import Dataset
-from minimind.data.documents import encode_documents, read_documents
-from minimind.data.packing import batches_of, make_steps
-from minimind.model.config import ModelConfig
+from minimind.data.packing import Steps, make_steps
+from minimind.model.shapes import shape_named
 from minimind.model.transformer import Transformer
 from minimind.run import (
     Run,
@@ -27,145 +30,243 @@ from minimind.run import (
     prepare_terminal,
     versions,
 )
+from minimind.scoring import score
+from minimind.summary import describe_corpus, describe_mix, describe_plan
 from minimind.tokenizer import Tokenizer
+from minimind.training.checkpoint import read_extra
 from minimind.training.loop import TrainConfig
-from minimind.training.precision import Precision
+from minimind.training.precision import Precision, resolve_precision
+from minimind.training.trial import steps_within
 
 BASE = Path(__file__).parent / "base"
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
-# Qwen3-shaped: q/k norm, grouped queries, tied head.
-SMALL = ModelConfig(
-    model_type="qwen3",
-    vocab_size=8192,
-    hidden_size=256,
-    intermediate_size=704,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    rms_norm_eps=1e-6,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    max_position_embeddings=1024,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    qk_norm=True,
-)
+Measure = Callable[[Transformer, Precision], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Pretrain a model on text files and JSONL rows with a "text"."""
+class PretrainOptions:
+    """Pretrain a model on text files and JSON rows with a "text".
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Text files, and JSONL files whose rows have a "text"."""
+    The budget is --epochs, --tokens or --minutes; the learning rate falls until it is used up.
+    Exit codes: 0 done, or stopped with a checkpoint (the same command goes on), 1 the run failed,
+    2 a wrong option, 3 data that can't be used, 130 interrupted where there was nothing to save.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Text files, one document each; .jsonl and .json files of rows with a "text"; with .gz too."""
     out: Path
     """The run's folder; a run that is there goes on from its newest checkpoint."""
-    config: Path | None = None
-    """A config.json of the model's shape; default: 6 layers of width 256."""
+    config: str = "small"
+    """The model's shape: tiny, small, medium, or a JSON file like a config.json."""
     tokenizer: Path = BASE
     """A folder with a tokenizer."""
-    epochs: int = 1
-    """How often to go over all text."""
+    mix: tuple[float, ...] = ()
+    """A weight per file, its share of the tokens trained; default: as much as there is of each."""
+    epochs: int | None = None
+    """Train as many tokens as all files have, this often; the default, once."""
+    tokens: int | None = None
+    """Train this many tokens, a part of the text or several rounds of it."""
+    minutes: float | None = None
+    """Train for about this long: a trial finds how many steps that is, once for the run."""
     max_length: int = 512
     """Tokens per window; longer documents are cut into several."""
     tokens_per_step: int = 8192
     """Tokens of one optimizer step."""
     tokens_per_batch: int = 8192
     """Tokens in memory at once; changes nothing else."""
-    learning_rate: float = 2e-3
-    """The peak."""
-    hold_back: int = 100
-    """Every how many-th window is kept for validation."""
+    hold_back: float = 0.01
+    """Share of the documents to validate on, chosen by their text; 0 for none."""
     eval_every: int = 200
     """Steps between two validations."""
     save_every: int = 100
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints, 0 for none before the end."""
     max_minutes: float | None = None
-    """Stop after this long, with a checkpoint to go on from."""
-    precision: Precision = "auto"
-    """Of the matrix products; weights stay float32."""
+    """Stop after this long, with a checkpoint to go on from; the schedule stays what it is."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    seed: int = field(default=0)
+    seed: int = 0
     """Decides the first weights and the order."""
+    training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(learning_rate=2e-3, weight_decay=0.1, warmup=0.05)
+    )
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "max_length": 1, "tokens_per_step": 1, "tokens_per_batch": 1}
-        for name, low in {**least, "hold_back": 2, "eval_every": 1, "save_every": 0}.items():
-            if getattr(self, name) < low:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} is {getattr(self, name)}; use {low} or more")
+        if not self.files:
+            raise ValueError("no file; name one, such as text.jsonl")
+        least = {"max_length": 1, "tokens_per_step": 1, "tokens_per_batch": 1, "eval_every": 1}
+        for name, low in {**least, "epochs": 1, "tokens": 1, "save_every": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; use {low} or more")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"--minutes is {self.minutes}; use a positive number")
+        if self.max_minutes is not None and not self.max_minutes >= 0:
+            raise ValueError(f"--max-minutes is {self.max_minutes}; use 0 or more")
+        if not 0 <= self.hold_back < 1:
+            raise ValueError(f"--hold-back is {self.hold_back}; use 0 to less than 1")
+        if sum(budget is not None for budget in (self.epochs, self.tokens, self.minutes)) > 1:
+            raise ValueError("--epochs, --tokens and --minutes are budgets; use one of them")
+        if self.mix and len(self.mix) != len(self.files):
+            raise ValueError(
+                f"--mix has {len(self.mix)} weights for {len(self.files)} files; give each one"
+            )
 
 
-def run(options: Options) -> None:
+def run(options: PretrainOptions, device: torch.device) -> None:
     """Train, and leave a Hugging Face folder in `options.out`."""
-    device = choose_device(options.device)
     tokenizer = Tokenizer.load(options.tokenizer)
-    shape = SMALL
-    if options.config:
-        shape = ModelConfig.from_hf(json.loads(options.config.read_text(encoding="utf-8")))
-    windows = Dataset.from_examples(
-        example
-        for file in options.files
-        for example in encode_documents(read_documents(file), tokenizer, options.max_length)
-    )
-    numbers = torch.arange(len(windows))
-    held_back = (numbers % options.hold_back == options.hold_back - 1).numpy()
-    training, validation = windows.select(~held_back), windows.select(held_back)
-    steps = make_steps(
-        training,
-        tokens_per_step=options.tokens_per_step,
-        tokens_per_batch=options.tokens_per_batch,
-        epochs=options.epochs,
-        seed=options.seed,
-    )
+    shape = shape_named(options.config, tokenizer.vocab_size)
+    if options.max_length > shape.max_position_embeddings:
+        raise ValueError(
+            f"--max-length is {options.max_length} and the model's context "
+            f"{shape.max_position_embeddings}; lower the one or raise the other"
+        )
+    with tqdm(desc="reading, twice", unit="documents", file=sys.stderr, disable=None) as bar:
+        windows, report = build_corpus(
+            options.files, tokenizer, options.max_length, done=bar.update
+        )
+    print("\n".join(describe_corpus(report)))
+    training, validation = windows.split(options.hold_back)
+    if not len(training):
+        raise DataError(
+            "no_rows",
+            "no text is left to train on",
+            "see the counts above; lower --hold-back",
+            ", ".join(options.files),
+        )
+    measure = _measure(validation, tokenizer, options.tokens_per_batch)
     model = Transformer(shape).initialize(options.seed).to(device)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {steps.tokens_per_epoch:,} tokens, {len(steps)} steps")
+    steps = _plan(options, training, model, measure)
+    print("\n".join(describe_mix(steps, options.files)))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
+    identity = {
+        "data": training.hash(),
+        "validation data": validation.hash(),
+        "--mix": options.mix,
+        "--tokens-per-step": options.tokens_per_step,
+        "--seed": options.seed,
+    }
+    told = asdict(options)
+    told |= told.pop("training")
     options.out.mkdir(parents=True, exist_ok=True)
     outcome = fit(
         model,
         tokenizer,
         steps,
-        TrainConfig(
-            learning_rate=options.learning_rate,
-            weight_decay=0.1,
-            warmup=0.05,
-            precision=options.precision,
-        ),
+        options.training,
         Run(
             out=options.out,
-            validation=batches_of(validation, options.tokens_per_batch),
+            validation=[],
             eval_every=options.eval_every,
             save_every=options.save_every,
             save_dtype=torch.bfloat16,
-            identity={"data": training.hash(), "seed": options.seed},
+            identity=identity,
             say=print,
+            files=options.files,
             max_minutes=options.max_minutes,
+            options=told,
+            measure=measure,
         ),
     )
-    record = {"options": vars(options), "versions": versions(), "outcome": vars(outcome)}
-    text = json.dumps(record, default=str, indent=1)
-    (options.out / "run.json").write_text(text + "\n", encoding="utf-8")
-    print(
-        f"{outcome.steps} steps; loss per held-back token {outcome.first_loss} before, "
-        f"{outcome.last_loss} after; peak memory {peak_memory()}"
+    _record(options, identity | {"steps": len(steps)}, report, asdict(outcome))
+    print(f"{outcome.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
+
+
+def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -> Measure | None:
+    """What to measure on held-back documents: bits per byte, in all and by script."""
+    if not len(validation):
+        print("nothing is held back to validate on; give more documents or raise --hold-back")
+        return None
+    scripts = np.array(scripts_of(validation, tokenizer))
+    documents = len(np.unique(validation.table["key"]))
+    print(f"held back: {documents:,} documents, {validation.table['inputs'].sum():,} tokens")
+
+    def measure(model: Transformer, precision: Precision) -> dict[str, float]:
+        scores = score(
+            model, validation, tokenizer, tokens_per_batch=tokens_per_batch, precision=precision
+        )
+        by_script = {
+            f"bits_per_byte_{script}": scores.select(scripts == script).bits_per_byte
+            for script in np.unique(scripts).tolist()
+        }
+        figures = {"validation_loss": scores.loss, "bits_per_byte": scores.bits_per_byte}
+        return figures | by_script
+
+    return measure
+
+
+def _plan(
+    options: PretrainOptions, training: Dataset, model: Transformer, measure: Measure | None
+) -> Steps:
+    """The steps that the budget pays for; a run that goes on keeps its number of them."""
+    steps = make_steps(
+        training,
+        tokens_per_step=options.tokens_per_step,
+        tokens_per_batch=max(options.tokens_per_batch, options.max_length),
+        seed=options.seed,
+        mix=options.mix or None,
     )
+    if options.tokens is not None:
+        share = options.tokens / steps.tokens_per_epoch
+        return steps.lasting(max(1, round(share * steps.steps_per_epoch)))
+    if options.minutes is None:
+        return steps.lasting((options.epochs or 1) * steps.steps_per_epoch)
+    saved = read_extra(options.out / "checkpoints")
+    if saved and saved["origin"]["options"]["minutes"] == options.minutes:
+        return steps.lasting(saved["origin"]["planned"])
+    precision = resolve_precision(options.training.precision, model.device)
+    count = steps_within(
+        60 * options.minutes,
+        model,
+        steps,
+        options.training,
+        lambda: measure and measure(model, precision),
+        options.eval_every,
+    )
+    return steps.lasting(count)
 
 
-def main() -> int:
-    """Parse the command line and run."""
+def _record(
+    options: PretrainOptions,
+    identity: dict[str, Any],
+    report: CorpusReport,
+    outcome: dict[str, Any],
+) -> None:
+    metrics = (options.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    figures = [line for line in map(json.loads, metrics) if "validation_loss" in line]
+    record = {
+        "options": asdict(options),
+        "identity": identity,
+        "corpus": asdict(report),
+        "versions": versions(),
+        "outcome": outcome,
+        "validations": figures,
+        "command": ["python", "-m", "minimind.pretrain", *sys.argv[1:]],
+    }
+    text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
+    (options.out / "run.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
     prepare_terminal()
     try:
-        run(tyro.cli(Options, prog="python -m minimind.pretrain"))
-    except (DataError, TrainingError, ValueError, OSError) as error:
-        return fail(1, error)
+        options = tyro.cli(PretrainOptions, args=argv, prog="python -m minimind.pretrain")
+        device = choose_device(options.device)
+    except ValueError as error:
+        return fail(EXIT_USAGE, error)
+    try:
+        run(options, device)
+    except DataError as error:
+        return fail(EXIT_DATA, error)
+    except (TrainingError, ValueError, OSError) as error:
+        return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:
-        return fail(130, "interrupted; the same command goes on from its last checkpoint")
-    return 0
+        return fail(
+            EXIT_INTERRUPTED, "interrupted; the same command goes on from its last checkpoint"
+        )
+    return EXIT_OK
 
 
 if __name__ == "__main__":

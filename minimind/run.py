@@ -19,7 +19,7 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -77,6 +77,8 @@ class Run:
         keep: how many checkpoints to leave.
         options: of the command, for its checkpoints.
         go_on: says how to go on where the run was stopped.
+        measure: figures of a model at a validation, "validation_loss" among them; default: this
+            loss alone, over `validation`.
     """
 
     out: Path
@@ -91,6 +93,12 @@ class Run:
     keep: int = 2
     options: dict[str, Any] = field(default_factory=dict)
     go_on: str = "the same command goes on"
+    measure: Callable[[Transformer, Precision], Mapping[str, float]] | None = None
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate on."""
+        return bool(self.validation or self.measure)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +148,20 @@ def fit(
     with Stop(run.max_minutes) as stop, Metrics(run.out / "metrics.jsonl", state.step) as metrics:
 
         def due(step: int) -> bool:
-            return bool(run.validation) and (step % run.eval_every == 0 or step == len(steps))
+            return run.validates and (step % run.eval_every == 0 or step == len(steps))
 
-        def validate() -> None:
-            loss = validation_loss(model, run.validation, state.precision)
-            metrics.write({"step": state.step, "validation_loss": loss})
-            history.add(state.step, loss)
+        def validate() -> str:
+            if run.measure:
+                figures = run.measure(model, state.precision)
+            else:
+                loss = validation_loss(model, run.validation, state.precision)
+                figures = {"validation_loss": loss}
+            metrics.write({"step": state.step, **figures})
+            history.add(state.step, figures["validation_loss"])
             if history.best_step == state.step:
                 save(run.out, model, tokenizer, run.save_dtype)
+            told = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+            return f"step {state.step}: {', '.join(told)}"
 
         if due(state.step) and state.step not in history.steps:
             validate()
@@ -172,10 +186,7 @@ def fit(
             reader.read(0 if validating or saving else behind(state.device))
             bar.set_postfix_str(reader.latest)
             if validating:
-                validate()
-                bar.write(
-                    f"step {result.step}: validation loss {history.losses[-1]:.4f}", sys.stderr
-                )
+                bar.write(validate(), sys.stderr)
             if saving:
                 extra = _extra(origin, history, steps, state.step)
                 save_checkpoint(run.out / "checkpoints", model, state, extra, run.keep)
@@ -185,7 +196,7 @@ def fit(
                 break
         bar.close()
         save(run.out / "last", model, tokenizer, run.save_dtype)
-        if not run.validation:
+        if not run.validates:
             save(run.out, model, tokenizer, run.save_dtype)
     if stopping:
         run.say(f"stopped after step {state.step} of {len(steps)}; {run.go_on}")

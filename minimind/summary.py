@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minimind.data.conversation import printable
+from minimind.data.corpus import CorpusReport
 from minimind.data.dataset import REJECTED, DataReport, Dataset
 from minimind.data.masking import Example
 from minimind.data.packing import Steps
@@ -48,6 +50,36 @@ def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
     if selection.removed:
         lines.append(
             f"{selection.removed} rows left out of training: their prompts stand in {val_data}"
+        )
+    return lines
+
+
+def describe_corpus(report: CorpusReport) -> list[str]:
+    """What became of the documents of the files."""
+    out = f"{report.empty:,} empty, {report.duplicates:,} duplicates"
+    if report.near_duplicates is not None:
+        out += f", {report.near_duplicates:,} near duplicates"
+    lines = [f"documents: {report.documents:,} read, {report.kept:,} kept; left out: {out}"]
+    if report.near_duplicates is None:
+        lines.append(
+            "near duplicates: not checked (needs datasketch: pip install 'minimind-sft[clean]')"
+        )
+    return lines
+
+
+def describe_mix(steps: Steps, names: Sequence[str]) -> list[str]:
+    """How much of each file is trained."""
+    whole = np.bincount(steps.dataset.table["file"], steps.lengths, minlength=len(names))
+    planned = np.zeros(len(names))
+    by_file = steps.tokens_by_file()
+    planned[: len(by_file)] = by_file
+    lines = []
+    for index, name in enumerate(names):
+        asked = "" if steps.shares is None else f", {steps.shares[index]:.2%} asked"
+        passes = planned[index] / whole[index] if whole[index] else 0.0
+        lines.append(
+            f"{name}: {planned[index]:,.0f} tokens, {passes:.2f} times its text, "
+            f"{planned[index] / planned.sum():.2%} of the training{asked}"
         )
     return lines
 

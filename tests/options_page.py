@@ -15,7 +15,7 @@ from minimind.chat import ChatOptions
 from minimind.clean import CleanOptions
 from minimind.evaluate import EvaluateOptions
 from minimind.inspect import InspectOptions
-from minimind.pretrain import Options as PretrainOptions
+from minimind.pretrain import PretrainOptions
 from minimind.sft import SFTOptions
 
 COMMANDS = {
@@ -44,13 +44,16 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def rows_of(options: type[Any]) -> Iterator[tuple[str, str, str]]:
-    """(option, default, help) of each of a dataclass's fields, those of dataclasses in it, too."""
+def rows_of(options: type[Any], defaults: Any = None) -> Iterator[tuple[str, str, str]]:
+    """(option, default, help) of each of a dataclass's fields, those of dataclasses in it, too.
+
+    `defaults` is an instance with values in place of the class's own.
+    """
     helps = _helps(options)
     for field in fields(options):
-        default = _default(field)
+        default = _default(field) if defaults is None else getattr(defaults, field.name)
         if is_dataclass(default):
-            yield from rows_of(type(default))
+            yield from rows_of(type(default), default)
             continue
         name = f"`--{field.name.replace('_', '-')}`"
         if "Positional" in str(field.type):

@@ -455,3 +455,12 @@ def test_state_is_plain_json_a_person_can_read(tmp_path) -> None:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     assert state["step"] == 2
     assert "한국어" in (path / "state.json").read_text(encoding="utf-8")
+
+
+def test_what_was_added_can_be_read_without_a_model(tmp_path) -> None:
+    assert checkpoint.read_extra(tmp_path) is None
+    for steps in (1, 2):
+        save_checkpoint(tmp_path, *trained(steps), {"steps": steps})
+    assert checkpoint.read_extra(tmp_path) == {"steps": 2}
+    (tmp_path / "step-00000002" / "tensors.safetensors").write_bytes(b"torn")
+    assert checkpoint.read_extra(tmp_path) == {"steps": 1}

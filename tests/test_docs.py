@@ -26,7 +26,7 @@ README, KOREAN = (
 SHORTER = {
     "sft": ["--max-steps", "2", "--device", "cpu"],
     "evaluate": ["--max-new-tokens", "4", "--limit", "2"],
-    "pretrain": ["--config", "tiny.json", "--tokens-per-step", "256"],
+    "pretrain": ["--config", "tiny.json", "--max-length", "64", "--tokens-per-step", "256"],
     "chat": ["--max-new-tokens", "4"],
 }
 

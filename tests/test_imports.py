@@ -19,9 +19,9 @@ ORDER = """
     control_tokens, vocabulary, tokenizer
     data:      conversation, strict_json, reader, sources, chatml, scripts, ngrams
     data:      mojibake, unsafe, quality, near_duplicates, diversity
-    data:      questions, masking, documents, table, dataset, packing, selection
-    model:     config, rope, elementwise, attention, cache, linear, transformer, pretrained
-    training:  precision, compiling, optim, loss, prefetch, loop, checkpoint
+    data:      questions, masking, documents, table, dataset, selection, corpus, mixing, packing
+    model:     config, shapes, rope, elementwise, attention, cache, linear, transformer, pretrained
+    training:  precision, compiling, optim, loss, prefetch, loop, trial, checkpoint
     graphemes, sampler, scoring, metrics, evaluation
     survey, preflight, cleaning
     summary, page, evaluate_page, inspect_page, prompt_line, stopping, resuming, journal, run

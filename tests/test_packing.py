@@ -496,3 +496,63 @@ def test_a_step_that_is_not_there_is_refused(index: int) -> None:
     steps = make_steps(only_lengths([10] * 20), tokens_per_step=50, epochs=2)
     with pytest.raises(IndexError, match=f"step {index}: the run has 8 steps; use 0 to 7"):
         steps[index]
+
+
+# A mix of files, and a plan of any length
+
+
+def files_of(*lengths: Lengths) -> Dataset:
+    dataset = only_lengths([length for file in lengths for length in file])
+    dataset.table["file"][:] = np.repeat(np.arange(len(lengths)), [len(file) for file in lengths])
+    return dataset
+
+
+def test_a_mix_gives_files_their_shares_to_within_half_a_point_at_any_length() -> None:
+    files = files_of(realistic_lengths(1500), realistic_lengths(200, 1), realistic_lengths(900, 2))
+    plan = make_steps(files, tokens_per_step=8192, mix=[2, 1, 1])
+    for count in (50, plan.steps_per_epoch, 4 * plan.steps_per_epoch + 3):
+        steps = plan.lasting(count)
+        tokens = steps.tokens_by_file()
+        assert np.abs(tokens / tokens.sum() - [0.5, 0.25, 0.25]).max() < 0.005
+        assert tokens.sum() == pytest.approx(8192 * count, rel=0.02)
+        rows = [row for index in range(count) for row in steps.rows_of(index).tolist()]
+        assert tokens.sum() == files.table["inputs"][rows].sum()
+
+
+def test_a_mix_resumed_anywhere_goes_on_as_it_would_have() -> None:
+    files = files_of(realistic_lengths(60), realistic_lengths(20, 1))
+    mix = {"tokens_per_step": 2000, "mix": [1, 3], "seed": 4}
+    whole = make_steps(files, **mix).lasting(40)
+    rows = [whole.rows_of(index).tolist() for index in range(40)]
+    for index in (39, 0, 17, 5, 30):
+        assert make_steps(files, **mix).lasting(40).rows_of(index).tolist() == rows[index]
+    assert all(rows)
+
+
+def test_steps_of_a_mix_are_never_empty_where_rows_are_as_long_as_steps() -> None:
+    steps = make_steps(files_of([40] * 3, [1] * 50), tokens_per_step=5, mix=[20, 1], epochs=3)
+    assert all(len(steps.rows_of(index)) for index in range(len(steps)))
+
+
+def test_a_plan_lasts_as_many_steps_as_asked_for() -> None:
+    plan = make_steps(only_lengths([3] * 12), tokens_per_step=9, epochs=2)
+    assert [len(plan.lasting(count)) for count in (1, 4, 9)] == [1, 4, 9]
+    assert plan.lasting(9).epochs == 3
+    assert len(plan) == 8  # left as it was
+    longer = plan.lasting(9)
+    assert [longer.rows_of(i).tolist() for i in range(8)] == [
+        plan.rows_of(i).tolist() for i in range(8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mix", "fact"),
+    [
+        ([1], "the mix has 1 weights for 2 files; give each one"),
+        ([1, 1, 1], "a weight for file 3, of which nothing is left to train on; leave the two out"),
+        ([1, -1], "the mix has a weight of -1; use positive numbers"),
+    ],
+)
+def test_a_mix_is_one_weight_for_each_file(mix: list[float], fact: str) -> None:
+    with pytest.raises(ValueError, match=fact):
+        make_steps(files_of([3], [4, 5]), tokens_per_step=9, mix=mix)

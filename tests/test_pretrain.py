@@ -3,70 +3,235 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from minimind import pretrain
+from minimind.data.corpus import build_corpus
+from minimind.evaluation import score_documents
 from minimind.model.pretrained import load
+from minimind.pretrain import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from minimind.training import loop
 from tests.tiny import CONFIG
 
-TEXT = "Once upon a time there was a cat.\n옛날 옛적에 고양이 한 마리가 살았습니다.\n" * 60
+KOREAN = ["{}번 고양이가 생선을 {}마리 먹고 잠을 잡니다.", "{}일에는 비가 {}번 왔어요."]
+ENGLISH = ["Cat number {} eats {} fish and falls asleep.", "On day {} it rained {} times."]
+SMALL = ("--max-length", "32", "--tokens-per-step", "256", "--tokens-per-batch", "256")
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code, whichever way it comes."""
+    try:
+        return pretrain.main(arguments)
+    except SystemExit as error:  # how tyro ends
+        return int(error.code or 0)
+
+
+def write(path: Path, sentences: list[str], count: int) -> Path:
+    texts = [sentences[n % 2].format(n, n * n % 97) for n in range(count)]
+    rows = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+    path.write_text("".join(rows), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    shape, text = tmp_path / "shape.json", tmp_path / "text.txt"
-    shape.write_text(json.dumps(CONFIG.to_hf()))
-    text.write_text(TEXT, encoding="utf-8")
-    return shape, text
+def shape(tmp_path: Path) -> tuple[str, str]:
+    path = tmp_path / "shape.json"
+    path.write_text(json.dumps(CONFIG.to_hf()))
+    return "--config", str(path)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["pretrain", *(str(argument) for argument in arguments)])
-    return pretrain.main()
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    korean = write(tmp_path / "ko.jsonl", KOREAN, 200)
+    english = write(tmp_path / "en.jsonl", ENGLISH, 60)
+    return [str(korean), str(english)]
 
 
-def test_text_becomes_a_model_that_loads(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def record(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_text_becomes_a_model_and_its_bits_per_byte_are_those_that_evaluation_finds(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shape, text = files
     out = tmp_path / "run"
-    options = ("--config", shape, "--out", out, "--max-length", 32, "--hold-back", 10)
-    assert run(monkeypatch, text, *options, "--tokens-per-step", 512, "--epochs", 3) == 0
+    options = (*SMALL, *shape, "--hold-back", "0.1", "--out", str(out), "--epochs", "2")
+    assert main([*files, *options, "--eval-every", "15"]) == 0
     model, tokenizer = load(out)
-    assert model.config.hidden_size == 32
-    assert tokenizer.vocab_size == 8192
-    outcome = json.loads((out / "run.json").read_text(encoding="utf-8"))["outcome"]
-    assert outcome["finished"] is True
-    assert outcome["best_loss"] < outcome["first_loss"]
+    assert (model.config.hidden_size, tokenizer.vocab_size) == (32, 8192)
+    found = record(out)
+    assert found["outcome"]["finished"] is True
+    first, *_, last = found["validations"]
+    assert last["step"] == found["outcome"]["steps"]
+    assert last["bits_per_byte"] < first["bits_per_byte"]
+    assert {"bits_per_byte_hangul", "bits_per_byte_latin"} < set(last)
+    assert "bits per byte hangul" in capsys.readouterr().err
+
+    windows, _ = build_corpus(files, tokenizer, 32)
+    held_back = windows.split(0.1)[1]
+    model, _ = load(out / "last")  # in bfloat16; what was measured were float32 weights
+    for name, file in (("", None), ("_hangul", 0), ("_latin", 1)):
+        chosen = held_back if file is None else held_back.select(held_back.table["file"] == file)
+        values = score_documents(model, tokenizer, chosen, "").values
+        found_here = values["text_bits"] / values["text_bytes"]
+        assert last[f"bits_per_byte{name}"] == pytest.approx(found_here, rel=2e-3)
 
 
-def test_a_time_limit_leaves_a_checkpoint_that_the_next_call_goes_on_from(
-    files: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_mix_has_the_shares_asked_for_and_tokens_are_the_budget(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shape, text = files
     out = tmp_path / "run"
-    options = ("--config", shape, "--out", out, "--max-length", 32, "--tokens-per-step", 512)
-    assert run(monkeypatch, text, *options, "--max-minutes", 0) == 0
-    outcome = json.loads((out / "run.json").read_text(encoding="utf-8"))["outcome"]
-    assert (outcome["steps"], outcome["finished"]) == (1, False)
-    assert run(monkeypatch, text, *options) == 0
-    assert "going on from step 1" in capsys.readouterr().out
-    outcome = json.loads((out / "run.json").read_text(encoding="utf-8"))["outcome"]
-    assert outcome["finished"] is True
+    budget = ("--mix", "1", "3", "--tokens", "8000", "--out", str(out))
+    assert main([*files, *SMALL, *shape, *budget]) == 0
+    told = capsys.readouterr().out
+    shares = [float(line.split(" times its text, ")[1].split("%")[0]) for line in told.splitlines()
+              if "times its text" in line]  # fmt: skip
+    assert shares == pytest.approx([25, 75], abs=0.5)
+    assert told.count("% asked") == 2
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [line for line in map(json.loads, lines) if "tokens" in line]
+    assert sum(line["tokens"] for line in steps) == pytest.approx(8000, rel=0.03)
+    assert steps[-1]["learning_rate"] == pytest.approx(2e-4, rel=1e-12)  # the cosine ends
 
 
-def test_a_row_without_text_is_named(
-    files: tuple[Path, Path],
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next run be interrupted when it begins one step more."""
+    train_step, done = loop.train_step, []
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(1)
+        return train_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits_under_a_mix(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*files, *SMALL, *shape, "--mix", "2", "1", "--tokens", "7000", "--save-every", "4")
+    assert main([*options, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "killed"
+    for steps in (1, 6, 9):  # killed before its first checkpoint, between two, in the next epoch
+        with monkeypatch.context() as patched:
+            interrupt_after(steps, patched)
+            assert main([*options, "--out", str(out)]) == EXIT_INTERRUPTED
+    assert main([*options, "--out", str(out)]) == 0
+    steps = record(out)["outcome"]["steps"]
+    assert steps == record(tmp_path / "whole")["outcome"]["steps"] > 17
+    one, other = (
+        load_file(run / "checkpoints" / f"step-{steps:08d}" / "tensors.safetensors")
+        for run in (tmp_path / "whole", out)
+    )
+    assert one.keys() == other.keys()
+    different = {name for name in one if not torch.equal(one[name], other[name])}
+    assert different <= {"random/cpu"}  # what this process drew before; nothing here draws
+    assert record(out)["validations"] == record(tmp_path / "whole")["validations"]
+
+
+def test_minutes_fix_the_number_of_steps_once(
+    files: list[str],
+    shape: tuple[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    out = tmp_path / "run"
+    options = (*files, *SMALL, *shape, "--minutes", "3", "--out", str(out))
+    for speed in (9.0, 5.0):  # the machine is faster the second time, and nothing was saved yet
+        monkeypatch.setattr("minimind.training.trial.seconds_per_step", lambda *_, s=speed: s)
+        with monkeypatch.context() as patched:
+            if speed == 9.0:
+                interrupt_after(0, patched)
+            assert main([*options, "--max-minutes", "0"]) in (0, EXIT_INTERRUPTED)
+    planned = record(out)["identity"]["steps"]
+    assert 30 <= planned <= 36
+    monkeypatch.setattr("minimind.training.trial.seconds_per_step", lambda *_: 1.0)
+    capsys.readouterr()
+    assert main([*options, "--max-minutes", "0"]) == 0
+    told = capsys.readouterr().out
+    assert f"steps: {planned} of" in told
+    assert "going on from step 1" in told
+    assert record(out)["outcome"]["steps"] == 2
+    more, less = ([*options, "--minutes", minutes, "--max-minutes", "0"] for minutes in "41")
+    assert main(more) == 0
+    assert "the longer run's cosine" in capsys.readouterr().out
+    assert main(less) == EXIT_FAILED
+    longer = record(out)["identity"]["steps"]
+    assert f"its checkpoint is of a run of {longer} steps, this one" in capsys.readouterr().err
+
+
+def test_a_trial_before_a_run_changes_nothing_of_it(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*files, *SMALL, *shape)
+    monkeypatch.setattr("minimind.training.trial.MEASURED", 2)
+    tried, other = tmp_path / "tried", tmp_path / "other"
+    assert main([*options, "--minutes", "0.002", "--out", str(tried)]) == 0
+    steps = record(tried)["identity"]["steps"]
+    tokens = record(tried)["outcome"]["steps"] * 256
+    assert main([*options, "--tokens", str(tokens), "--out", str(other)]) == 0
+    assert record(other)["identity"]["steps"] == steps
+    one, two = (load_file(run / "last" / "model.safetensors") for run in (tried, other))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_nothing_held_back_is_said_and_the_last_weights_stand(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert (
+        main([*files, *SMALL, *shape, "--hold-back", "0", "--tokens", "500", "--out", str(out)])
+        == 0
+    )
+    assert "nothing is held back to validate on; give more documents" in capsys.readouterr().out
+    assert load(out)[0].config.hidden_size == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        (["--epochs", "2", "--tokens", "9"], "--epochs, --tokens and --minutes are budgets; use"),
+        (["--mix", "1"], "--mix has 1 weights for 2 files; give each one"),
+        (["--tokens", "0"], "--tokens is 0; use 1 or more"),
+        (["--minutes", "0"], "--minutes is 0.0; use a positive number"),
+        (["--max-minutes", "-1"], "--max-minutes is -1.0; use 0 or more"),
+        (["--hold-back", "1"], "--hold-back is 1.0; use 0 to less than 1"),
+        (["--learning-rate", "0"], "learning_rate is 0.0; use a positive number"),
+        (["--device", "quantum"], "device quantum: "),
+    ],
+)
+def test_a_wrong_option_is_named(
+    options: list[str], fact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["a.jsonl", "b.jsonl", "--out", str(tmp_path), *options]) == EXIT_USAGE
+    assert fact in re.sub(r"[\s│]+", " ", capsys.readouterr().err)  # out of tyro's box
+    assert main(["--out", str(tmp_path)]) == EXIT_USAGE
+    assert "no file; name one, such as text.jsonl" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_together_is_named(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", str(tmp_path / "run"))
+    assert main([*files, *out, "--config", "huge"]) == EXIT_FAILED
+    assert "huge: no such shape; use tiny, small, medium" in capsys.readouterr().err
+    assert main([*files, *out, *shape, "--max-length", "257"]) == EXIT_FAILED
+    assert "--max-length is 257 and the model's context 256; lower" in capsys.readouterr().err
+    assert main([*files, *out, *shape, *SMALL, "--hold-back", "0.9999999"]) == EXIT_DATA
+    assert "no text is left to train on; see the counts above" in capsys.readouterr().err
+
+
+def test_a_row_without_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "fine"}\n{"body": "no"}\n')
-    assert run(monkeypatch, rows, "--out", tmp_path / "run") == 1
+    assert main([str(rows), "--out", str(tmp_path / "run")]) == EXIT_DATA
     assert 'rows.jsonl:2: no "text" string in the row' in capsys.readouterr().err

@@ -190,3 +190,26 @@ def test_steps_that_overflow_fp16_are_counted_and_the_run_goes_on(
     norms = [json.loads(line)["grad_norm"] for line in lines]
     assert outcome.finished
     assert outcome.skipped == norms.count(None) > 0
+
+
+def test_a_validation_measures_what_it_is_told_and_the_best_is_by_loss(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([3.0, 1.0, 2.0])
+    model = Transformer(CONFIG).initialize(0)
+    run = Run(
+        out=tmp_path,
+        validation=[],
+        eval_every=1,
+        save_every=0,
+        save_dtype=torch.float32,
+        identity={},
+        say=print,
+        measure=lambda _, precision: {"validation_loss": next(losses), "bits_per_byte": 1.5},
+    )
+    steps = make_steps(examples(12), tokens_per_step=60).first(2)
+    outcome = fit(model, tokenizer, steps, TrainConfig(precision="fp32"), run)
+    assert (outcome.first_loss, outcome.best_loss, outcome.best_step) == (3.0, 1.0, 1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] == {"step": 0, "validation_loss": 3.0, "bits_per_byte": 1.5}
+    assert "step 2: validation loss 2.0000, bits per byte 1.5000" in capsys.readouterr().err

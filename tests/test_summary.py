@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from minimind.data.corpus import CorpusReport
 from minimind.data.dataset import DataReport, Dataset
-from minimind.data.masking import encode_conversation
+from minimind.data.masking import Example, encode_conversation
 from minimind.data.packing import make_steps
 from minimind.summary import (
     GREEN,
     RESET,
+    describe_corpus,
+    describe_mix,
     describe_plan,
     describe_rows,
     describe_tokens,
@@ -84,3 +87,29 @@ def test_the_loss_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     loss_plot(metrics, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_became_of_documents_is_counted_and_what_was_not_looked_for_is_said() -> None:
+    report = CorpusReport(documents=10, kept=6, empty=1, duplicates=2, near_duplicates=1)
+    assert describe_corpus(report) == [
+        "documents: 10 read, 6 kept; left out: 1 empty, 2 duplicates, 1 near duplicates"
+    ]
+    report.near_duplicates = None
+    counted, missing = describe_corpus(report)
+    assert counted.endswith("left out: 1 empty, 2 duplicates")
+    assert missing.startswith("near duplicates: not checked (needs datasketch")
+
+
+def test_the_mix_is_told_as_planned_and_as_asked() -> None:
+    rows = Dataset.from_examples([Example([1, 2, 3], [False, True, True])] * 6)
+    rows.table["file"][:] = [0, 0, 0, 0, 1, 1]
+    plan = make_steps(rows, tokens_per_step=4)
+    assert describe_mix(plan, ["a", "b", "c"]) == [
+        "a: 8 tokens, 1.00 times its text, 66.67% of the training",
+        "b: 4 tokens, 1.00 times its text, 33.33% of the training",
+        "c: 0 tokens, 0.00 times its text, 0.00% of the training",
+    ]
+    mixed = make_steps(rows, tokens_per_step=4, mix=[1, 1])
+    assert describe_mix(mixed, ["a", "b"])[1] == (
+        "b: 6 tokens, 1.50 times its text, 50.00% of the training, 50.00% asked"
+    )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import minimind.model.pretrained
 from minimind.model.pretrained import save
+from minimind.model.shapes import SHAPES
 from minimind.model.transformer import Transformer
-from minimind.pretrain import SMALL
 from minimind.tokenizer import Tokenizer
 
 CONFIG = replace(
-    SMALL,
+    SHAPES["small"],
     hidden_size=32,
     intermediate_size=64,
     num_hidden_layers=2,

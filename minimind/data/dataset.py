@@ -228,9 +228,11 @@ def build_dataset(
         settings.append(names)  # they stand in rejected.jsonl
     with readable_again(names, root) as files:
         named = list(zip(files, names, strict=True))
-        folder = build_once(
-            root, settings, named, lambda built: _write(files, dict(named), tokenizer, options, built)
-        )
+
+        def write(built: Path) -> None:
+            _write(files, dict(named), tokenizer, options, built)
+
+        folder = build_once(root, settings, named, write)
     dataset, report = read_dataset(folder)
     for name in ("shapes", "turns", "bad"):
         report[name] = Counter(report[name])

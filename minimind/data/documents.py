@@ -1,7 +1,7 @@
 """Read plain text for pretraining and cut it into Examples. Knows no conversations.
 
-A text file is one document; in JSONL each row's "text" is one; empty ones are left out. Every token
-is trained, the first one predicted from <|endoftext|>, and <|endoftext|> is what ends the document:
+A text file is one document; in JSON Lines each row's "text" is one. Every token is trained, the
+first one predicted from <|endoftext|>, and <|endoftext|> is what ends the document:
 
     document    Once upon a time ...
     window 0    <|endoftext|> Once upon a          loss_mask 0 1 1 1
@@ -10,35 +10,56 @@ is trained, the first one predicted from <|endoftext|>, and <|endoftext|> is wha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from minimind.data.conversation import DataError, excerpt
 from minimind.data.masking import Example
+from minimind.data.reader import PathLike, Row, read_rows, read_text
 from minimind.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # how names of files with rows end
+BLOCK = 2**17  # characters tokenized at once, or one document's
 
 
-def read_documents(path: Path) -> Iterator[str]:
-    """Yield a file's documents.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text and where it stands: the line in its file, 0 where the file is the document."""
+
+    text: str
+    path: str
+    line: int
+
+
+def holds_rows(name: str) -> bool:
+    """Whether a file of this name is read as rows, not as one text."""
+    return name.endswith(ROWS)
+
+
+def read_documents(file: PathLike, name: str | None = None) -> Iterator[Document]:
+    """Yield a file's documents; those of rows may be empty.
+
+    Args:
+        file: text, or JSON rows with a "text"; either may be gzipped. "-" is standard input.
+        name: tells rows from text by its ending, and stands in errors; default: the file's.
 
     Raises:
-        DataError: a JSONL row without a "text" string, or bytes that aren't UTF-8.
+        DataError: the file can't be used, or a row of it: not JSON, not UTF-8, no "text" string.
     """
+    name = os.fspath(file) if name is None else name
     try:
-        if path.suffix != ".jsonl":
-            yield path.read_text(encoding="utf-8-sig")
+        if not holds_rows(name):
+            yield Document(read_text(file), name, 0)
             return
-        with path.open(encoding="utf-8-sig") as file:
-            for line, text in enumerate(file, 1):
-                if text.strip():
-                    yield _text_of(text, str(path), line)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            "not_utf8", f"not UTF-8 text ({error.reason})", "convert it to UTF-8", str(path)
-        ) from error
+        for row in read_rows(file):
+            if isinstance(row, DataError):
+                raise row
+            yield Document(_text_of(row), name, row.line)
+    except DataError as error:
+        error.path = name
+        raise
 
 
 def encode_documents(
@@ -46,30 +67,54 @@ def encode_documents(
 ) -> Iterator[Example]:
     """Cut documents into windows of at most `max_length` inputs; each token is trained once.
 
+    Empty documents are left out.
+
     Raises:
         ValueError: `max_length` isn't positive.
     """
+    for windows in windows_of(filter(None, documents), tokenizer, max_length):
+        yield from windows
+
+
+def windows_of(
+    documents: Iterable[str], tokenizer: Tokenizer, max_length: int
+) -> Iterator[list[Example]]:
+    """Yield each document's windows, as `encode_documents` cuts them."""
     if max_length < 1:
         raise ValueError(f"max_length is {max_length}; use a positive number")
     end = tokenizer.encode_control(END_OF_TEXT)
-    for document in filter(None, documents):
-        ids = [end, *tokenizer.encode(document), end]
-        for start in range(0, len(ids) - 1, max_length):
-            window = ids[start : start + max_length + 1]
-            yield Example(window, [False] + [True] * (len(window) - 1))
+    for block in _blocks(documents):
+        for document in tokenizer.encode_batch(block):
+            ids = [end, *document, end]
+            windows = [ids[at : at + max_length + 1] for at in range(0, len(ids) - 1, max_length)]
+            yield [Example(w, [False] + [True] * (len(w) - 1)) for w in windows]
 
 
-def _text_of(line: str, path: str, number: int) -> str:
-    try:
-        row = json.loads(line)
-        text = row.get("text") if isinstance(row, dict) else None
-        if isinstance(text, str):
+def _blocks(documents: Iterable[str]) -> Iterator[Sequence[str]]:
+    """Documents to be tokenized together."""
+    block, size = [], 0
+    for document in documents:
+        block.append(document)
+        size += len(document) + 1
+        if size >= BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _text_of(row: Row) -> str:
+    text = row.value.get("text") if isinstance(row.value, dict) else None
+    if not isinstance(text, str):
+        fact, remedy = 'no "text" string in the row', 'use {"text": "..."}'
+        raise DataError("no_text", fact, remedy, row.path, row.line, excerpt(row.text))
+    if not text.isascii():
+        try:
             text.encode()
-            return text
-    except (ValueError, RecursionError) as error:  # lone surrogates, too
-        raise DataError(
-            "bad_json", f"can't be read ({error})", "mend the row", path, number, excerpt(line)
-        ) from error
-    raise DataError(
-        "no_text", 'no "text" string in the row', 'use {"text": "..."}', path, number, excerpt(line)
-    )
+        except UnicodeEncodeError as error:
+            fact = f"half a character (a lone surrogate) stands at {error.start} of the text"
+            remedy = "repair the text where it was made"
+            raise DataError(
+                "lone_surrogate", fact, remedy, row.path, row.line, excerpt(row.text)
+            ) from None
+    return text

@@ -3,7 +3,7 @@
 The plan is a pure function of (lengths, seed, epoch, tokens per step): each epoch shuffles the rows
 and cuts their run into steps of equal tokens, at the row ends nearest to the equal cuts. A step is
 then cut into micro-batches: that changes neither its rows nor its loss, only how much memory it
-takes. There is no padding.
+takes. There is no padding. With a mix, an epoch has as many tokens of each file as its share says.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
+from minimind.data.mixing import mixed_order, shares_of
 from minimind.data.table import Array
 
 IGNORE_INDEX = -100
@@ -107,7 +108,13 @@ class Steps(Sequence[list[Batch]]):
     """
 
     def __init__(
-        self, dataset: Dataset, tokens_per_step: int, tokens_per_batch: int, epochs: int, seed: int
+        self,
+        dataset: Dataset,
+        tokens_per_step: int,
+        tokens_per_batch: int,
+        epochs: int,
+        seed: int,
+        shares: Sequence[float] | None = None,
     ) -> None:
         self.dataset = dataset
         self.tokens_per_step, self.tokens_per_batch = tokens_per_step, tokens_per_batch
@@ -119,7 +126,8 @@ class Steps(Sequence[list[Batch]]):
             self.rows = self.rows[self.lengths > 0]
         self.tokens_per_epoch = int(self.lengths.sum())
         wanted = round(self.tokens_per_epoch / tokens_per_step)
-        self.steps_per_epoch = min(max(1, wanted), len(self.rows))
+        self.shares, self._files = shares, self._rows_by_file() if shares else []
+        self.steps_per_epoch = min(max(1, wanted), self._least_rows())
         self._length = epochs * self.steps_per_epoch
         self._planned: tuple[int, Array, Ints] | None = None  # epoch, its rows, each step's end
 
@@ -141,6 +149,24 @@ class Steps(Sequence[list[Batch]]):
         out._length = len(self) if count is None else min(len(self), count)
         return out
 
+    def lasting(self, count: int) -> Steps:
+        """The same plan for `count` steps, over as many epochs as that takes."""
+        out = copy.copy(self)
+        out.epochs = -(-count // self.steps_per_epoch)
+        out._length = count
+        return out
+
+    def tokens_by_file(self) -> Ints:
+        """(files,) how many tokens of each file the plan trains."""
+        files = int(self.dataset.table["file"].max()) + 1
+        tokens = np.zeros(files)
+        for index in range(len(self)):
+            rows = self.rows_of(index)
+            tokens += np.bincount(
+                self.dataset.table.take("file", rows), self.lengths[rows], minlength=files
+            )
+        return tokens.astype(np.int64)
+
     def rows_of(self, index: int) -> Ints:
         """The rows that step `index` trains on."""
         if not 0 <= index < len(self):
@@ -149,11 +175,29 @@ class Steps(Sequence[list[Batch]]):
             )
         epoch, step = divmod(index, self.steps_per_epoch)
         if self._planned is None or self._planned[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            order = self._order(epoch)
             ends = _equal_parts(self.lengths, order, self.steps_per_epoch, self.tokens_per_epoch)
             self._planned = epoch, order, ends
         _, order, ends = self._planned
         return order[ends[step - 1] if step else 0 : ends[step]].astype(np.int64)
+
+    def _order(self, epoch: int) -> Array:
+        if self.shares is not None:
+            return mixed_order(self._files, self.shares, self.seed, epoch)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+
+    def _rows_by_file(self) -> list[tuple[Array, Array]]:
+        """Each file's rows and how many tokens they have."""
+        files = self.dataset.table["file"][self.rows]
+        rows = [self.rows[files == file] for file in range(int(files.max()) + 1)]
+        return [(of_file, self.lengths[of_file]) for of_file in rows]
+
+    def _least_rows(self) -> int:
+        """How many rows each epoch has, at least."""
+        if self.shares is None:
+            return len(self.rows)
+        longest = int(self.lengths.max())
+        return max(1, sum(int(share * self.tokens_per_epoch) // longest for share in self.shares))
 
 
 def make_steps(
@@ -163,6 +207,7 @@ def make_steps(
     tokens_per_batch: int | None = None,
     epochs: int = 1,
     seed: int = 0,
+    mix: Sequence[float] | None = None,
 ) -> Steps:
     """Plan a run: every row with a trained token once per epoch, shuffled by seed and epoch.
 
@@ -173,13 +218,14 @@ def make_steps(
             Default: a whole step.
         epochs: how often to go over all rows.
         seed: decides the order.
+        mix: a weight per file: its share of an epoch's tokens, in place of each row once.
 
     Returns:
         A sized sequence of steps, each a list of Batch.
 
     Raises:
-        ValueError: no row has a trained token, a row is longer than `tokens_per_batch`, or a
-            number isn't positive.
+        ValueError: no row has a trained token, a row is longer than `tokens_per_batch`, a number
+            isn't positive, or the mix isn't one weight for each file with rows.
     """
     dataset = examples if isinstance(examples, Dataset) else Dataset.from_examples(examples)
     for name, number in (("tokens_per_step", tokens_per_step), ("epochs", epochs)):
@@ -187,12 +233,13 @@ def make_steps(
             raise ValueError(f"{name} is {number}; use a positive number")
     if seed < 0:
         raise ValueError(f"seed is {seed}; use 0 or more")
-    steps = Steps(dataset, tokens_per_step, 2**62, epochs, seed)
-    if not len(steps.rows):
+    if not dataset.table["inputs"].any():
         raise ValueError(
             f"none of {len(dataset)} rows has a trained token; "
             "check that rows have an assistant message that fits into max_length"
         )
+    shares = None if mix is None else _shares(dataset, mix)
+    steps = Steps(dataset, tokens_per_step, 2**62, epochs, seed, shares)
     if tokens_per_batch is not None:
         _check_longest(steps.lengths, tokens_per_batch)
         steps.tokens_per_batch = tokens_per_batch
@@ -234,6 +281,19 @@ def _check_longest(lengths: Array, tokens_per_batch: int) -> None:
             f"a row has {longest} tokens and tokens_per_batch is {tokens_per_batch}; "
             f"raise tokens_per_batch to at least {longest} or lower max_length"
         )
+
+
+def _shares(dataset: Dataset, mix: Sequence[float]) -> list[float]:
+    shares = shares_of(mix)
+    tokens = np.bincount(dataset.table["file"], dataset.table["inputs"], len(shares))
+    if len(tokens) > len(shares):
+        raise ValueError(f"the mix has {len(mix)} weights for {len(tokens)} files; give each one")
+    if not tokens.all():
+        raise ValueError(
+            f"the mix has a weight for file {int(np.argmin(tokens > 0)) + 1}, of which nothing is "
+            "left to train on; leave the two out"
+        )
+    return shares
 
 
 def make_batch(dataset: Dataset, rows: Ints) -> Batch:

@@ -117,6 +117,32 @@ def read_rows(paths: PathLike | Iterable[PathLike]) -> Iterator[Row | DataError]
     return (row for name in names for row in _rows(name))
 
 
+def read_text(path: PathLike) -> str:
+    """Read a whole text file, plain or with gzip; "-" is standard input. CRLF becomes LF.
+
+    Raises:
+        DataError: it can't be read, isn't UTF-8 (the line is named), or says nothing.
+    """
+    name = os.fspath(path)
+    _refuse_unopenable(name)
+    try:
+        stream = _open(name)
+        with nullcontext() if name == "-" else stream:
+            data = _unzipped(stream).read().removeprefix(_BOM)
+    except _DAMAGED:
+        raise _bad_gzip(name, 0) from None
+    except OSError as error:
+        raise _unreadable(name, 0, error.strerror or error) from None
+    if foreign := _foreign(data, name, "text"):
+        raise foreign
+    text = _decode(data, 1, name)
+    if isinstance(text, DataError):
+        raise text
+    if not text.strip():
+        raise DataError("empty_file", "has no text", "check that it was written", name)
+    return text.replace("\r\n", "\n")
+
+
 def copy_stream(path: str, to: BinaryIO) -> None:
     """Copy what can be read only once, standard input ("-") or a pipe, as it is.
 
@@ -125,7 +151,7 @@ def copy_stream(path: str, to: BinaryIO) -> None:
     """
     _refuse_unopenable(path)
     try:
-        stream = _standard_input() if path == "-" else open(path, "rb")  # noqa: SIM115
+        stream = _open(path)
         with nullcontext() if path == "-" else stream:
             shutil.copyfileobj(stream, to)
     except OSError as error:
@@ -187,22 +213,15 @@ def _unreadable(path: str, line: int, reason: object) -> DataError:
 def _rows(path: str) -> Iterator[Row | DataError]:
     lines = None
     try:
-        stream = _standard_input() if path == "-" else open(path, "rb")  # noqa: SIM115
+        stream = _open(path)
         with nullcontext() if path == "-" else stream:
             before = _stamp(path, stream)
-            zipped = stream.peek(1)[:1] == b"\x1f"  # no text starts so
-            body = gzip.GzipFile(fileobj=stream) if zipped else stream
-            lines = _Lines(cast(BinaryIO, body))
+            lines = _Lines(_unzipped(stream))
             yield from _rows_of_stream(lines, path)
             if _stamp(path, stream) != before:
                 yield changed_file(path)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        yield DataError(
-            "bad_gzip",
-            f"the gzip data is damaged or breaks off after line {lines.number if lines else 0}",
-            "copy or download the file again",
-            path,
-        )
+    except _DAMAGED:
+        yield _bad_gzip(path, lines.number if lines else 0)
     except OSError as error:
         yield _unreadable(path, lines.number if lines else 0, error.strerror or error)
 
@@ -212,6 +231,27 @@ def _stamp(path: str, stream: BinaryIO) -> tuple[int, ...]:
     if path == "-" or not stat.S_ISREG((status := os.fstat(stream.fileno())).st_mode):
         return ()
     return status.st_size, status.st_mtime_ns
+
+
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)  # what damaged gzip data raises
+
+
+def _bad_gzip(path: str, after: int) -> DataError:
+    return DataError(
+        "bad_gzip",
+        f"the gzip data is damaged or breaks off after line {after}",
+        "copy or download the file again",
+        path,
+    )
+
+
+def _open(path: str) -> io.BufferedReader:
+    return _standard_input() if path == "-" else open(path, "rb")
+
+
+def _unzipped(stream: io.BufferedReader) -> BinaryIO:
+    zipped = stream.peek(1)[:1] == b"\x1f"  # no text starts so
+    return cast(BinaryIO, gzip.GzipFile(fileobj=stream) if zipped else stream)
 
 
 def _standard_input() -> io.BufferedReader:
@@ -269,17 +309,20 @@ _FOREIGN = {
 }
 
 
+def _foreign(start: bytes, path: str, format: str = "JSON Lines") -> DataError | None:
+    """What is wrong with a file that starts like no text in UTF-8."""
+    for magic, name in _FOREIGN.items():
+        if start.startswith(magic):
+            remedy = f"write it as {format} in UTF-8, plain or with gzip"
+            return DataError("foreign_file", f"is {name}", remedy, path)
+    return None
+
+
 def _rows_of_stream(lines: _Lines, path: str) -> Iterator[Row | DataError]:
     first = lines.take()
-    for magic, name in _FOREIGN.items():
-        if first.startswith(magic):
-            yield DataError(
-                "foreign_file",
-                f"is {name}",
-                "write it as JSON Lines in UTF-8, plain or with gzip",
-                path,
-            )
-            return
+    if foreign := _foreign(first, path):
+        yield foreign
+        return
     space = SPACE.encode()  # JSON's, no other
     while first and not first.strip(space):
         first = lines.take()
@@ -374,14 +417,11 @@ def _end_of_spread_row(decoder: Decoder, text: str, lines: _Lines) -> int:
 
 def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataError]:
     """Read `[row, ...]`, which starts on `line`. After broken JSON the rest can't be made out."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        start = data.rfind(b"\n", 0, error.start) + 1
-        line += data.count(b"\n", 0, start)
-        yield _bad_utf8(data[start : error.start + NEAR], error.start - start, path, line)
-        return
+    text = _decode(data, line, path)
     del data
+    if isinstance(text, DataError):
+        yield text
+        return
     decoder = Decoder()
     counted = 0  # line is right for this index
     end = at = skip_space(text, skip_space(text, 0) + 1)
@@ -416,6 +456,16 @@ def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataErro
 def _last(broken: JsonError) -> JsonError:
     broken.remedy += REST_UNREAD
     return broken
+
+
+def _decode(data: bytes, line: int, path: str) -> str | DataError:
+    """What UTF-8 makes of data that starts on `line`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        start = data.rfind(b"\n", 0, error.start) + 1
+        line += data.count(b"\n", 0, start)
+        return _bad_utf8(data[start : error.start + NEAR], error.start - start, path, line)
 
 
 def _bad_utf8(line: bytes, at: int, path: str, number: int) -> DataError:

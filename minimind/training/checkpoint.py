@@ -105,6 +105,16 @@ def load_checkpoint(
     return None, passed_over
 
 
+def read_extra(folder: Path) -> dict[str, Any] | None:
+    """What the newest whole checkpoint has as `extra`; None if there is none."""
+    for path in reversed(_checkpoints(folder)):
+        if _problem(path) is None:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            extra: dict[str, Any] = state["extra"]
+            return extra
+    return None
+
+
 def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that a run is made of between two steps: tensors on the CPU, and what JSON can hold."""
     plain = state.state_dict()

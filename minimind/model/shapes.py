@@ -1,0 +1,74 @@
+"""Name a few shapes to pretrain, and make others like them. Knows no weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from minimind.model.config import ModelConfig
+
+
+def qwen3_shape(
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    vocab_size: int = 8192,
+    intermediate_size: int | None = None,
+    context: int = 1024,
+) -> ModelConfig:
+    """A small model of Qwen3's kind: q/k norm, grouped queries in heads of 64, a tied head.
+
+    Args:
+        layers: how deep.
+        width: of the residual stream.
+        heads: query heads.
+        kv_heads: the heads they share.
+        vocab_size: of the tokenizer.
+        intermediate_size: of the SwiGLU; default 8/3 of the width, rounded up to a multiple of 64.
+        context: the longest, in tokens.
+    """
+    return ModelConfig(
+        model_type="qwen3",
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=intermediate_size or -(-8 * width // (3 * 64)) * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=64,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        qk_norm=True,
+    )
+
+
+SHAPES = {
+    "tiny": qwen3_shape(layers=4, width=128, heads=2, kv_heads=1),  # 1.8 million parameters
+    "small": qwen3_shape(layers=6, width=256, heads=4, kv_heads=2),  # 6.5
+    "medium": qwen3_shape(layers=12, width=512, heads=8, kv_heads=2),  # 38
+}
+
+
+def shape_named(name: str, vocab_size: int) -> ModelConfig:
+    """One of SHAPES with as many rows as the tokenizer has ids, or what a JSON file says.
+
+    Raises:
+        ValueError: no such name or file, a file that isn't a config.json, or too few rows.
+    """
+    if name in SHAPES:
+        return replace(SHAPES[name], vocab_size=vocab_size)
+    if not Path(name).is_file():
+        raise ValueError(f"{name}: no such shape; use {', '.join(SHAPES)} or a JSON file")
+    try:
+        shape = ModelConfig.from_hf(json.loads(Path(name).read_text(encoding="utf-8")), name)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: isn't JSON ({error}); write it like a config.json") from None
+    if vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"{name}: vocab_size is {shape.vocab_size} and the tokenizer has {vocab_size} ids; "
+            "raise it"
+        )
+    return shape
