@@ -27,7 +27,7 @@ ORDER = """
     summary, page, evaluate_page, inspect_page, prompt_line, stopping, resuming, journal, run
     base.recipe: korean, english, facts, grammar, statements, stories, sums, filter
     sft, pretrain, chat, evaluate, inspect, clean
-    base.recipe: world, gather
+    base.recipe: world, gather, search
 """
 # And three rules more:
 # - data and model don't know each other; only model.pretrained imports data.chatml, to save it.

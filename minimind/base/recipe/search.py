@@ -1,0 +1,190 @@
+"""Search shapes and learning rates at equal compute, each by a short pretraining; print a table.
+
+    python -m minimind.base.recipe.search corpus/*.jsonl --out runs/search \\
+        --shapes 4x320 6x256 10x192 --learning-rates 1e-3 2e-3 4e-3 --tokens 2000000
+
+--tokens are those of the first shape; the others get as many as cost the same operations. What is
+done already isn't done again: the same command goes on. Knows nothing of how a model is trained:
+every run is `python -m minimind.pretrain` in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+
+from minimind.data.corpus import build_corpus
+from minimind.model.config import ModelConfig
+from minimind.model.pretrained import load_tokenizer
+from minimind.model.shapes import qwen3_shape
+from minimind.model.transformer import Transformer
+from minimind.run import fail, prepare_terminal
+
+HEAD_DIM = 64
+HEADER = (
+    "| shape | parameters | learning rate | tokens | minutes | bits per byte | hangul | latin |\n"
+    "|--|--|--|--|--|--|--|--|"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Pretrain every shape with every learning rate, all for the same number of operations."""
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """As for pretraining."""
+    out: Path
+    """The folder of the runs."""
+    shapes: tuple[str, ...] = ("6x256", "3x384", "12x192")
+    """LAYERSxWIDTH; the width in heads of 64. The first one's --tokens are the compute."""
+    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    """The peaks."""
+    tokens: int = 2_000_000
+    """Tokens that the first shape is trained on."""
+    mix: tuple[float, ...] = ()
+    """A weight per file, as for pretraining."""
+    max_length: int = 512
+    """Tokens per window."""
+    tokens_per_step: int = 8192
+    """Tokens of one optimizer step."""
+    hold_back: float = 0.01
+    """Share of the documents to validate on."""
+
+    def __post_init__(self) -> None:
+        for name in ("files", "shapes", "learning_rates"):
+            if not getattr(self, name):
+                raise ValueError(f"{name.replace('_', '-')}: none are given; name some")
+        if self.tokens < 1:
+            raise ValueError(f"--tokens is {self.tokens}; use a positive number")
+
+
+def shape_of(name: str, vocab_size: int) -> ModelConfig:
+    """What "6x256" means: 6 layers of width 256, half as many key-value heads as heads.
+
+    Raises:
+        ValueError: it isn't LAYERSxWIDTH.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", name)
+    if not match or int(match[2]) % HEAD_DIM or not int(match[2]):
+        raise ValueError(f"--shapes has {name}; write LAYERSxWIDTH, a width in heads of {HEAD_DIM}")
+    layers, width = int(match[1]), int(match[2])
+    heads = width // HEAD_DIM
+    kv_heads = heads // 2 if heads % 2 == 0 else 1
+    return qwen3_shape(
+        layers=layers, width=width, heads=heads, kv_heads=kv_heads, vocab_size=vocab_size
+    )
+
+
+def operations_per_token(shape: ModelConfig, attended: float) -> float:
+    """Floating-point operations of training on one token, forward and backward.
+
+    6 for each weight of a matrix, the head's too (Kaplan et al. 2020, 2001.08361), and 12 for each
+    pair of a token with one it sees, for each dimension of each head.
+
+    Args:
+        shape: the model's.
+        attended: tokens that a token sees, itself too, on average.
+    """
+    width, heads = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+    kv_heads = shape.num_key_value_heads * shape.head_dim
+    layer = width * (2 * heads + 2 * kv_heads + 3 * shape.intermediate_size)
+    matrices = shape.num_hidden_layers * layer + shape.vocab_size * width
+    return 6 * matrices + 12 * shape.num_hidden_layers * heads * attended
+
+
+def search(options: SearchOptions) -> None:
+    """Run what isn't done yet, and print the table as it grows."""
+    tokenizer = load_tokenizer()
+    shapes = {name: shape_of(name, tokenizer.vocab_size) for name in options.shapes}
+    windows, _ = build_corpus(options.files, tokenizer, options.max_length)
+    lengths = windows.table["inputs"].astype(np.float64)
+    attended = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())
+    costs = {name: operations_per_token(shape, attended) for name, shape in shapes.items()}
+    compute = options.tokens * costs[options.shapes[0]]
+    print(f"{compute:.3g} operations each\n\n{HEADER}", flush=True)
+    for name, shape in shapes.items():
+        for rate in options.learning_rates:
+            out = options.out / f"{name}-{rate:g}"
+            out.mkdir(parents=True, exist_ok=True)
+            config = out / "shape.json"
+            config.write_text(json.dumps(shape.to_hf()), encoding="utf-8")
+            _pretrain(options, config, rate, round(compute / costs[name]))
+            print(_row(name, shape, rate, out), flush=True)
+
+
+def _pretrain(options: SearchOptions, config: Path, rate: float, tokens: int) -> None:
+    out = config.parent
+    if _is_done(out / "run.json", list(options.files), tokens):
+        return
+    choices: dict[str, object] = {
+        "out": out,
+        "config": config,
+        "learning-rate": rate,
+        "tokens": tokens,
+        "max-length": options.max_length,
+        "tokens-per-step": options.tokens_per_step,
+        "hold-back": options.hold_back,
+        "eval-every": 10**9,  # before the first step and after the last alone
+    }
+    command = [sys.executable, "-m", "minimind.pretrain", *options.files]
+    command += [word for name, value in choices.items() for word in (f"--{name}", str(value))]
+    if options.mix:
+        command += ["--mix", *map(str, options.mix)]
+    with (out / "log.txt").open("a", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise OSError(f"{out}: pretraining ended with code {done.returncode}; see log.txt there")
+
+
+def _is_done(record: Path, files: list[str], tokens: int) -> bool:
+    """Whether a run has ended that was trained on these."""
+    if not record.exists():
+        return False
+    found = json.loads(record.read_text(encoding="utf-8"))
+    same = found["options"]["files"] == files and found["options"]["tokens"] == tokens
+    return bool(same and found["outcome"]["finished"])
+
+
+def _row(name: str, shape: ModelConfig, rate: float, out: Path) -> str:
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    steps = [line for line in metrics if "tokens" in line]
+    measured = [line for line in metrics if "validation_loss" in line][-1:]
+    last = measured[0] if measured else {}
+    figures = [last.get(f"bits_per_byte{of}") for of in ("", "_hangul", "_latin")]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Transformer(shape).parameters())
+    cells = [
+        name,
+        f"{parameters:,}",
+        f"{rate:g}",
+        f"{sum(line['tokens'] for line in steps):,}",
+        f"{sum(line['seconds'] for line in steps) / 60:.1f}",
+        *("-" if figure is None else f"{figure:.4f}" for figure in figures),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and search."""
+    prepare_terminal()
+    try:
+        search(tyro.cli(SearchOptions, args=argv, prog="python -m minimind.base.recipe.search"))
+    except (ValueError, OSError) as error:
+        return fail(1, error)
+    except KeyboardInterrupt:
+        return fail(130, "interrupted; the same command goes on")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
