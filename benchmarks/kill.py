@@ -33,13 +33,13 @@ from benchmarks.environment import environment
 from benchmarks.harness import markdown
 from minimind import sft
 from minimind.model.pretrained import BASE, save
+from minimind.model.shapes import SHAPES
 from minimind.model.transformer import Transformer
-from minimind.pretrain import SMALL
 from minimind.tokenizer import Tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "conversations.jsonl"
 TINY = replace(
-    SMALL,
+    SHAPES["small"],
     hidden_size=32,
     intermediate_size=64,
     num_hidden_layers=2,
