@@ -84,13 +84,15 @@ def alternate(
     return results
 
 
-def matmul_peak(device: torch.device, seconds: float = 1.0) -> float:
+def matmul_peak(
+    device: torch.device, seconds: float = 1.0, dtype: torch.dtype = torch.float32
+) -> float:
     """FLOP/s of a large matrix product, the median of as many as fit into some seconds.
 
     Not the best of them: the cores of a shared machine are faster at one moment than at the next,
     and a training step gets its average share of both.
     """
-    a, b = (torch.randn(MATMUL, MATMUL, device=device) for _ in range(2))
+    a, b = (torch.randn(MATMUL, MATMUL, device=device, dtype=dtype) for _ in range(2))
     out, times = torch.empty_like(a), []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:

@@ -22,11 +22,10 @@ import numpy as np
 
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, alternate, markdown, ratio, serve, spread
-from benchmarks.train_throughput import Workload, add_training_options, ours
+from benchmarks.train_throughput import Workload, add_training_options, ours, precision_of
 from benchmarks.workload import SHAPES
 from minimind.run import choose_device
 from minimind.scoring import score
-from minimind.training.precision import resolve_precision
 
 SCORING = "scoring"
 
@@ -80,7 +79,7 @@ def scoring(workload: Workload, options: argparse.Namespace) -> Callable[[], Mea
     """Evaluation of each round's rows."""
     device = choose_device(options.device)
     model = workload.new_model().to(device)
-    precision = resolve_precision(options.precision, device)
+    precision = precision_of(options)
     rounds = workload.rounds()
 
     def work() -> Measures:

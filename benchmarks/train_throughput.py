@@ -7,7 +7,8 @@
 
 Everyone trains on the same conversations, 16 a step, and is timed over whole steps: forward,
 backward, clipping, AdamW. Tokens are the conversations' own, whatever padding somebody adds. Each
-contestant is a process; they take turns, and the peak is measured in turns with them.
+contestant is a process; they take turns, and the peak is measured in turns with them, in the type
+that products have: float32 on a CPU, unless --precision says otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from minimind.data.packing import Batch, cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.run import choose_device
 from minimind.training.loop import TrainConfig, TrainState, train_step
-from minimind.training.precision import autocast
+from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
 
 PER_STEP = 16  # conversations
 OURS = {"ours": 4096, "ours, 1,024 a micro-batch": 1024}  # tokens of a micro-batch, at most
@@ -70,6 +71,7 @@ def main() -> None:
         print(f"{shape}, {options.threads} threads\n\n{table(rounds)}\n", flush=True)
         results[shape] = rounds
     facts = environment(options.device) | {"threads": str(options.threads)}
+    facts["precision"] = precision_of(options)
     print(json.dumps(facts | {"results": results} if options.json else facts))
     if options.plot:
         plot(results, options.plot)
@@ -86,7 +88,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="needs the bench extra")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)  # what a child process does
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.peers and precision_of(options) != "fp32":
+        parser.error("--peers are measured in fp32; use --precision fp32")
+    return options
+
+
+def precision_of(options: argparse.Namespace) -> Precision:
+    """What products are computed in: asked for, else float32 on a CPU, so that all do the same."""
+    device = choose_device(options.device)
+    plain: Precision = "fp32" if device.type == "cpu" else "auto"
+    return resolve_precision(options.precision or plain, device)
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +108,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of products")
     parser.add_argument("--json", action="store_true", help="print every round's figures, too")
     parser.add_argument("--plot", type=Path)
 
@@ -149,7 +161,8 @@ def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
     """What does one round of `options.contestant`."""
     if options.contestant == PEAK:
         device = choose_device(options.device)
-        return lambda: {"flops_per_second": matmul_peak(device, 2.0)}
+        dtype = DTYPES[precision_of(options)]
+        return lambda: {"flops_per_second": matmul_peak(device, 2.0, dtype)}
     workload = Workload(options)
     if options.contestant in OURS:
         return ours(workload, options, OURS[options.contestant])
@@ -171,7 +184,7 @@ def ours(
     """Our loop; `rewrite` may change each batch before the clock starts."""
     device = choose_device(options.device)
     model = workload.new_model().to(device)
-    config = TrainConfig(precision=options.precision)
+    config = TrainConfig(precision=precision_of(options))
     state = TrainState(model, config)
     if compiled:
         with autocast(state.precision, device), warnings.catch_warnings():
