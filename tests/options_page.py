@@ -40,7 +40,8 @@ def page() -> str:
     parts = [HEAD]
     for name, options in COMMANDS.items():
         rows = "".join(f"| {' | '.join(row)} |\n" for row in rows_of(options))
-        parts.append(f"## python -m minimind.{name}\n\n{COLUMNS}{rows}")
+        about = (inspect.getdoc(options) or "").partition("\n\nExit codes")[0]
+        parts.append(f"## python -m minimind.{name}\n\n{about}\n\n{COLUMNS}{rows}")
     return "\n".join(parts)
 
 
