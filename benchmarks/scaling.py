@@ -33,8 +33,7 @@ import numpy as np
 import minimind
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, markdown, peak_memory, ratio, spread
-from minimind.data import dataset as dataset_module
-from minimind.data.dataset import DataOptions, DataReport, build_dataset
+from minimind.data.dataset import DataOptions, DataReport, build_dataset, read_dataset
 from minimind.data.packing import make_steps
 from minimind.data.sources import SETTLED_NS
 from minimind.data.table import COLUMNS, Table
@@ -218,7 +217,7 @@ def write_large_table(folder: Path, rows: int) -> None:
 def plan(folder: Path) -> Measures:
     """A child's work: open, plan, and build the step at 90% of the epoch."""
     started = time.perf_counter()
-    dataset, _ = dataset_module._read(folder)
+    dataset, _ = read_dataset(folder)
     opened = time.perf_counter()
     steps = make_steps(dataset, tokens_per_step=16 * 136, tokens_per_batch=4096)
     assert steps[len(steps) * 9 // 10]
@@ -247,7 +246,7 @@ def going_on(folder: Path, rows: int) -> dict[str, tuple[float, float]]:
     np.memmap(built / "loss_mask.bin", np.bool_, "r+")[:] = True
     command += ["--resume", "--max-minutes", "0"]
     subprocess.run(command, check=True, capture_output=True)
-    training, _ = dataset_module._read(built)[0].split(0.00001)
+    training, _ = read_dataset(built)[0].split(0.00001)
     steps = make_steps(training, tokens_per_step=2176)
     done = steps.steps_per_epoch * 9 // 10
     old = out / "checkpoints" / "step-00000001"
