@@ -23,7 +23,7 @@ from minimind.graphemes import whole_characters
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.prompt_line import KEYS, PromptLine
-from minimind.run import choose_device, compile_decoding, fail, prepare_terminal
+from minimind.run import choose_device, compile_decoding, fail, prepare_terminal, reader_left
 from minimind.sampler import Ending, SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
 
@@ -317,9 +317,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(EXIT_USAGE, error)
     try:
         run(options, device)
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+    except BrokenPipeError:
+        return reader_left(EXIT_FAILED)
     except (ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:

@@ -12,16 +12,22 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from minimind.data.conversation import Conversation, DataError
-from minimind.data.dataset import REJECTED, DataOptions, cache_directory
+from minimind.data.conversation import Conversation, DataError, printable
+from minimind.data.dataset import DataOptions, cache_directory
 from minimind.data.reader import read_conversations
 from minimind.data.selection import select_rows
 from minimind.data.sources import readable_again
 from minimind.inspect_page import inspection_page, tables
 from minimind.model.pretrained import load_tokenizer
 from minimind.preflight import Check, check_data
-from minimind.run import fail, prepare_terminal
-from minimind.summary import describe_rows, describe_tokens, show_tokens
+from minimind.run import fail, prepare_terminal, reader_left
+from minimind.summary import (
+    count_lengths,
+    describe_selection,
+    describe_tokens,
+    draw_lengths,
+    show_tokens,
+)
 from minimind.survey import Survey, survey
 from minimind.tokenizer import Tokenizer
 
@@ -69,9 +75,21 @@ class InspectOptions:
         if (self.data.prompt_key is None) != (self.data.answer_key is None):
             raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
         for row in self.rows:
-            line = row.rpartition(":")[2]
-            if not line.isdigit():
+            file, colon, line = row.rpartition(":")
+            if not (line.isascii() and line.isdigit()):
                 raise ValueError(f"--rows has {row}; use LINE or FILE:LINE")
+            if colon and file not in self.files:
+                raise ValueError(f"--rows has {row}; its file is none of {', '.join(self.files)}")
+        if self.html is not None:
+            self._check_html(self.html)
+
+    def _check_html(self, path: Path) -> None:
+        """Whether a page can stand there; known before the work, which may be long."""
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ValueError(f"--html {path}: is a folder, or its folder isn't there; name a file")
+        data = filter(None, (*self.files, self.val_data))
+        if any(Path(file).resolve() == path.resolve() for file in data):
+            raise ValueError(f"--html {path}: is the data itself; name another file")
 
 
 def run(options: InspectOptions) -> bool:
@@ -86,37 +104,55 @@ def run(options: InspectOptions) -> bool:
             val_data=options.val_data,
             val_fraction=options.val_fraction,
         )
-        source = selection.sources[0]
         names = dict(zip(files, options.files, strict=True))
-        places = [row if ":" in row else f"{options.files[0]}:{row}" for row in options.rows]
+        places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)
         checks: list[Check] = []
         if options.check:
             whole = select_rows(files, tokenizer, options.data).training
             rows = _read(files, names, options.data)
             checks = list(
-                check_data(rows, found.rows, whole, source.report, found, tokenizer, options.data)
+                check_data(
+                    rows,
+                    found.rows,
+                    whole,
+                    selection.sources[0].report,
+                    found,
+                    tokenizer,
+                    options.data,
+                )
             )
     lines = [
-        *describe_rows(source.report, source.folder / REJECTED),
+        *describe_selection(selection, options.val_data),
         *describe_tokens(selection.training, selection.validation),
         f"hash: {selection.training.hash()}",
     ]
     if found.duplicates:
-        lines.append(f"duplicates: {found.duplicates:,} rows stand more than once")
-    if options.json:
-        print(
-            json.dumps(_facts(lines, checks, found, selection.training.hash()), ensure_ascii=False)
-        )
-    else:
-        _print(lines, checks, found, tokenizer)
+        lines.append(f"duplicates: {found.duplicates:,} rows say what a row before them says")
+    shown = {row.place for row in found.shown}
+    lines += [
+        f"no row that can be used stands at {place}" for place in places if place not in shown
+    ]
+    length = options.data.max_length
     if options.html:
         title = f"What trains: {', '.join(options.files)}"
-        document = inspection_page(title, lines, checks, found, tokenizer, options.data.max_length)
+        document = inspection_page(title, lines, checks, found, tokenizer, length)
         options.html.write_text(document, encoding="utf-8", errors="backslashreplace")
-        if not options.json:
+    if options.json:
+        facts = _facts(lines, checks, found, selection.training.hash(), length)
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        _print([*lines, *draw_lengths(found.lengths, length)], checks, found, tokenizer)
+        if options.html:
             print(f"\n{options.html} shows all of it")
+    sys.stdout.flush()  # here, where a closed pipe is told
     return all(check.outcome != "failed" for check in checks)
+
+
+def _place(row: str, first_file: str) -> str:
+    """FILE:LINE of what --rows names."""
+    file, _, line = row.rpartition(":")
+    return f"{file or first_file}:{int(line)}"
 
 
 def _read(files: list[str], names: dict[str, str], options: DataOptions) -> Iterator[Conversation]:
@@ -142,8 +178,9 @@ def _print(lines: list[str], checks: list[Check], found: Survey, tokenizer: Toke
         largest = sorted(counts.items(), key=lambda item: -item[1])[:8]
         print(f"{title}: " + ", ".join(f"{count:,} {value}" for value, count in largest))
     for row in found.shown:
-        print(f"\n{row.place} ({', '.join(row.reasons)})")
-        print(show_tokens(row.example, row.kept, tokenizer, colour=sys.stdout.isatty()))
+        print(f"\n{printable(row.place)} ({', '.join(row.reasons)})")
+        part, more = row.part()
+        print(show_tokens(part, row.kept, tokenizer, colour=sys.stdout.isatty()) + printable(more))
     if checks:
         print()
     for check in checks:
@@ -152,7 +189,9 @@ def _print(lines: list[str], checks: list[Check], found: Survey, tokenizer: Toke
             print(f"    consequence: {check.consequence}")
 
 
-def _facts(lines: list[str], checks: list[Check], found: Survey, data_hash: str) -> dict[str, Any]:
+def _facts(
+    lines: list[str], checks: list[Check], found: Survey, data_hash: str, max_length: int
+) -> dict[str, Any]:
     """What a machine wants to know."""
     lengths = np.array(found.lengths)
     counted = ("rows", "duplicates", "unsupervised", "truncated", "dropped_long", "tokens_lost")
@@ -164,6 +203,7 @@ def _facts(lines: list[str], checks: list[Check], found: Survey, data_hash: str)
         "tokens_per_row": np.percentile(lengths, [0, 5, 50, 95, 100]).tolist()
         if len(lengths)
         else [],
+        "rows_by_tokens": count_lengths(found.lengths, max_length),
         "counts": {title: dict(counts) for title, counts in tables(found).items()},
         "sentences": lines,
         "checks": [asdict(check) for check in checks],
@@ -191,6 +231,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK if run(options) else EXIT_CHECK
     except DataError as error:
         return fail(EXIT_DATA, error)
+    except BrokenPipeError:
+        return reader_left(EXIT_CHECK)
     except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
     except KeyboardInterrupt:

@@ -47,7 +47,7 @@ function filter() {
   let shown = 0;
   for (const row of rows) {
     const fits = row.dataset.text.includes(wanted)
-      && (reason.value === '' || row.dataset.reasons.split('|').includes(reason.value));
+      && (reason.value === '' || row.dataset.reasons.split('\\n').includes(reason.value));
     row.hidden = !fits;
     shown += fits ? 1 : 0;
   }
@@ -167,24 +167,26 @@ def _counts(name: str, counts: Mapping[Any, int]) -> str:
 
 def _row(row: ShownRow, tokenizer: Tokenizer) -> str:
     trained = sum(row.example.loss_mask[: row.kept])
-    text = tokenizer.decode(row.example.input_ids)
+    part, more = row.part()
+    text = tokenizer.decode(part.input_ids)
     decoder = tokenizer.stream_decoder()
+    every_reason = "\n".join(row.reasons)  # none of them has a line's end in it
     reasons = " ".join(
         f'<span class="reason{"" if reason in PICKED else " suspicious"}">{escape(reason)}</span>'
         for reason in row.reasons
     )
     return (
-        f'<div class="row panel" data-reasons="{escape("|".join(row.reasons))}" '
+        f'<div class="row panel" data-reasons="{escape(every_reason)}" '
         f'data-text="{escape(text.lower())}">'
         f'<div><span class="faint">{escape(row.place)} · {len(row.example):,} tokens, '
         f'{trained:,} trained</span> {reasons}</div><div class="tokens">'
         + "".join(
             _token(tokenizer, id, decoder.push(id), trained, at < row.kept)
-            for at, (id, trained) in enumerate(
-                zip(row.example.input_ids, row.example.loss_mask, strict=True)
-            )
+            for at, (id, trained) in enumerate(zip(part.input_ids, part.loss_mask, strict=True))
         )
-        + "</div></div>"
+        + "</div>"
+        + (f'<div class="faint">{escape(more)}</div>' if more else "")
+        + "</div>"
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import resource
 import sys
@@ -275,6 +276,12 @@ def processor() -> str:
 def fail(code: int, error: object) -> int:
     """Say what went wrong, and hand on the exit code."""
     print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def reader_left(code: int) -> int:
+    """Write nothing more to a pipe whose reader has seen enough, as `head` does; hand on `code`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 

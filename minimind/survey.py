@@ -26,6 +26,7 @@ BLOCK_ROWS = 512
 PER_REASON = 3  # rows shown for each reason to look at them
 DRAWN = 200  # rows drawn by chance
 SHOWN = 5  # of these, shown
+MOST_TOKENS = 5000  # shown of a row; a person scrolls no further, and a browser chokes on millions
 PICKED = ("chosen", "longest", "shortest", "drawn by chance")  # reasons that mean no harm
 
 
@@ -51,6 +52,14 @@ class ShownRow:
     def place(self) -> str:
         """FILE:LINE"""
         return f"{self.conversation.path}:{self.conversation.line}"
+
+    def part(self) -> tuple[Example, str]:
+        """What of a very long row is shown, and a sentence about the rest; all of a chosen one."""
+        rest = len(self.example) - MOST_TOKENS
+        if rest <= 0 or "chosen" in self.reasons:
+            return self.example, ""
+        ids, mask = self.example.input_ids[:MOST_TOKENS], self.example.loss_mask[:MOST_TOKENS]
+        return Example(ids, mask), f"… {rest:,} more tokens; --rows {self.place} shows them"
 
 
 @dataclass(slots=True)

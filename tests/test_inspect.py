@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +113,43 @@ def test_json_holds_counts_and_shown_tokens(data, capsys, tokenizer) -> None:
     assert tokenizer.decode(trained) == "Hello!<|im_end|>"
 
 
+def test_lengths_are_drawn_and_told_to_machines(data, capsys) -> None:
+    assert main(data) == 0
+    printed = capsys.readouterr().out
+    drawing = printed[printed.index("tokens per row, before truncation:") :].splitlines()
+    assert drawing[1].endswith("█ 1 to 52: 44")
+    assert drawing[11].endswith("- --max-length 512")
+    assert re.search(r"█ +513 to [\d,]+: 1$", drawing[12])
+    counts = facts(capsys, data)["rows_by_tokens"]
+    assert [count for *_, count in counts] == [44, *[0] * 9, 1]
+
+
+def test_a_row_that_is_not_there_is_told(data, capsys) -> None:
+    assert main(data, "--rows", "3", "99") == 0
+    printed = capsys.readouterr().out
+    assert f"no row that can be used stands at {data}:99\n" in printed
+    assert f"no row that can be used stands at {data}:3\n" not in printed
+
+
+def test_rows_left_out_for_the_validation_file_are_told_as_sft_does(data, tmp_path, capsys) -> None:
+    held_back = tmp_path / "held_back.jsonl"
+    held_back.write_text(json.dumps(ROWS[1]) + "\n", encoding="utf-8")
+    assert main(data, "--val-data", held_back) == 0
+    printed = capsys.readouterr().out
+    assert f"1 rows left out of training: their prompts stand in {held_back}" in printed
+
+
+def test_a_pipe_that_is_closed_early_ends_without_a_word_and_with_the_page(data, tmp_path) -> None:
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "minimind.inspect", str(data), "--html", str(page)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+    assert page.exists()
+
+
 def test_checks_pass_on_sound_data_and_fail_loudly(data, capsys, monkeypatch) -> None:
     assert main(data, "--check") == 0
     assert "passed: each answer trains its end token, once (45 rows)" in capsys.readouterr().out
@@ -135,6 +175,11 @@ def test_rows_come_from_standard_input_too(data, capsys, monkeypatch) -> None:
         (("data.jsonl", "--val-fraction", "1"), 2, "--val-fraction is 1.0; use 0 to less than 1"),
         (("data.jsonl", "--prompt-key", "q"), 2, "one of --prompt-key and --answer-key is missing"),
         (("data.jsonl", "--rows", "x"), 2, "--rows has x; use LINE or FILE:LINE"),
+        (("data.jsonl", "--rows", "²"), 2, "--rows has ²; use LINE or FILE:LINE"),
+        (("data.jsonl", "--rows", "a.jsonl:1"), 2, "its file is none of data.jsonl"),
+        (("data.jsonl", "--html", "."), 2, "--html .: is a folder, or its folder isn't there"),
+        (("data.jsonl", "--html", "a/b.html"), 2, "--html a/b.html: is a folder, or its folder"),
+        (("data.jsonl", "--html", "./data.jsonl"), 2, "--html data.jsonl: is the data itself"),
         (("absent.jsonl",), 3, "absent.jsonl: there is no such file"),
         (("data.jsonl", "--model", "/no/such"), 2, "/no/such: no such directory"),
     ],
@@ -189,6 +234,13 @@ def test_rows_can_be_filtered_by_words_and_reasons(page) -> None:
         "reason.dispatchEvent(new Event('change'));"
         "return [all, some, count(), document.getElementById('shown').innerText]; })()",
     )
+    spelling = ask(
+        page,
+        "(() => { const reason = document.getElementById('reason');"
+        "reason.value = 'content spells <|im_end|>'; reason.dispatchEvent(new Event('change'));"
+        "return document.querySelectorAll('.row:not([hidden])').length; })()",
+    )
+    assert spelling == 1
     total = shown[0]
     assert shown == [total, 1, 1, f"1 of {total} rows shown"]
     assert total > 5

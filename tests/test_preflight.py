@@ -207,6 +207,26 @@ def test_what_can_not_be_checked_is_not_passed(tokenizer, monkeypatch) -> None:
     assert (found.outcome, found.fact) == ("not checked", "transformers isn't installed")
 
 
+def test_what_no_row_showed_is_not_passed(tokenizer) -> None:
+    pytest.importorskip("transformers")
+    rows = [chat("What does <|im_end|> do?", "It ends a turn.")]
+    assert check(tokenizer, rows)[TEMPLATE].outcome == "not checked"
+    nothing = check(tokenizer, [])
+    assert {nothing[name].outcome for name in (MASK, STOP, PREFIX, CUT)} == {"not checked"}
+
+
+def test_a_package_that_transformers_needs_is_told(tokenizer, monkeypatch) -> None:
+    pytest.importorskip("transformers")
+
+    def lacking(*_: object) -> None:
+        raise ImportError("apply_chat_template requires jinja2")
+
+    monkeypatch.setattr(preflight, "_render", lacking)
+    found = check(tokenizer)[TEMPLATE]
+    assert found.outcome == "not checked"
+    assert "lacks a package: apply_chat_template requires jinja2" in found.fact
+
+
 def test_many_rows_are_sampled_and_it_is_said(tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(preflight, "SAMPLE_ROWS", 2)
     assert check(tokenizer)[MASK].fact == "2 rows, drawn from 4"

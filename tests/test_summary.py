@@ -14,11 +14,13 @@ from minimind.data.packing import make_steps
 from minimind.summary import (
     GREEN,
     RESET,
+    count_lengths,
     describe_corpus,
     describe_mix,
     describe_plan,
     describe_rows,
     describe_tokens,
+    draw_lengths,
     loss_plot,
     prompt_of,
     show_row,
@@ -78,6 +80,22 @@ def test_the_summary_names_every_loss(tokenizer: Tokenizer) -> None:
     trained = 4 * sum(encode_conversation(CHAT, tokenizer).loss_mask)
     assert f"training: 4 rows, {4 * len(dataset[0])} tokens, {trained} supervised" in text
     assert "validation: 1 rows" in text
+
+
+@pytest.mark.parametrize("max_length", [5, 64, 100, 300])
+def test_every_row_is_drawn_once_by_its_length(max_length: int) -> None:
+    lengths = [1, 5, 6, 64, 65, 90, 100, 100]
+    counts = count_lengths(lengths, max_length)
+    assert sum(count for *_, count in counts) == len(lengths)
+    for low, high, count in counts:
+        assert count == sum(low <= length <= high for length in lengths)
+        assert high <= max_length or low == max_length + 1  # no span crosses the line
+    drawn = [line for line in draw_lengths(lengths, max_length) if "--max-length" in line]
+    assert len(drawn) == (max_length < max(lengths))
+
+
+def test_of_no_rows_no_lengths_are_drawn() -> None:
+    assert count_lengths([], 512) == []
 
 
 def test_the_loss_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from minimind import survey as survey_module
 from minimind.data.conversation import Conversation, Message
 from minimind.data.dataset import DataOptions
 from minimind.survey import DRAWN, PER_REASON, Survey, survey
@@ -94,6 +95,16 @@ def test_of_many_rows_few_are_shown_and_the_extremes_are_right(tokenizer) -> Non
         shown = [row for row in found.shown if name in row.reasons]
         assert sorted(len(row.example) for row in shown) == expected
     assert len([row for row in found.shown if "duplicate" in row.reasons]) >= PER_REASON
+
+
+def test_a_very_long_row_is_shown_in_part_unless_it_is_chosen(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(survey_module, "MOST_TOKENS", 20)
+    rows = numbered([chat("Hi", "word " * 40)] * 2)
+    one, other = survey(rows, tokenizer, OPTIONS, chosen=["data.jsonl:2"]).shown
+    part, more = one.part()
+    assert list(part.input_ids) == list(one.example.input_ids)[:20]
+    assert more == f"… {len(one.example) - 20} more tokens; --rows data.jsonl:1 shows them"
+    assert other.part() == (other.example, "")
 
 
 def test_nothing_gives_an_empty_survey(tokenizer) -> None:
