@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from minimind.data.conversation import DataError
+from minimind.data.conversation import DataError, printable
 from minimind.data.dataset import OnBadRow, cache_directory
 from minimind.data.documents import encode_documents, read_documents
 from minimind.data.questions import Question, read_questions
@@ -24,20 +25,25 @@ from minimind.evaluation import (
     Evaluation,
     Record,
     compare,
+    describe_counts,
     evaluate,
     score_documents,
 )
 from minimind.model.pretrained import load
+from minimind.model.transformer import Transformer
 from minimind.run import (
     choose_device,
     compile_decoding,
     fail,
     new_folder,
     prepare_terminal,
+    reader_left,
     versions,
 )
 from minimind.sampler import SampleConfig
+from minimind.tokenizer import Tokenizer
 
+CELL = 11  # a column's least width, so that perplexities fit
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -54,12 +60,15 @@ class EvaluateOptions:
     """
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Rows with or without answers, or .txt files with a prompt a line; - is standard input."""
+    """Rows with or without answers, or .txt files with a prompt a line; - is standard input:
+    rows, or with --documents one text."""
     model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A run's folder, another Hugging Face folder or a hub name, once or several times; default:
     the embedded base."""
     out: Path | None = None
     """Folder for results.json and report.html; default: a new evaluations/NAME-N."""
+    overwrite: bool = False
+    """Replace results that are in --out."""
     metrics: tuple[str, ...] = ()
     """Of answers, beside what is always measured: exact, contains, regex, numeric, chrf."""
     generate: bool = True
@@ -103,6 +112,12 @@ class EvaluateOptions:
             raise ValueError(f"--show is {self.show}; use 0 or more")
         if not (self.generate or self.score):
             raise ValueError("--no-generate and --no-score leave nothing to do; drop one of them")
+        if len(set(self.model)) < len(self.model):
+            raise ValueError("--model names one twice; name each once")
+        if self.documents and (self.metrics or self.limit or self.system or not self.score):
+            raise ValueError(
+                "--documents scores whole texts; leave out --metrics, --limit, --system, --no-score"
+            )
 
     @property
     def evaluation(self) -> Evaluation:
@@ -116,8 +131,8 @@ class EvaluateOptions:
         )
 
 
-def run(options: EvaluateOptions, evaluation: Evaluation, out: Path, device: torch.device) -> None:
-    """Evaluate one model after the other, print, and write the results."""
+def run(options: EvaluateOptions, evaluation: Evaluation, device: torch.device) -> None:
+    """Evaluate one model after the other, write the results, and print."""
     found: dict[str, list[Record]] = {}
     with readable_again(options.files, cache_directory()) as files:
         names = dict(zip(files, options.files, strict=True))
@@ -127,17 +142,8 @@ def run(options: EvaluateOptions, evaluation: Evaluation, out: Path, device: tor
             if options.compile:
                 compile_decoding(model, options.rows_per_batch, print)
             if options.documents:
-                length = model.config.max_position_embeddings
                 found[label] = [
-                    score_documents(
-                        model,
-                        tokenizer,
-                        encode_documents(
-                            (d.text for d in read_documents(file, names[file])), tokenizer, length
-                        ),
-                        names[file],
-                    )
-                    for file in files
+                    _score_text(model, tokenizer, file, names[file], options) for file in files
                 ]
                 continue
             with tqdm(desc=label, unit="rows", file=sys.stderr, disable=None) as bar:
@@ -147,17 +153,45 @@ def run(options: EvaluateOptions, evaluation: Evaluation, out: Path, device: tor
                 found[label] = list(records)
             for record in found[label]:
                 record.path = names[record.path]
-    if not any(found.values()):
-        raise DataError("no_rows", "has no rows", "name a file with rows", options.files[0])
+    if not any(record.values for records in found.values() for record in records):
+        remedy = "name a file with some that fit the model's context"
+        raise DataError("no_rows", "has no rows to ask or to score", remedy, options.files[0])
+    results = {"options": asdict(options), "versions": versions()} | compare(found)
+    out = _write(results, options)
     for sentence in _answers(found, options.show):
         print(sentence)
-    results = {"options": asdict(options), "versions": versions()} | compare(found)
     print("\n".join(_table(results)))
-    out.mkdir(parents=True, exist_ok=True)
+    print(f"\n{out / 'results.json'} and {out / 'report.html'} hold every row")
+    sys.stdout.flush()  # here, where a closed pipe is told
+
+
+def _score_text(
+    model: Transformer, tokenizer: Tokenizer, file: str, name: str, options: EvaluateOptions
+) -> Record:
+    """Score a file of documents; errors and the Record have its name."""
+    texts = (document.text for document in read_documents(file, name))
+    examples = encode_documents(texts, tokenizer, model.config.max_position_embeddings)
+    return score_documents(model, tokenizer, examples, name, options.tokens_per_batch)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Whether results can stand there; known before the work, which may take hours."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--out {out}: {there} is no folder that can be written; name another")
+    if (out / "results.json").exists() and not overwrite:
+        raise ValueError(f"--out {out}: has results; --overwrite replaces them, or name another")
+
+
+def _write(results: dict[str, Any], options: EvaluateOptions) -> Path:
+    """Write both files; says in which folder. A default one is new, and so never another run's."""
+    name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
+    out = options.out or new_folder(name or "rows", Path("evaluations"))
+    out.mkdir(parents=True, exist_ok=options.out is not None)
     text = json.dumps(results, ensure_ascii=False, allow_nan=False, indent=1, default=str)
     (out / "results.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     (out / "report.html").write_text(evaluation_page(results), encoding="utf-8")
-    print(f"\n{out / 'results.json'} and {out / 'report.html'} hold every row")
+    return out
 
 
 def _questions(
@@ -187,11 +221,16 @@ def _answers(found: dict[str, list[Record]], show: int) -> Iterator[str]:
     """The first rows' questions, each with every model's answer."""
     for records in islice(zip(*found.values(), strict=True), show):
         if any(record.answer is not None for record in records):
-            yield f"\nquestion: {records[0].question}"
+            yield f"\nquestion: {_shown(records[0].question)}"
             for label, record in zip(found, records, strict=True):
                 name = f"answer ({label})" if len(found) > 1 else "answer"
                 unasked = "(not asked: it doesn't fit the context)"
-                yield f"{name}: {unasked if record.answer is None else record.answer}"
+                yield f"{name}: {unasked if record.answer is None else _shown(record.answer)}"
+
+
+def _shown(text: str) -> str:
+    """Lines as they are; what would disturb a terminal is shown, not done."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _table(results: dict[str, Any]) -> list[str]:
@@ -199,19 +238,16 @@ def _table(results: dict[str, Any]) -> list[str]:
     models = results["models"]
     names = dict.fromkeys(name for model in models for name in model["figures"])
     width = max(map(len, names), default=0)
-    lines = ["", f"{'':{width}}  " + "  ".join(model["model"] for model in models)]
+    columns = [max(len(model["model"]), CELL) for model in models]
+    heads = [f"{model['model']:>{wide}}" for model, wide in zip(models, columns, strict=True)]
+    lines = ["", f"{'':{width}}  " + "  ".join(heads)]
     for name in names:
         cells = [
-            f"{model['figures'][name]:{len(model['model'])}.4f}"
-            if name in model["figures"]
-            else "-"
-            for model in models
+            f"{model['figures'][name]:{wide}.4f}" if name in model["figures"] else f"{'-':>{wide}}"
+            for model, wide in zip(models, columns, strict=True)
         ]
         lines.append(f"{name:{width}}  " + "  ".join(cells))
-    counts = models[0]
-    lines.append(
-        f"of {counts['rows']:,} rows, {counts['scored']:,} scored, {counts['asked']:,} asked"
-    )
+    lines += map(describe_counts, models)
     for difference in results["differences"]:
         lines.append(f"\n{difference['model']} minus {difference['from']}, 95% interval:")
         for name, (mean, low, high) in difference["figures"].items():
@@ -226,14 +262,15 @@ def main(argv: list[str] | None = None) -> int:
         options = tyro.cli(EvaluateOptions, args=argv, prog="python -m minimind.evaluate")
         evaluation = options.evaluation
         device = choose_device(options.device)
+        _check_out(options.out or Path("evaluations"), options.overwrite)
     except ValueError as error:
         return fail(EXIT_USAGE, error)
-    name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
-    out = options.out or new_folder(name or "rows", Path("evaluations"))
     try:
-        run(options, evaluation, out, device)
+        run(options, evaluation, device)
     except DataError as error:
         return fail(EXIT_DATA, error)
+    except BrokenPipeError:
+        return reader_left(EXIT_FAILED)
     except (ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:

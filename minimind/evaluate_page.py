@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minimind.evaluation import describe_counts
 from minimind.page import escape, page
 
 STYLE = """
@@ -40,8 +41,9 @@ def evaluation_page(results: dict[str, Any]) -> str:
     names = list(dict.fromkeys(name for model in models for name in model["figures"]))
     heads = "".join(f'<th class="number">{escape(model["model"])}</th>' for model in models)
     body = [
-        f"<p>{models[0]['rows']:,} rows of {escape(', '.join(results['options']['files']))}; "
-        f"{models[0]['scored']:,} scored, {models[0]['asked']:,} asked.</p>",
+        f"<p>{escape(', '.join(results['options']['files']))}<br>"
+        + "<br>".join(escape(describe_counts(model)) for model in models)
+        + "</p>",
         f"<table><tr><th>figure</th>{heads}</tr>",
         *(_figure_row(name, [model["figures"] for model in models]) for name in names),
         "</table>",

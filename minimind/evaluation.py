@@ -50,6 +50,7 @@ class Record:
         answer: what the model said; None if it wasn't asked.
         tokens: of the answer, the stop token too.
         values: per metric, and what figures are made of; only those that apply.
+        cut: whether some of the row's answers lies beyond the model's context, unscored.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Record:
     answer: str | None = None
     tokens: int = 0
     values: dict[str, float] = field(default_factory=dict)
+    cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class Evaluation:
         rows_per_batch: answers made side by side.
 
     Raises:
-        ValueError: no such metric, or a number that isn't positive.
+        ValueError: no such metric, its package isn't installed, or a number that isn't positive.
     """
 
     sampling: SampleConfig | None
@@ -86,6 +88,7 @@ class Evaluation:
         for name in self.metrics:
             if name not in CHOSEN:
                 raise ValueError(f"metrics has {name}; use some of {', '.join(CHOSEN)}")
+            CHOSEN[name](Case("", "a", "a", "a"))  # a missing package is told before the work
         for name in ("tokens_per_batch", "rows_per_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use a positive number")
@@ -108,7 +111,7 @@ def evaluate(
         done: told how many rows are through.
 
     Raises:
-        ValueError: a metric's package isn't installed, or the model's logits aren't finite.
+        ValueError: the model's logits aren't finite.
     """
     metrics: Metrics = ALWAYS | {name: CHOSEN[name] for name in evaluation.metrics}
     source = iter(questions)
@@ -160,19 +163,32 @@ def _of_model(name: str, records: Sequence[Record]) -> dict[str, Any]:
         "rows": len(records),
         "asked": sum(record.answer is not None for record in records),
         "scored": sum("supervised" in record.values for record in records),
+        "cut": sum(record.cut for record in records),
         "figures": figures(records),
         "sources": {path: figures(by_path[path]) for path in paths if len(paths) > 1},
     }
 
 
+def describe_counts(model: dict[str, Any]) -> str:
+    """How many rows a model's figures are over; `model` is one of the results' models."""
+    asked, cut = f"{model['scored']:,} scored, {model['asked']:,} asked", ""
+    if model["cut"]:
+        cut = f"; of {model['cut']:,} answers what lies beyond its context isn't scored"
+    return f"{model['model']}: of {model['rows']:,} rows {asked}{cut}"
+
+
 def _differences(
     ours: Sequence[Record], theirs: Sequence[Record]
 ) -> dict[str, tuple[float, float, float]]:
-    """Per figure the difference and its interval, over the rows that both have it of."""
+    """Per figure the difference and its interval, over the rows that both have it of.
+
+    Scores are of a row's same text: a row that one's context cuts is left out.
+    """
     out = {}
+    whole = np.array([not (a.cut or b.cut) for a, b in zip(ours, theirs, strict=True)])
     for name in names_of_figures(ours):
         a, b = parts(ours, name), parts(theirs, name)
-        both = (a[1] > 0) & (b[1] > 0)
+        both = (a[1] > 0) & (b[1] > 0) & (whole | (name not in SCORED))
         if both.any():
             out[name] = paired_bootstrap((a[0][both], a[1][both]), (b[0][both], b[1][both]))
     return out
@@ -256,6 +272,8 @@ def _score(
     context = model.config.max_position_embeddings
     rows = encode_rows([question.conversation for question in block], tokenizer)
     kept = [truncate(row, context, tokenizer) for row in rows]
+    for row, part, record in zip(rows, kept, records, strict=True):
+        record.cut = any(row.loss_mask[len(part) :])
     if any(any(row.loss_mask) for row in kept):
         scores = score(
             model, Dataset.from_examples(kept), tokenizer, tokens_per_batch=tokens_per_batch
@@ -264,13 +282,17 @@ def _score(
 
 
 def score_documents(
-    model: Transformer, tokenizer: Tokenizer, examples: Iterable[Example], path: str
+    model: Transformer,
+    tokenizer: Tokenizer,
+    examples: Iterable[Example],
+    path: str,
+    tokens_per_batch: int = 4096,
 ) -> Record:
     """Score text that was cut by `encode_documents`: one Record for all of a file."""
     record = Record(path, 0, "", None)
     source = iter(examples)
     while block := list(islice(source, BLOCK_ROWS)):
-        scores = score(model, block, tokenizer)
+        scores = score(model, block, tokenizer, tokens_per_batch=tokens_per_batch)
         part = [Record(path, 0, "", None) for _ in block]
         _note_scores(scores, part)
         for row in part:

@@ -100,7 +100,8 @@ def score(
         Scores, a row for each example; one without a supervised token has zeros.
 
     Raises:
-        ValueError: no example has a supervised token, or `tokens_per_batch` isn't positive.
+        ValueError: no example has a supervised token, `tokens_per_batch` isn't positive, or the
+            model's losses aren't finite.
     """
     dataset = examples if isinstance(examples, Dataset) else Dataset.from_examples(examples)
     if tokens_per_batch < 1:
@@ -132,6 +133,12 @@ def score(
                 for sum_, column in zip(sums, (nats, text_nats, *columns), strict=True):
                     sum_[group] = np.bincount(owner, column, len(group))
     model.train(was_training)
+    finite = np.isfinite(sums[0])
+    if not finite.all():
+        raise ValueError(
+            f"model: its loss of example {int(finite.argmin())} isn't finite; its weights are "
+            "broken, or too large for its dtype: load it with dtype=torch.float32"
+        )
     tokens, right, text = sums[2:].astype(np.int64)
     return Scores(sums[0], tokens, right, sums[1], text)
 

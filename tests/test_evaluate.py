@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from minimind import evaluate
+from minimind import evaluate, evaluation
+from minimind.model.pretrained import BASE, save
+from minimind.model.transformer import Transformer
+from minimind.scoring import score
+from minimind.tokenizer import Tokenizer
 from tests.browser import ask
-from tests.tiny import write_base
+from tests.tiny import CONFIG, write_base
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +55,7 @@ def test_one_model_is_judged_and_the_results_are_written(base, rows, tmp_path, c
     assert main([*arguments, *FAST]) == 0
     printed = capsys.readouterr().out
     assert "question: 이름이 <b>뭐</b>예요?\nanswer: " in printed
-    assert "of 3 rows, 2 scored, 3 asked" in printed
+    assert "of 3 rows 2 scored, 3 asked" in printed
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     (model,) = results["models"]
     assert {"loss", "perplexity", "bits_per_byte", "ended", "exact", "regex"} <= set(
@@ -147,6 +157,8 @@ def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) ->
         (["--prompt-key", "q"], 2, "one of --prompt-key and --answer-key is missing"),
         (["--limit", "0"], 2, "--limit is 0; use a positive number"),
         (["--show", "-1"], 2, "--show is -1; use 0 or more"),
+        (["--model", "a", "--model", "a"], 2, "--model names one twice; name each once"),
+        (["--documents", "--metrics", "exact"], 2, "--documents scores whole texts; leave out"),
         (["--temperature", "-1"], 2, "temperature is -1.0"),
         (["--model", "no/such/folder/here"], 1, "no/such/folder/here"),
     ],
@@ -156,9 +168,97 @@ def test_what_can_not_be_is_refused(rows, capsys, arguments, code, message) -> N
     assert message in " ".join(capsys.readouterr().err.replace("│", "").split())  # tyro's box
 
 
+@pytest.mark.parametrize("arguments", [[], ["--no-generate"], ["--documents"]])
+def test_weights_that_are_not_numbers_are_an_error(rows, tmp_path, capsys, arguments) -> None:
+    model = Transformer(CONFIG).initialize(1)
+    torch.nn.init.constant_(model.model.norm.weight, math.nan)
+    save(tmp_path / "broken", model, Tokenizer.load(BASE))
+    common = [str(rows), "--model", str(tmp_path / "broken"), "--out", str(tmp_path / "out")]
+    if arguments == ["--documents"]:
+        common[0] = str(tmp_path / "text.txt")
+        (tmp_path / "text.txt").write_text("some words")
+    assert main([*common, *arguments]) == 1
+    assert "finite; its weights are broken" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_results_can_not_stand_is_told_before_the_work(base, rows, tmp_path, capsys) -> None:
+    common = [str(rows), "--model", str(base), "--no-generate", "--out"]
+    for place in (rows, rows / "below"):
+        assert main([*common, str(place)]) == 2
+        printed = capsys.readouterr()
+        assert f"--out {place}: {rows} is no folder that can be written" in printed.err
+        assert not printed.out
+    out = str(tmp_path / "out")
+    assert main([*common, out]) == 0
+    assert main([*common, out]) == 2
+    assert f"--out {out}: has results; --overwrite replaces them" in capsys.readouterr().err
+    assert main([*common, out, "--overwrite"]) == 0
+
+
+def test_a_missing_package_is_told_before_the_work(base, rows, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr(evaluate, "load", None)  # nothing is loaded
+    assert main([str(rows), "--model", str(base), "--metrics", "chrf"]) == 2
+    assert "chrf: sacrebleu isn't installed" in capsys.readouterr().err
+
+
+def test_results_are_there_even_if_nobody_reads_what_is_printed(base, rows, tmp_path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "minimind.evaluate", str(rows), "--no-generate"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [*command, "--model", str(base), "--out", str(out)], stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+    assert (out / "report.html").exists()
+
+
+def test_what_lies_beyond_a_models_context_is_said_and_not_compared(base, tmp_path, capsys) -> None:
+    model = Transformer(replace(CONFIG, max_position_embeddings=24)).initialize(1)
+    save(tmp_path / "short", model, Tokenizer.load(BASE))
+    path = tmp_path / "rows.jsonl"
+    lines = [{"instruction": "Hi", "output": text} for text in ("Yes.", "one two three four " * 9)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    models = ["--model", str(base), "--model", str(tmp_path / "short")]
+    out = tmp_path / "out"
+    assert main([str(path), *models, "--no-generate", "--out", str(out)]) == 0
+    told = "short: of 2 rows 1 scored, 0 asked; of 1 answers what lies beyond its context"
+    assert told in capsys.readouterr().out
+    assert told in (out / "report.html").read_text(encoding="utf-8")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["differences"][0]["figures"]["loss"] == [0, 0, 0]  # of the first row alone
+
+
+def test_a_terminal_is_not_disturbed_by_what_a_row_says(base, tmp_path, capsys) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\x1b[2Jhello\n")
+    assert main([str(path), "--model", str(base), "--out", str(tmp_path / "out"), *FAST]) == 0
+    assert "question: \\x1b[2Jhello\n" in capsys.readouterr().out
+
+
+def test_tokens_per_batch_bounds_documents_too(base, tmp_path, monkeypatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words " * 200)
+    seen = []
+    monkeypatch.setattr(
+        evaluation, "score", lambda *given, **named: seen.append(named) or score(*given, **named)
+    )
+    common = [str(text), "--documents", "--model", str(base), "--out", str(tmp_path / "out")]
+    assert main([*common, "--tokens-per-batch", "300"]) == 0
+    assert {"tokens_per_batch": 300} in seen
+
+
 def test_no_file_and_no_rows_are_told(base, tmp_path, capsys) -> None:
     assert main([]) == 2
     assert "no file; name one" in capsys.readouterr().err
     (tmp_path / "empty.txt").write_text("\n\n")
     assert main([str(tmp_path / "empty.txt"), "--model", str(base)]) == 3
     assert "has no rows" in capsys.readouterr().err
+    (tmp_path / "nothing.txt").touch()
+    assert main([str(tmp_path / "nothing.txt"), "--documents", "--model", str(base)]) == 3
+    assert "has no rows to ask or to score" in capsys.readouterr().err
+    assert main([str(tmp_path / "absent.txt"), "--documents", "--model", str(base)]) == 3
+    assert "absent.txt: can't be read (No such file" in capsys.readouterr().err

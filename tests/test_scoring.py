@@ -129,6 +129,13 @@ def test_figures_that_cannot_be_are_not_numbers() -> None:
     assert math.isnan(scores.bits_per_byte)
 
 
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    model = new_model()
+    torch.nn.init.constant_(model.model.norm.weight, math.nan)
+    with pytest.raises(ValueError, match="its loss of example 0 isn't finite; its weights are"):
+        score(model, ragged_rows(2))
+
+
 def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ValueError, match="none of 1 rows has a supervised token; check"):
         score(new_model(), [Example([3, 4], [True, False])], Spelling())
