@@ -136,9 +136,9 @@ def run(options: EvaluateOptions, evaluation: Evaluation, device: torch.device) 
     found: dict[str, list[Record]] = {}
     with readable_again(options.files, cache_directory()) as files:
         names = dict(zip(files, options.files, strict=True))
-        for name in options.model or ("",):
-            label = name or "the embedded base"
-            model, tokenizer = load(name or None, device=device)
+        for name in options.model or (None,):
+            label = "the embedded base" if name is None else name
+            model, tokenizer = load(name, device=device)
             if options.compile:
                 compile_decoding(model, options.rows_per_batch, print)
             if options.documents:
@@ -162,7 +162,7 @@ def run(options: EvaluateOptions, evaluation: Evaluation, device: torch.device) 
         print(sentence)
     print("\n".join(_table(results)))
     print(f"\n{out / 'results.json'} and {out / 'report.html'} hold every row")
-    sys.stdout.flush()  # here, where a closed pipe is told
+    print(end="", flush=True)  # here, where a closed pipe is told
 
 
 def _score_text(

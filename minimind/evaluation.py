@@ -182,13 +182,16 @@ def _differences(
 ) -> dict[str, tuple[float, float, float]]:
     """Per figure the difference and its interval, over the rows that both have it of.
 
-    Scores are of a row's same text: a row that one's context cuts is left out.
+    Scores are of a row's same text: a row that one's context cuts is left out, and so are figures
+    per token where the models' tokens aren't the same.
     """
     out = {}
     whole = np.array([not (a.cut or b.cut) for a, b in zip(ours, theirs, strict=True)])
     for name in names_of_figures(ours):
         a, b = parts(ours, name), parts(theirs, name)
         both = (a[1] > 0) & (b[1] > 0) & (whole | (name not in SCORED))
+        if name in SCORED and SCORED[name][1] == "supervised" and (a[1] != b[1])[both].any():
+            continue
         if both.any():
             out[name] = paired_bootstrap((a[0][both], a[1][both]), (b[0][both], b[1][both]))
     return out

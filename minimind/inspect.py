@@ -145,7 +145,7 @@ def run(options: InspectOptions) -> bool:
         _print([*lines, *draw_lengths(found.lengths, length)], checks, found, tokenizer)
         if options.html:
             print(f"\n{options.html} shows all of it")
-    sys.stdout.flush()  # here, where a closed pipe is told
+    print(end="", flush=True)  # here, where a closed pipe is told
     return all(check.outcome != "failed" for check in checks)
 
 

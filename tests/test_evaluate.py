@@ -232,6 +232,11 @@ def test_what_lies_beyond_a_models_context_is_said_and_not_compared(base, tmp_pa
     assert results["differences"][0]["figures"]["loss"] == [0, 0, 0]  # of the first row alone
 
 
+def test_a_model_named_by_nothing_is_not_the_embedded_base(rows, capsys) -> None:
+    assert main([str(rows), "--model", ""]) == 1  # as of an empty shell variable
+    assert "no config.json" in capsys.readouterr().err
+
+
 def test_a_terminal_is_not_disturbed_by_what_a_row_says(base, tmp_path, capsys) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\x1b[2Jhello\n")

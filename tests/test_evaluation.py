@@ -122,6 +122,17 @@ def test_models_are_compared_on_the_same_rows_and_by_file(model, tokenizer) -> N
     assert [len(row["answers"]) for row in results["rows"]] == [2] * 9
 
 
+def test_models_of_other_tokens_are_compared_by_bytes_alone() -> None:
+    def records(tokens: float) -> list[Record]:
+        values = {"nats": 9.0, "supervised": tokens, "correct": 1.0, "text_bits": 8.0}
+        return [Record("a", line, "q", "a", values=values | {"text_bytes": 3.0}) for line in (1, 2)]
+
+    (same,) = compare({"a": records(4), "b": records(4)})["differences"]
+    assert set(same["figures"]) == {"loss", "accuracy", "bits_per_byte"}
+    (other,) = compare({"a": records(4), "b": records(5)})["differences"]
+    assert set(other["figures"]) == {"bits_per_byte"}
+
+
 def test_a_bootstrap_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(1)
     held = 0
