@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -230,6 +231,14 @@ def test_what_lies_beyond_a_models_context_is_said_and_not_compared(base, tmp_pa
     assert told in (out / "report.html").read_text(encoding="utf-8")
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert results["differences"][0]["figures"]["loss"] == [0, 0, 0]  # of the first row alone
+
+
+def test_ctrl_c_ends_with_its_own_exit_code(base, rows, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: signal.raise_signal(signal.SIGINT))
+    out = tmp_path / "out"
+    assert main([str(rows), "--model", str(base), "--out", str(out)]) == 130
+    assert "interrupted; nothing is written" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_model_named_by_nothing_is_not_the_embedded_base(rows, capsys) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,12 @@ def test_rows_come_from_standard_input_too(data, capsys, monkeypatch) -> None:
     assert "-:3 (content spells <|im_end|>" in capsys.readouterr().out
 
 
+def test_ctrl_c_ends_with_its_own_exit_code(data, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(inspect, "survey", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main(data) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -210,6 +217,11 @@ def test_the_page_shows_every_token_and_what_it_is(page, tokenizer: Tokenizer) -
     assert tokenizer.decode(trained) == "안녕하세요! 👩‍👩‍👧<|im_end|>"
     (lost,) = [tokens for place, tokens in rows if ":4 ·" in place]
     assert all("lost" in kind for _, kind in lost)
+
+
+def test_the_histogram_has_a_line_at_the_most_that_is_kept(page) -> None:
+    told = ask(page, "document.querySelector('svg .limit + text').textContent.trim()")
+    assert told == "--max-length 512"
 
 
 def test_pointing_at_a_token_tells_its_id_and_bytes(page) -> None:
