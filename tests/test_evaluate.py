@@ -270,9 +270,9 @@ def test_no_file_and_no_rows_are_told(base, tmp_path, capsys) -> None:
     assert "no file; name one" in capsys.readouterr().err
     (tmp_path / "empty.txt").write_text("\n\n")
     assert main([str(tmp_path / "empty.txt"), "--model", str(base)]) == 3
-    assert "has no rows" in capsys.readouterr().err
+    assert "has no rows to ask or to score" in capsys.readouterr().err
     (tmp_path / "nothing.txt").touch()
     assert main([str(tmp_path / "nothing.txt"), "--documents", "--model", str(base)]) == 3
-    assert "has no rows to ask or to score" in capsys.readouterr().err
+    assert "has no text; check that it was written" in capsys.readouterr().err
     assert main([str(tmp_path / "absent.txt"), "--documents", "--model", str(base)]) == 3
-    assert "absent.txt: can't be read (No such file" in capsys.readouterr().err
+    assert "absent.txt: there is no such file" in capsys.readouterr().err
