@@ -25,7 +25,7 @@ README, KOREAN = (
 # What makes a command of a page short enough for a test.
 SHORTER = {
     "sft": ["--max-steps", "2", "--device", "cpu"],
-    "evaluate": ["--max-new-tokens", "4", "--limit", "2"],
+    "evaluate": ["--max-new-tokens", "4"],
     "pretrain": ["--config", "tiny.json", "--max-length", "64", "--tokens-per-step", "256"],
     "chat": ["--max-new-tokens", "4"],
 }
