@@ -222,7 +222,8 @@ class _Picks:
 
     def rows(self) -> list[ShownRow]:
         """All of them, each once, with all reasons."""
-        self._by_reason["drawn by chance"] = self.drawn[:SHOWN]
+        some = self._random.sample(self.drawn, min(SHOWN, len(self.drawn)))
+        self._by_reason["drawn by chance"] = some
         found: dict[int, ShownRow] = {}
         for reason, rows in self._by_reason.items():
             for row in rows:

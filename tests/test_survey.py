@@ -9,7 +9,7 @@ import pytest
 from minimind import survey as survey_module
 from minimind.data.conversation import Conversation, Message
 from minimind.data.dataset import DataOptions
-from minimind.survey import DRAWN, PER_REASON, Survey, survey
+from minimind.survey import DRAWN, PER_REASON, SHOWN, Survey, survey
 
 OPTIONS = DataOptions(max_length=64)
 
@@ -95,6 +95,14 @@ def test_of_many_rows_few_are_shown_and_the_extremes_are_right(tokenizer) -> Non
         shown = [row for row in found.shown if name in row.reasons]
         assert sorted(len(row.example) for row in shown) == expected
     assert len([row for row in found.shown if "duplicate" in row.reasons]) >= PER_REASON
+
+
+def test_of_few_rows_too_those_drawn_are_not_the_first(tokenizer) -> None:
+    rows = numbered(chat(f"question {n}", "yes " * (n % 9 + 1)) for n in range(100))
+    found = survey(rows, tokenizer, DataOptions())
+    drawn = [row.number for row in found.shown if "drawn by chance" in row.reasons]
+    assert len(drawn) == SHOWN
+    assert max(drawn) > 50
 
 
 def test_a_very_long_row_is_shown_in_part_unless_it_is_chosen(tokenizer, monkeypatch) -> None:
