@@ -29,7 +29,7 @@ STYLE = """
 svg { max-width: 100%; height: auto } svg .bar { fill: var(--accent) }
 svg .limit { stroke: var(--ink); stroke-dasharray: 4 3 }
 svg text { fill: var(--faint); font-size: 11px }
-.passed { color: inherit } .failed { background: var(--bad) }
+.failed { background: var(--bad) } .outcome { white-space: nowrap }
 """
 SCRIPT = """
 const told = document.getElementById('token');
@@ -118,7 +118,7 @@ def _checks(checks: Sequence[Check]) -> str:
     if not checks:
         return ""
     rows = "".join(
-        f'<tr class="{check.outcome.split()[0]}"><td>{escape(check.outcome)}</td>'
+        f'<tr class="{check.outcome.split()[0]}"><td class="outcome">{escape(check.outcome)}</td>'
         f"<td>{escape(check.name)}</td><td>{escape(check.fact)}"
         + (f"<br>{escape(check.consequence)}" if check.consequence else "")
         + "</td></tr>"
