@@ -101,6 +101,44 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What all ranks together train in a step.
+
+    Attributes:
+        rows: indices of its examples.
+        tokens: read by the model.
+        supervised: predicted in the loss.
+    """
+
+    rows: tuple[int, ...]
+    tokens: int
+    supervised: int
+
+    @classmethod
+    def of(cls, batches: list[Batch]) -> Whole:
+        """The step that a rank's share belongs to; a list that is no share is all of its step."""
+        if isinstance(batches, Share):
+            return batches.whole
+        return cls(
+            tuple(row for batch in batches for row in batch.rows),
+            sum(len(batch) for batch in batches),
+            sum(batch.num_supervised for batch in batches),
+        )
+
+
+class Share(list[Batch]):
+    """One rank's micro-batches of a step.
+
+    Attributes:
+        whole: what all ranks train in it.
+    """
+
+    def __init__(self, batches: Iterable[Batch], whole: Whole) -> None:
+        super().__init__(batches)
+        self.whole = whole
+
+
 class Steps(Sequence[list[Batch]]):
     """The optimizer steps of a whole run; `steps[i]` builds the micro-batches of step i.
 
@@ -130,16 +168,20 @@ class Steps(Sequence[list[Batch]]):
         self.steps_per_epoch = min(max(1, wanted), self._least_rows())
         self._length = epochs * self.steps_per_epoch
         self._planned: tuple[int, Array, Ints] | None = None  # epoch, its rows, each step's end
+        self._rank, self._ranks = 0, 1
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> list[Batch]:  # type: ignore[override]
         rows = self.rows_of(index)
-        return [
-            make_batch(self.dataset, group)
-            for group in cut(rows, self.lengths[rows].astype(np.int64), self.tokens_per_batch)
-        ]
+        lengths = self.lengths[rows].astype(np.int64)
+        groups = cut(rows, lengths, self.tokens_per_batch, self._ranks)
+        own = [make_batch(self.dataset, group) for group in groups[self._rank :: self._ranks]]
+        if self._ranks == 1:
+            return own
+        supervised = int(self.dataset.table.take("trained", rows).sum())
+        return Share(own, Whole(tuple(rows.tolist()), int(lengths.sum()), supervised))
 
     def first(self, count: int | None) -> Steps:
         """The same plan, only its first `count` steps; None keeps all."""
@@ -166,6 +208,12 @@ class Steps(Sequence[list[Batch]]):
                 self.dataset.table.take("file", rows), self.lengths[rows], minlength=files
             )
         return tokens.astype(np.int64)
+
+    def share(self, rank: int, ranks: int) -> Steps:
+        """The same plan, of each step only one rank's micro-batches; each rank has equally many."""
+        out = copy.copy(self)
+        out._rank, out._ranks = rank, ranks
+        return out
 
     def rows_of(self, index: int) -> Ints:
         """The rows that step `index` trains on."""
@@ -257,6 +305,7 @@ class Batches(Iterable[Batch]):
         lengths = dataset.table["inputs"]
         self.rows = np.flatnonzero(lengths)
         _check_longest(lengths, tokens_per_batch)
+        self._rank, self._ranks = 0, 1
 
     def __bool__(self) -> bool:
         return len(self.rows) > 0
@@ -265,8 +314,15 @@ class Batches(Iterable[Batch]):
         for first in range(0, len(self.rows), BLOCK_ROWS // 4):
             rows = self.rows[first : first + BLOCK_ROWS // 4]
             lengths = self.dataset.table.take("inputs", rows).astype(np.int64)
-            for group in cut(rows, lengths, self.tokens_per_batch):
+            groups = cut(rows, lengths, self.tokens_per_batch, self._ranks)
+            for group in groups[self._rank :: self._ranks]:
                 yield make_batch(self.dataset, group)
+
+    def share(self, rank: int, ranks: int) -> Batches:
+        """The batches of one rank; each rank has equally many."""
+        out = copy.copy(self)
+        out._rank, out._ranks = rank, ranks
+        return out
 
 
 def batches_of(dataset: Dataset, tokens_per_batch: int) -> Batches:
@@ -297,7 +353,13 @@ def _shares(dataset: Dataset, mix: Sequence[float]) -> list[float]:
 
 
 def make_batch(dataset: Dataset, rows: Ints) -> Batch:
-    """Lay rows end to end; each has at least one trained token."""
+    """Lay rows end to end; each has at least one trained token.
+
+    No rows make a batch of one token that nothing is learned from: where another rank has a batch,
+    this one has to go through its motions.
+    """
+    if not len(rows):
+        return _IDLE
     counts = dataset.table.take("inputs", rows).astype(np.int64)
     starts = dataset.table.take("start", rows).astype(np.int64)
     ends = np.cumsum(counts)
@@ -333,15 +395,36 @@ def _running_sums(counts: Ints) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
-def cut(rows: Ints, lengths: Ints, budget: int) -> list[Ints]:
+_NONE = torch.zeros(0, dtype=torch.int64)
+_IDLE = Batch(
+    input_ids=torch.zeros(1, dtype=torch.int64),
+    positions=torch.zeros(1, dtype=torch.int64),
+    labels=torch.full((1,), IGNORE_INDEX),
+    cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
+    supervised=_NONE,
+    tails=torch.zeros(1, dtype=torch.int64),
+    tail_cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
+    supervised_in_tails=_NONE,
+    weights=None,
+    lengths=(1,),
+    tail_lengths=(1,),
+    max_seqlen=1,
+    num_supervised=0,
+    rows=(),
+)
+
+
+def cut(rows: Ints, lengths: Ints, budget: int, ranks: int = 1) -> list[Ints]:
     """Cut rows into as few groups of at most `budget` tokens as a balanced greedy cut finds.
 
-    Each row, longest first, joins the group with the fewest tokens (Graham 1969, LPT).
+    Each row, longest first, joins the group with the fewest tokens (Graham 1969, LPT). There is a
+    multiple of `ranks` groups, some of them empty where rows are few.
     """
     longest_first = np.argsort(-lengths, kind="stable").tolist()
     sizes = lengths.tolist()
     large = sum(2 * size > budget for size in sizes)  # no two of these share a group
-    for groups in range(max(1, large, -(-sum(sizes) // budget)), len(rows) + 1):
+    least = max(1, large, -(-sum(sizes) // budget))
+    for groups in range(-(-least // ranks) * ranks, len(rows) + ranks, ranks):
         loads = [(0, group) for group in range(groups)]  # a heap
         members: list[list[int]] = [[] for _ in loads]
         for index in longest_first:

@@ -146,6 +146,14 @@ class Transformer(nn.Module):
     def _decoder_layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
 
+    def forward(self, compute: Callable[[Transformer], Tensor]) -> Tensor:
+        """`compute(self)`, while embedding, final norm and head are at hand in one piece.
+
+        Training's losses are computed in here, head and all: where processes share the weights,
+        they are gathered when a module's `forward` is entered, and at no other time.
+        """
+        return compute(self)
+
     def hidden_states(
         self,
         input_ids: Tensor,

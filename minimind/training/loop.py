@@ -15,9 +15,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from minimind.data.packing import Batch
+from minimind.data.packing import Batch, Whole
 from minimind.model.attention import Documents, Tails
 from minimind.model.transformer import Transformer
+from minimind.training import distributed
 from minimind.training.compiling import Compiling, choose_compiling
 from minimind.training.loss import summed_cross_entropy
 from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if
@@ -192,16 +193,18 @@ def train_step(
     Where the loss or a gradient isn't finite, weights and moments stay what they were. Nothing
     here waits for the device: the caller reads what came of it.
     """
-    supervised = sum(batch.num_supervised for batch in batches)
-    if not supervised:
+    step = Whole.of(batches)
+    if not step.supervised:
         raise ValueError(
             f"step {state.step + 1} has no supervised token; leave out rows without one"
         )
     total = torch.zeros((), device=model.device)
-    for batch in prefetch(batches, model.device):
-        loss = batch_loss(model, batch, config, state.precision) / supervised
+    for number, batch in enumerate(prefetch(batches, model.device), 1):
+        distributed.announce_backward(model, last=number == len(batches))
+        loss = batch_loss(model, batch, config, state.precision) / step.supervised
         state.scaler.scale(loss).backward()
         total += loss.detach()
+    total = distributed.summed(total)
 
     state.scaler.unscale_(state.optimizer)
     norm = clip_gradients(model.parameters(), config.max_grad_norm)
@@ -214,9 +217,7 @@ def train_step(
         step_if(torch.isfinite(total + norm), state.optimizer)
     state.optimizer.zero_grad()
     state.step += 1
-    rows = tuple(row for batch in batches for row in batch.rows)
-    tokens = sum(len(batch) for batch in batches)
-    return StepResult(state.step, total, norm, rate, tokens, supervised, rows)
+    return StepResult(state.step, total, norm, rate, step.tokens, step.supervised, step.rows)
 
 
 def batch_loss(
@@ -224,9 +225,14 @@ def batch_loss(
 ) -> Tensor:
     """The loss summed over a batch's supervised tokens."""
     batch = batch.to(model.device)
-    with autocast(precision, model.device):
+
+    def compute(model: Transformer) -> Tensor:
         states, labels = supervised_states(model, batch, config.activation_checkpointing)
         return summed_cross_entropy(states, model.head_weight, labels, batch.weights)
+
+    with autocast(precision, model.device):
+        loss: Tensor = model(compute)
+    return loss
 
 
 def supervised_states(

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from minimind.training.distributed import whole
+
 
 def make_optimizer(
     model: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float
@@ -78,4 +80,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
     Source: Pascanu et al. 2013, arXiv:1211.5063.
     """
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    parameters = list(parameters)
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
