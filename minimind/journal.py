@@ -19,28 +19,33 @@ from minimind.training.precision import Precision
 
 
 class Metrics:
-    """metrics.jsonl, without lines of steps that will be done again."""
+    """metrics.jsonl, without lines of steps that will be done again; `path` None is no file."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path | None, step: int) -> None:
+        self._file: TextIO | None = None
+        if path is None:
+            return
         kept = 0
         if path.exists() and step:
             for line in path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                     break
                 kept += len(line)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
         self._file.truncate(kept)  # never rewritten: a crash here loses no line of an earlier step
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, values: Mapping[str, float | None]) -> None:
         """Add a line."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
 
 
 def behind(device: torch.device) -> int:

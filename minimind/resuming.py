@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 # Of the surroundings, what the last bits depend on.
-DECIDING = ("minimind", "torch", "threads", "processor", "device", "tokens per batch")
+DECIDING = (
+    "minimind",
+    "torch",
+    "threads",
+    "processor",
+    "device",
+    "processes",
+    "tokens per batch",
+)
 NEVER_THE_REASON = ("resume", "overwrite")
 
 

@@ -20,8 +20,9 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from minimind.resuming import Origin, changes, refusal
 from minimind.stopping import Stop
 from minimind.summary import show_row
 from minimind.tokenizer import Tokenizer
+from minimind.training import distributed
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
 from minimind.training.compiling import Compiling
 from minimind.training.loop import (
@@ -49,7 +51,7 @@ from minimind.training.loop import (
     train,
 )
 from minimind.training.loss import token_losses
-from minimind.training.precision import Precision, autocast
+from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
 from minimind.version import __version__
 
@@ -80,6 +82,7 @@ class Run:
         go_on: says how to go on where the run was stopped.
         measure: figures of a model at a validation, "validation_loss" among them; default: this
             loss alone, over `validation`.
+        shard: of several processes, how many hold one copy of the model together; None for all.
     """
 
     out: Path
@@ -94,6 +97,7 @@ class Run:
     keep: int = 2
     options: dict[str, Any] = field(default_factory=dict)
     go_on: str = "the same command goes on"
+    shard: int | None = None
     measure: Callable[[Transformer, Precision], Mapping[str, float]] | None = None
 
     @property
@@ -135,34 +139,54 @@ def fit(
 ) -> Outcome:
     """Train to the end of `steps` from the newest checkpoint of `run.out`, or from the beginning.
 
-    A signal or the time limit stops it after a step, with a checkpoint.
+    A signal or the time limit stops it after a step, with a checkpoint. Under torchrun every
+    process calls it, with the same arguments, and the first one says and writes all.
 
     Raises:
-        ValueError: the tokenizer has ids that the model has no rows for.
-        TrainingError: the loss isn't finite, or a checkpoint belongs to another run.
+        ValueError: the tokenizer has ids that the model has no rows for, or the processes can't be
+            parted as `run.shard` says.
+        TrainingError: the loss isn't finite, a checkpoint belongs to another run, or another
+            process is gone.
     """
     _check_vocabulary(model, tokenizer)
-    state = TrainState(model, config)
+    distributed.join(model.device)
+    first, place = distributed.is_first(), (distributed.rank(), distributed.processes())
+    precision = distributed.from_first(resolve_precision(config.precision, model.device))
+    distributed.shard(model, precision, run.shard)
+    state = TrainState(model, replace(config, precision=precision))
     origin = _origin(model, tokenizer, steps, config, run)
     history = _resume(model, state, steps, origin, run)
-    stopping = False
-    with Stop(run.max_minutes) as stop, Metrics(run.out / "metrics.jsonl", state.step) as metrics:
+    validation = run.validation
+    if isinstance(validation, Batches):
+        validation = validation.share(*place)
+    stopping, journal = False, run.out / "metrics.jsonl" if first else None
+    with (
+        _explained(run),
+        Stop(run.max_minutes) as stop,
+        Metrics(journal, state.step) as metrics,
+    ):
 
         def due(step: int) -> bool:
             return run.validates and (step % run.eval_every == 0 or step == len(steps))
 
         def validate() -> str:
             if run.measure:
-                figures = run.measure(model, state.precision)
+                whole = distributed.gathered(model)
+                figures = run.measure(whole.to(model.device), state.precision) if first else {}
+                figures = distributed.from_first(figures)
             else:
-                loss = validation_loss(model, run.validation, state.precision)
-                figures = {"validation_loss": loss}
+                figures = {"validation_loss": validation_loss(model, validation, state.precision)}
             metrics.write({"step": state.step, **figures})
             history.add(state.step, figures["validation_loss"])
             if history.best_step == state.step:
-                save(run.out, model, tokenizer, run.save_dtype)
+                keep(run.out)
             told = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
             return f"step {state.step}: {', '.join(told)}"
+
+        def keep(folder: Path) -> None:
+            weights = distributed.gathered(model)
+            if first:
+                save(folder, weights, tokenizer, run.save_dtype)
 
         if due(state.step) and state.step not in history.steps:
             validate()
@@ -172,22 +196,25 @@ def fit(
             lambda *of_a_step: TrainingError(_not_finite(of_a_step, steps, run, tokenizer)),
         )
         bar = tqdm(
-            train(model, steps, config, state),
+            train(model, steps.share(*place), config, state),
             total=len(steps),
             initial=state.step,
             unit="step",
             dynamic_ncols=True,
+            disable=not first,
         )
         reader.start_clock()
         for result in bar:
-            stopping, last = stop.wanted(), result.step == len(steps)
+            stopping, last = distributed.anyone(stop.wanted()), result.step == len(steps)
             validating = due(result.step) and not stopping  # if stopped, the next call validates
             saving = last or stopping or (run.save_every and result.step % run.save_every == 0)
             reader.add(result)
             reader.read(0 if validating or saving else behind(state.device))
             bar.set_postfix_str(reader.latest)
             if validating:
-                bar.write(validate(), sys.stderr)
+                shown = validate()
+                if first:
+                    bar.write(shown, sys.stderr)
             if saving:
                 extra = _extra(origin, history, steps, state.step)
                 save_checkpoint(run.out / "checkpoints", model, state, extra, run.keep)
@@ -196,9 +223,9 @@ def fit(
             if stopping:
                 break
         bar.close()
-        save(run.out / "last", model, tokenizer, run.save_dtype)
+        keep(run.out / "last")
         if not run.validates:
-            save(run.out, model, tokenizer, run.save_dtype)
+            keep(run.out)
     if stopping:
         run.say(f"stopped after step {state.step} of {len(steps)}; {run.go_on}")
     return _outcome(state, history, reader, finished=not stopping)
@@ -207,19 +234,23 @@ def fit(
 def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Precision) -> float:
     """The mean loss per supervised token over batches, whatever their cut."""
     model.eval()
-    total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
+    sums = torch.zeros(2, dtype=torch.float64, device=model.device)  # losses, tokens
     with torch.no_grad(), autocast(precision, model.device):
         for batch in prefetch(batches, model.device):
-            states, labels = supervised_states(model, batch)
-            losses = token_losses(states, model.head_weight, labels, batch.weights)
-            total += losses.double().sum()
-            count += batch.num_supervised
+
+            def losses(model: Transformer, batch: Batch = batch) -> torch.Tensor:
+                states, labels = supervised_states(model, batch)
+                return token_losses(states, model.head_weight, labels, batch.weights)
+
+            sums[0] += model(losses).double().sum()
+            sums[1] += batch.num_supervised
     model.train()
-    return float(total) / count
+    total, count = distributed.summed(sums).tolist()
+    return float(total / count)
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU.
+    """ "auto" is CUDA where there is one, else the CPU; under torchrun, this process's own GPU.
 
     Raises:
         ValueError: the device isn't there.
@@ -235,6 +266,7 @@ def choose_device(name: str) -> torch.device:
             raise ValueError(
                 f"device {name}: {first_line}; use auto, or a device that is here"
             ) from error
+    device = distributed.own_device(device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what isn't in half precision anyway
     return device
@@ -275,7 +307,8 @@ def processor() -> str:
 
 def fail(code: int, error: object) -> int:
     """Say what went wrong, and hand on the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    where = "" if distributed.is_first() else f" in process {distributed.rank()}"
+    print(f"error{where}: {error}", file=sys.stderr)
     return code
 
 
@@ -286,12 +319,18 @@ def reader_left(code: int) -> int:
 
 
 def prepare_terminal() -> None:
-    """Read and print Korean under any locale, and print warnings as one-line notes."""
+    """Read and print Korean under any locale, and print warnings as one-line notes.
+
+    Of the processes that torchrun started, all but the first keep silent.
+    """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             errors = "strict" if stream is sys.stdin else "backslashreplace"
             stream.reconfigure(encoding="utf-8", errors=errors)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    if not distributed.is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        warnings.showwarning = lambda *_: None
 
 
 def peak_memory() -> str:
@@ -301,6 +340,19 @@ def peak_memory() -> str:
     if torch.cuda.is_available():
         peak += f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
     return peak
+
+
+@contextmanager
+def _explained(run: Run) -> Iterator[None]:
+    """Say it where an error came up because another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not distributed.is_loss_of_another(error):
+            raise
+        raise TrainingError(
+            f"another process of this run is gone, torchrun names it ({error}); {run.go_on}"
+        ) from error
 
 
 class _History:
@@ -339,6 +391,7 @@ def _origin(
     surroundings = versions() | {
         "processor": processor(),
         "device": torch.cuda.get_device_name(model.device) if on_cuda else model.device.type,
+        "processes": distributed.processes(),
         "tokens per batch": steps.tokens_per_batch,
     }
     origin = Origin(
@@ -387,6 +440,7 @@ def _resume(
         if problem := refusal(Origin(**extra["origin"]), origin):
             raise TrainingError(f"{run.out}: {problem}")
 
+    precision = state.precision
     extra, passed_over = load_checkpoint(run.out / "checkpoints", model, state, check)
     for sentence in passed_over:
         run.say(sentence)
@@ -400,6 +454,9 @@ def _resume(
     run.say(f"going on from step {state.step} of {len(steps)}")
     for sentence in changes(Origin(**extra["origin"]), origin):
         run.say(sentence)
+    if distributed.processes() > 1 and state.precision != precision:  # weights are gathered in it
+        run.say(f"not bit-exact: precision was {state.precision} and is {precision}")
+        state.compute_in(precision)
     return _History(extra["steps"], extra["losses"])
 
 
@@ -414,7 +471,8 @@ def _not_finite(
         f"{run.files[file]}:{line}" if line else f"row {row}"
         for row, file, line in zip(result.rows, files, lines, strict=True)
     ]
-    with (run.out / NON_FINITE).open("w", encoding="utf-8", errors="backslashreplace") as file:
+    aside = run.out / NON_FINITE if distributed.is_first() else Path(os.devnull)
+    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for name, row in zip(names, result.rows, strict=True):
             example = steps.dataset[row]
             shown = show_row(example, tokenizer, colour=False)

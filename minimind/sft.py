@@ -41,6 +41,7 @@ from minimind.summary import (
     prompt_of,
     show_row,
 )
+from minimind.training import distributed
 from minimind.training.loop import TrainConfig
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
@@ -89,6 +90,8 @@ class SFTOptions:
     """Type of the weights written for use: fp32 or bf16."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    shard: int | None = None
+    """Under torchrun, how many processes hold one copy of the weights together; default: all."""
     seed: int = 0
     """Decides the order of rows."""
     resume: bool = False
@@ -104,7 +107,7 @@ class SFTOptions:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "tokens_per_batch", "max_steps", "limit", "tokens_per_step")
-        for name in (*positive, "eval_every", "save_every", "keep"):
+        for name in (*positive, "eval_every", "save_every", "keep", "shard"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; use a positive number")
@@ -129,6 +132,8 @@ class SFTOptions:
 def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[str]) -> None:
     """Prepare, show what will be trained, train, and answer a few validation prompts.
 
+    Of the processes that torchrun started, the first one tokenizes, prints and writes.
+
     Args:
         options: all of them.
         out: the run's folder.
@@ -136,30 +141,32 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
         arguments: what the options were made from.
     """
     _check_folder(out, options)
+    distributed.join(device)
+    if distributed.processes() > 1 and "-" in options.files:
+        raise ValueError("standard input can't be read by several processes; name a file")
     model, tokenizer = load(options.model)
-    selection = select_rows(
-        options.files,
-        tokenizer,
-        options.data,
-        limit=options.limit,
-        val_data=options.val_data,
-        val_fraction=options.val_fraction,
-    )
+    with distributed.first_goes_ahead():
+        selection = select_rows(
+            options.files,
+            tokenizer,
+            options.data,
+            limit=options.limit,
+            val_data=options.val_data,
+            val_fraction=options.val_fraction,
+        )
+        data_hash = selection.training.hash(selection.sources[0].folder)
     print("\n".join(describe_selection(selection, options.val_data)))
     training, validation = selection.training, selection.validation
     steps = _plan(training, options)
 
-    data_hash = training.hash(selection.sources[0].folder)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
     if options.dry_run:
         return
 
-    _prepare_folder(out, options)
-    rejected = selection.sources[0].folder / REJECTED
-    if rejected.exists():
-        shutil.copy(rejected, out / REJECTED)
+    if distributed.is_first():
+        _prepare_folder(out, options, selection.sources[0].folder / REJECTED)
     print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
     model.to(device)
     per_epoch = min(steps.steps_per_epoch, len(steps))
@@ -187,9 +194,12 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
             max_minutes=options.max_minutes,
             keep=options.keep,
             options=_flat(options),
+            shard=options.shard,
             go_on=f"go on with:\n    {_going_on(out, options, arguments)}",
         ),
     )
+    if not distributed.is_first():
+        return
     _record(out, options, identity, outcome, arguments)
     _report(out, outcome)
     if not outcome.finished:
@@ -299,10 +309,12 @@ def _check_folder(out: Path, options: SFTOptions) -> None:
         )
 
 
-def _prepare_folder(out: Path, options: SFTOptions) -> None:
+def _prepare_folder(out: Path, options: SFTOptions, rejected: Path) -> None:
     if options.overwrite and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    if rejected.exists():
+        shutil.copy(rejected, out / REJECTED)
 
 
 def _plan(training: Dataset, options: SFTOptions) -> Steps:
@@ -339,7 +351,7 @@ def _going_on(out: Path, options: SFTOptions, arguments: list[str]) -> str:
     """The command that goes on with this one's run."""
     kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
     named = [] if options.out else ["--out", str(out)]
-    return shlex.join(["python", "-m", "minimind.sft", *kept, *named, "--resume"])
+    return shlex.join([*distributed.launcher(), "-m", "minimind.sft", *kept, *named, "--resume"])
 
 
 def _record(
@@ -354,7 +366,7 @@ def _record(
         "identity": identity,
         "versions": versions(),
         "outcome": asdict(outcome),
-        "command": ["python", "-m", "minimind.sft", *arguments],
+        "command": [*distributed.launcher(), "-m", "minimind.sft", *arguments],
     }
     text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
     (out / "run.json").write_text(text + "\n", encoding="utf-8")

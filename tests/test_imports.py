@@ -21,7 +21,7 @@ ORDER = """
     data:      mojibake, unsafe, quality, near_duplicates, diversity
     data:      questions, masking, documents, table, dataset, selection, corpus, mixing, packing
     model:     config, shapes, rope, elementwise, attention, cache, linear, transformer, pretrained
-    training:  precision, compiling, optim, loss, prefetch, loop, trial, checkpoint
+    training:  precision, compiling, distributed, optim, loss, prefetch, loop, trial, checkpoint
     graphemes, sampler, scoring, metrics, evaluation
     survey, preflight, cleaning
     summary, page, evaluate_page, inspect_page, prompt_line, stopping, resuming, journal, run

@@ -8,7 +8,8 @@
         step-00000240/
 
 A folder is written beside its place under another name, synced and renamed: one that has its final
-name is whole. Nothing is ever unpickled.
+name is whole. Nothing is ever unpickled. Whatever the number of processes, the first one writes
+whole tensors, and any number of processes can go on from them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from minimind.durable import sync, write_tensors
 from minimind.model.transformer import Transformer
+from minimind.training.distributed import gather, is_first, spread_like
 from minimind.training.loop import TrainState
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -37,7 +39,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `state.step` steps and drop all but the newest `keep` checkpoints.
 
-    Later ones, which this run went back from, are dropped too.
+    Later ones, which this run went back from, are dropped too. Every process must call it.
 
     Args:
         folder: holds the checkpoints.
@@ -53,11 +55,13 @@ def save_checkpoint(
         OSError: there is no room for it, or the disk fails; the earlier ones are whole.
     """
     target = folder / f"step-{state.step:08d}"
+    tensors, plain = _gather(model, state)
+    if not is_first():
+        return target
     scratch = folder / f".writing-{target.name}"
     for unfinished in folder.glob(".writing-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, plain = _gather(model, state)
     _check_room(folder, tensors)
     scratch.mkdir()
     write_tensors(scratch / TENSORS, tensors)
@@ -116,7 +120,10 @@ def read_extra(folder: Path) -> dict[str, Any] | None:
 
 
 def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that a run is made of between two steps: tensors on the CPU, and what JSON can hold."""
+    """All that a run is made of between two steps: tensors on the CPU, and what JSON can hold.
+
+    The tensors are the first process's alone.
+    """
     plain = state.state_dict()
     optimizer = plain.pop("optimizer")
     plain["groups"] = optimizer["param_groups"]
@@ -126,18 +133,23 @@ def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], d
     tensors["random/cpu"] = torch.get_rng_state()
     if state.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(state.device)
-    return {name: x.detach().cpu().contiguous() for name, x in tensors.items()}, plain
+    return gather(tensors), plain
 
 
 def _scatter(
     tensors: dict[str, Tensor], plain: dict[str, Any], model: Transformer, state: TrainState
 ) -> None:
-    """Put what `_gather` gave back in its places."""
-    model.load_state_dict(_under("weights/", tensors))
+    """Put what `_gather` gave back in its places, in each process what belongs there."""
+    now = model.state_dict()
+    weights = _under("weights/", tensors)
+    model.load_state_dict(
+        {n: spread_like(now[n], x) if n in now else x for n, x in weights.items()}
+    )
     moments: dict[int, dict[str, Tensor]] = {}
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     for name, tensor in _under("optimizer/", tensors).items():
         index, _, key = name.partition("/")
-        moments.setdefault(int(index), {})[key] = tensor
+        moments.setdefault(int(index), {})[key] = spread_like(trained[int(index)], tensor)
     plain["optimizer"] = {"state": moments, "param_groups": plain.pop("groups")}
     state.load_state_dict(plain)
     torch.set_rng_state(tensors["random/cpu"])

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,8 +39,18 @@ def join(device: torch.device) -> None:
     """Meet the other processes: over NCCL for CUDA tensors, over gloo for the CPU's."""
     if not _launched() or dist.is_initialized():
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, ranks = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+        # torchrun keeps its store when it starts processes again: they would look for dead ones.
+        # (Between machines this count differs; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps there.)
+        store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=ranks)
     atexit.register(dist.destroy_process_group)
 
 
@@ -66,6 +76,13 @@ def own_device(device: torch.device) -> torch.device:
     if device.type != "cuda" or not _launched():
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+def launcher() -> list[str]:
+    """What stood before `-m` in the command that started this."""
+    if not _launched():
+        return ["python"]
+    return ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
 
 
 def _launched() -> bool:
@@ -112,6 +129,12 @@ def summed(x: Tensor) -> Tensor:
     if processes() > 1:
         dist.all_reduce(x)
     return x
+
+
+def is_loss_of_another(error: RuntimeError) -> bool:
+    """Whether an error came up because another process is gone."""
+    # gloo's have no type of their own.
+    return processes() > 1 and (isinstance(error, dist.DistError) or "by peer" in str(error))
 
 
 # Spreading
@@ -202,7 +225,7 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gathered(model: Transformer) -> Transformer:
-    """The model in one piece: itself, or a copy on the CPU; without weights but in the first one."""
+    """The model in one piece: itself, or a copy on the first process's CPU, empty elsewhere."""
     if processes() == 1:
         return model
     weights = gather(model.state_dict())

@@ -128,12 +128,17 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.step, self.precision = state["step"], state["precision"]
+        self.step = state["step"]
         if (decided := state.get("compiling")) is not None:
             self.compiling = Compiling(**decided)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler = self._make_scaler()  # the saved run may have had another precision
+        self.compute_in(state["precision"])
         self.scaler.load_state_dict(state["scaler"])
+
+    def compute_in(self, precision: Precision) -> None:
+        """Go on in a precision that may be another one than before."""
+        self.precision = precision
+        self.scaler = self._make_scaler()
 
 
 def train(
@@ -178,11 +183,15 @@ def _compile(
     with autocast(state.precision, model.device):
         if state.compiling is None:
             largest = max(len(batch) for batch in steps[state.step])
-            state.compiling = choose_compiling(model, largest)
+            with distributed.whole_weights(model.model.layers[0]):
+                mine = choose_compiling(model, largest)
+            state.compiling = distributed.from_first(mine)
             if not state.compiling.compiled:
+                model.use_eager()
                 warnings.warn(f"not compiled: {state.compiling.reason}", stacklevel=2)
         elif state.compiling.compiled:
-            model.compile_tokenwise()
+            with distributed.whole_weights(model.model.layers[0]):
+                model.compile_tokenwise()
 
 
 def train_step(
