@@ -33,3 +33,10 @@ def test_a_run_that_begins_anew_has_new_metrics(tmp_path: Path) -> None:
     with Metrics(path, step=0):
         pass
     assert path.read_text() == ""
+
+
+def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Metrics(None, step=3) as metrics:
+        metrics.write({"step": 4})
+    assert list(tmp_path.iterdir()) == []

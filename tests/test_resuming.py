@@ -60,22 +60,24 @@ class Fitting:
 
     def __call__(self, **changes: object) -> Outcome:
         now = replace(self, **changes)
-        run = Run(
+        now.out.mkdir(exist_ok=True)
+        torch.manual_seed(0)  # a checkpoint holds the random state, too
+        model = Transformer(replace(CONFIG, **now.model)).initialize(0)
+        return fit(model, now.tokenizer, now.steps, now.config, now.run())
+
+    def run(self) -> Run:
+        return Run(
             out=self.out,
             validation=VALIDATION,
             eval_every=FIRST,
             save_every=2,
             save_dtype=torch.float32,
-            identity={"data": now.data},
+            identity={"data": self.data},
             say=self.said.append,
-            keep=now.keep,
-            max_minutes=now.max_minutes,
-            options=now.options,
+            keep=self.keep,
+            max_minutes=self.max_minutes,
+            options=self.options,
         )
-        now.out.mkdir(exist_ok=True)
-        torch.manual_seed(0)  # a checkpoint holds the random state, too
-        model = Transformer(replace(CONFIG, **now.model)).initialize(0)
-        return fit(model, now.tokenizer, now.steps, now.config, run)
 
 
 @pytest.fixture
