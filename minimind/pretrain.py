@@ -33,6 +33,7 @@ from minimind.run import (
 from minimind.scoring import score
 from minimind.summary import describe_corpus, describe_mix, describe_plan
 from minimind.tokenizer import Tokenizer
+from minimind.training import distributed
 from minimind.training.checkpoint import read_extra
 from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision, resolve_precision
@@ -122,7 +123,12 @@ def run(options: PretrainOptions, device: torch.device) -> None:
             f"--max-length is {options.max_length} and the model's context "
             f"{shape.max_position_embeddings}; lower the one or raise the other"
         )
-    with tqdm(desc="reading, twice", unit="documents", file=sys.stderr, disable=None) as bar:
+    distributed.join(device)
+    quiet = None if distributed.is_first() else True  # None: where there is no terminal
+    with (
+        distributed.first_goes_ahead(),
+        tqdm(desc="reading, twice", unit="documents", file=sys.stderr, disable=quiet) as bar,
+    ):
         windows, report = build_corpus(
             options.files, tokenizer, options.max_length, done=bar.update
         )
@@ -169,6 +175,8 @@ def run(options: PretrainOptions, device: torch.device) -> None:
             measure=measure,
         ),
     )
+    if not distributed.is_first():
+        return
     _record(options, identity | {"steps": len(steps)}, report, asdict(outcome))
     print(f"{outcome.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
 
@@ -242,7 +250,7 @@ def _record(
         "versions": versions(),
         "outcome": outcome,
         "validations": figures,
-        "command": ["python", "-m", "minimind.pretrain", *sys.argv[1:]],
+        "command": [*distributed.launcher(), "-m", "minimind.pretrain", *sys.argv[1:]],
     }
     text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
     (options.out / "run.json").write_text(text + "\n", encoding="utf-8")

@@ -29,6 +29,7 @@ from minimind import run as run_module
 from minimind import sft
 from minimind.data.packing import Steps, Whole, batches_of, make_steps
 from minimind.model.pretrained import BASE, load
+from minimind.model.transformer import Transformer
 from minimind.run import TrainingError, validation_loss
 from minimind.run import _explained as explained
 from minimind.tokenizer import Tokenizer
@@ -116,10 +117,10 @@ def run_case(case: Case) -> Found:
     place = distributed.rank(), distributed.processes()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
-        run = train(model, case.plan().share(*place), case.config, state)
+        run = train(model, case.plan().of_rank(*place), case.config, state)
         results = list(islice(run, case.steps))
     losses, norms = ([float(getattr(r, name)) for r in results] for name in ("loss", "grad_norm"))
-    validation = batches_of(ragged_rows(5, seed=1), 60).share(*place)
+    validation = batches_of(ragged_rows(5, seed=1), 60).of_rank(*place)
     return Found(gradients[0], losses, norms, validation_loss(model, validation, state.precision))
 
 
@@ -200,7 +201,7 @@ def test_losses_norms_and_validation_are_a_single_processes(together, alone) -> 
 def test_every_rank_has_equally_many_batches_and_together_they_are_the_step() -> None:
     steps = make_steps(ragged_rows(40), tokens_per_step=90, tokens_per_batch=50)
     for ranks in (1, 2, 3, 7):
-        shares = [steps.share(rank, ranks) for rank in range(ranks)]
+        shares = [steps.of_rank(rank, ranks) for rank in range(ranks)]
         for index, plain in enumerate(steps):
             own = [share[index] for share in shares]
             assert len({len(batches) for batches in own}) == 1
@@ -218,7 +219,7 @@ def test_ranks_get_about_equally_many_tokens() -> None:
     steps = make_steps(ragged_rows(400), tokens_per_step=4_000, tokens_per_batch=500)
     for ranks in (2, 4):
         for index in range(len(steps)):
-            own = [steps.share(rank, ranks)[index] for rank in range(ranks)]
+            own = [steps.of_rank(rank, ranks)[index] for rank in range(ranks)]
             tokens = [sum(len(batch) for batch in batches) for batches in own]
             assert max(tokens) <= 1.05 * min(tokens)
 
@@ -226,7 +227,7 @@ def test_ranks_get_about_equally_many_tokens() -> None:
 def test_validation_batches_are_shared_out_once_each() -> None:
     batches = batches_of(ragged_rows(10), 50)
     for ranks in (2, 4):
-        shares = [list(batches.share(rank, ranks)) for rank in range(ranks)]
+        shares = [list(batches.of_rank(rank, ranks)) for rank in range(ranks)]
         assert len({len(share) for share in shares}) == 1
         rows = [row for share in shares for batch in share for row in batch.rows]
         assert sorted(rows) == list(range(10))
@@ -240,7 +241,7 @@ def disagree(folder: Path) -> dict[str, object]:
     rank = distributed.rank()
     model = new_model()
     distributed.shard(model, "fp32")
-    steps = make_steps(ragged_rows(16), tokens_per_step=100, epochs=2).share(rank, 2)
+    steps = make_steps(ragged_rows(16), tokens_per_step=100, epochs=2).of_rank(rank, 2)
     batch_loss, losses, weights = loop.batch_loss, [], []
     with pytest.MonkeyPatch.context() as monkeypatch:
 
@@ -279,12 +280,15 @@ def refusals(folder: Path) -> list[str]:
     options = sft.parse(["-", "--out", str(folder / "out")])
     with pytest.raises(ValueError, match="standard input") as data:
         sft.run(options, folder / "out", torch.device("cpu"), [])
-    run = Fitting(folder, Tokenizer.load(BASE)).run()
+    fitting = Fitting(folder, Tokenizer.load(BASE))
+    with pytest.raises(ValueError, match="the processes planned different numbers") as plan:
+        fitting(epochs=2 + distributed.rank())
+    run = fitting.run()
     with pytest.raises(TrainingError, match="another process") as gone, explained(run):
         raise RuntimeError("Connection closed by peer")
     with pytest.raises(RuntimeError, match="a failing kernel"), explained(run):
         raise RuntimeError("a failing kernel")
-    return [str(error.value) for error in (shard, data, gone)]
+    return [str(error.value) for error in (shard, data, gone, plan)]
 
 
 def test_ranks_never_disagree(tmp_path) -> None:
@@ -305,6 +309,8 @@ def test_ranks_never_disagree(tmp_path) -> None:
             "standard input can't be read by several processes; name a file",
             "another process of this run is gone, torchrun names it (Connection closed by peer); "
             "the same command goes on",
+            "the processes planned different numbers of steps; give --tokens or --epochs, which "
+            "don't depend on a machine's speed",
         ],
         "lost": [True, False],
     }
@@ -345,7 +351,7 @@ def go_on(source: Path, target: Path, stop: int) -> dict[str, Any]:
     state = TrainState(model, FP32)
     extra, _ = load_checkpoint(source, model, state)
     again = save_checkpoint(target / "again", model, state, extra or {})
-    steps = LONG.plan().share(distributed.rank(), distributed.processes())
+    steps = LONG.plan().of_rank(distributed.rank(), distributed.processes())
     run = train(model, steps, FP32, state)
     results = [next(run) for _ in range(stop - state.step)]
     save_checkpoint(target, model, state, {"ranks": distributed.processes()})
@@ -386,6 +392,10 @@ def test_a_run_goes_on_with_any_number_of_ranks_and_each_row_trains_once_an_epoc
     assert losses == pytest.approx(whole["losses"], rel=1e-5)
 
 
+def sum_of_norm(model: Transformer, precision: str) -> dict[str, float]:
+    return {"validation_loss": float(model.model.norm.weight.detach().sum())}
+
+
 def fit_in_turns(out: Path) -> tuple[list[tuple[bool, int]], list[str]]:
     """Stop by one rank's clock alone, then go on; outcomes, and what was said."""
     fitting = Fitting(out, Tokenizer.load(BASE), config=AUTO)
@@ -394,7 +404,9 @@ def fit_in_turns(out: Path) -> tuple[list[tuple[bool, int]], list[str]]:
         monkeypatch.setattr(run_module, "resolve_precision", lambda wanted, device: measured)
         first = fitting(max_minutes=0 if distributed.rank() == 1 else None)
         last = fitting()
+        measured = replace(fitting, out=out.with_name("measured"), measure=sum_of_norm, epochs=1)()
     assert last.precision == "fp32"
+    assert measured.first_loss == 32 != measured.last_loss  # of a model in one piece
     return [(outcome.finished, outcome.steps) for outcome in (first, last)], fitting.said
 
 

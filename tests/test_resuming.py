@@ -53,6 +53,7 @@ class Fitting:
     seed: int = 0
     data: str = "1234"
     tokens_per_batch: int = 40
+    measure: Callable[..., dict[str, float]] | None = None
 
     @property
     def steps(self) -> Steps:
@@ -77,6 +78,7 @@ class Fitting:
             keep=self.keep,
             max_minutes=self.max_minutes,
             options=self.options,
+            measure=self.measure,
         )
 
 

@@ -209,7 +209,7 @@ class Steps(Sequence[list[Batch]]):
             )
         return tokens.astype(np.int64)
 
-    def share(self, rank: int, ranks: int) -> Steps:
+    def of_rank(self, rank: int, ranks: int) -> Steps:
         """The same plan, of each step only one rank's micro-batches; each rank has equally many."""
         out = copy.copy(self)
         out._rank, out._ranks = rank, ranks
@@ -318,7 +318,7 @@ class Batches(Iterable[Batch]):
             for group in groups[self._rank :: self._ranks]:
                 yield make_batch(self.dataset, group)
 
-    def share(self, rank: int, ranks: int) -> Batches:
+    def of_rank(self, rank: int, ranks: int) -> Batches:
         """The batches of one rank; each rank has equally many."""
         out = copy.copy(self)
         out._rank, out._ranks = rank, ranks
