@@ -124,6 +124,8 @@ def run(options: PretrainOptions, device: torch.device) -> None:
             f"{shape.max_position_embeddings}; lower the one or raise the other"
         )
     distributed.join(device)
+    if options.minutes is not None and distributed.processes() > 1:
+        raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")
     quiet = None if distributed.is_first() else True  # None: where there is no terminal
     with (
         distributed.first_goes_ahead(),

@@ -143,20 +143,14 @@ def fit(
     process calls it, with the same arguments, and the first one says and writes all.
 
     Raises:
-        ValueError: the tokenizer has ids that the model has no rows for, the processes can't be
-            parted as `run.shard` says, or their plans differ.
+        ValueError: the tokenizer has ids that the model has no rows for, or the processes can't be
+            parted as `run.shard` says.
         TrainingError: the loss isn't finite, a checkpoint belongs to another run, or another
             process is gone.
     """
     _check_vocabulary(model, tokenizer)
     distributed.join(model.device)
     first, place = distributed.is_first(), (distributed.rank(), distributed.processes())
-    planned = distributed.from_first(len(steps))
-    if distributed.anyone(planned != len(steps)):
-        raise ValueError(
-            "the processes planned different numbers of steps; give --tokens or --epochs, which "
-            "don't depend on a machine's speed"
-        )
     precision = distributed.from_first(resolve_precision(config.precision, model.device))
     distributed.shard(model, precision, run.shard)
     state = TrainState(model, replace(config, precision=precision))

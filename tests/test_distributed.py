@@ -25,8 +25,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minimind import pretrain, sft
 from minimind import run as run_module
-from minimind import sft
 from minimind.data.packing import Steps, Whole, batches_of, make_steps
 from minimind.model.pretrained import BASE, load
 from minimind.model.transformer import Transformer
@@ -280,10 +280,10 @@ def refusals(folder: Path) -> list[str]:
     options = sft.parse(["-", "--out", str(folder / "out")])
     with pytest.raises(ValueError, match="standard input") as data:
         sft.run(options, folder / "out", torch.device("cpu"), [])
-    fitting = Fitting(folder, Tokenizer.load(BASE))
-    with pytest.raises(ValueError, match="the processes planned different numbers") as plan:
-        fitting(epochs=2 + distributed.rank())
-    run = fitting.run()
+    timed = pretrain.PretrainOptions(files=("a.txt",), out=folder / "out", minutes=1.0)
+    with pytest.raises(ValueError, match="--minutes is measured by one process") as plan:
+        pretrain.run(timed, torch.device("cpu"))
+    run = Fitting(folder, Tokenizer.load(BASE)).run()
     with pytest.raises(TrainingError, match="another process") as gone, explained(run):
         raise RuntimeError("Connection closed by peer")
     with pytest.raises(RuntimeError, match="a failing kernel"), explained(run):
@@ -309,8 +309,7 @@ def test_ranks_never_disagree(tmp_path) -> None:
             "standard input can't be read by several processes; name a file",
             "another process of this run is gone, torchrun names it (Connection closed by peer); "
             "the same command goes on",
-            "the processes planned different numbers of steps; give --tokens or --epochs, which "
-            "don't depend on a machine's speed",
+            "--minutes is measured by one process; give several --tokens or --epochs",
         ],
         "lost": [True, False],
     }
