@@ -23,11 +23,19 @@ from minimind.graphemes import whole_characters
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.prompt_line import KEYS, PromptLine
-from minimind.run import choose_device, compile_decoding, fail, prepare_terminal, reader_left
+from minimind.run import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    choose_device,
+    compile_decoding,
+    fail,
+    prepare_terminal,
+    reader_left,
+)
 from minimind.sampler import Ending, SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 HELP = f"""\
 /system TEXT    set the system message; without TEXT, remove it

@@ -18,9 +18,16 @@ from minimind.data.conversation import Conversation, DataError, parse_conversati
 from minimind.data.dataset import cache_directory
 from minimind.data.quality import RULES, Rule, Thresholds
 from minimind.data.sources import readable_again
-from minimind.run import fail, prepare_terminal
+from minimind.run import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    fail,
+    prepare_terminal,
+)
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 ALL_RULES = (*RULES, *OF_THE_SET)
 
 

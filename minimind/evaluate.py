@@ -32,6 +32,11 @@ from minimind.evaluation import (
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.run import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
     choose_device,
     compile_decoding,
     fail,
@@ -44,7 +49,6 @@ from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
 
 CELL = 11  # a column's least width, so that perplexities fit
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @dataclass(frozen=True, kw_only=True)

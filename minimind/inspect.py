@@ -20,7 +20,16 @@ from minimind.data.sources import readable_again
 from minimind.inspect_page import inspection_page, tables
 from minimind.model.pretrained import load_tokenizer
 from minimind.preflight import Check, check_data
-from minimind.run import fail, prepare_terminal, reader_left
+from minimind.run import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    fail,
+    prepare_terminal,
+    reader_left,
+)
 from minimind.summary import (
     count_lengths,
     describe_selection,
@@ -30,8 +39,6 @@ from minimind.summary import (
 )
 from minimind.survey import Survey, survey
 from minimind.tokenizer import Tokenizer
-
-EXIT_OK, EXIT_CHECK, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,11 +235,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return fail(EXIT_USAGE, error)
     try:
-        return EXIT_OK if run(options) else EXIT_CHECK
+        return EXIT_OK if run(options) else EXIT_FAILED
     except DataError as error:
         return fail(EXIT_DATA, error)
     except BrokenPipeError:
-        return reader_left(EXIT_CHECK)
+        return reader_left(EXIT_FAILED)
     except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
     except KeyboardInterrupt:

@@ -21,6 +21,11 @@ from minimind.data.packing import Steps, make_steps
 from minimind.model.shapes import shape_named
 from minimind.model.transformer import Transformer
 from minimind.run import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
     Run,
     TrainingError,
     choose_device,
@@ -40,7 +45,6 @@ from minimind.training.precision import Precision, resolve_precision
 from minimind.training.trial import steps_within
 
 BASE = Path(__file__).parent / "base"
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 Measure = Callable[[Transformer, Precision], dict[str, float]]
 

@@ -57,6 +57,9 @@ from minimind.version import __version__
 
 NON_FINITE = "non_finite_rows.jsonl"
 
+# How commands end; 130 is what shells say of a Ctrl-C.
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
 
 class TrainingError(RuntimeError):
     """A run that can't go on; the last checkpoint is intact."""
@@ -156,40 +159,15 @@ def fit(
     state = TrainState(model, replace(config, precision=precision))
     origin = _origin(model, tokenizer, steps, config, run)
     history = _resume(model, state, steps, origin, run)
-    validation = run.validation
-    if isinstance(validation, Batches):
-        validation = validation.of_rank(*place)
     stopping, journal = False, run.out / "metrics.jsonl" if first else None
     with (
         _explained(run),
         Stop(run.max_minutes) as stop,
         Metrics(journal, state.step) as metrics,
     ):
-
-        def due(step: int) -> bool:
-            return run.validates and (step % run.eval_every == 0 or step == len(steps))
-
-        def validate() -> str:
-            if run.measure:
-                whole = distributed.gathered(model)
-                figures = run.measure(whole.to(model.device), state.precision) if first else {}
-                figures = distributed.from_first(figures)
-            else:
-                figures = {"validation_loss": validation_loss(model, validation, state.precision)}
-            metrics.write({"step": state.step, **figures})
-            history.add(state.step, figures["validation_loss"])
-            if history.best_step == state.step:
-                keep(run.out)
-            told = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
-            return f"step {state.step}: {', '.join(told)}"
-
-        def keep(folder: Path) -> None:
-            weights = distributed.gathered(model)
-            if first:
-                save(folder, weights, tokenizer, run.save_dtype)
-
-        if due(state.step) and state.step not in history.steps:
-            validate()
+        judge = _Judge(model, tokenizer, state, history, metrics, run, len(steps))
+        if judge.due(state.step) and state.step not in history.steps:
+            judge.validate()
         reader = Reader(
             state.precision,
             metrics,
@@ -201,18 +179,20 @@ def fit(
             initial=state.step,
             unit="step",
             dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log needs fewer lines
             disable=not first,
         )
         reader.start_clock()
         for result in bar:
             stopping, last = distributed.anyone(stop.wanted()), result.step == len(steps)
-            validating = due(result.step) and not stopping  # if stopped, the next call validates
+            # If it stops here, the next call validates.
+            validating = judge.due(result.step) and not stopping
             saving = last or stopping or (run.save_every and result.step % run.save_every == 0)
             reader.add(result)
             reader.read(0 if validating or saving else behind(state.device))
-            bar.set_postfix_str(reader.latest)
+            bar.set_postfix_str(reader.latest, refresh=False)
             if validating:
-                shown = validate()
+                shown = judge.validate()
                 if first:
                     bar.write(shown, sys.stderr)
             if saving:
@@ -223,12 +203,64 @@ def fit(
             if stopping:
                 break
         bar.close()
-        keep(run.out / "last")
+        judge.keep(run.out / "last")
         if not run.validates:
-            keep(run.out)
+            judge.keep(run.out)
     if stopping:
         run.say(f"stopped after step {state.step} of {len(steps)}; {run.go_on}")
     return _outcome(state, history, reader, finished=not stopping)
+
+
+class _Judge:
+    """Validates a run's model, and keeps its weights: those that were best so far, or the last."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        state: TrainState,
+        history: _History,
+        metrics: Metrics,
+        run: Run,
+        last_step: int,
+    ) -> None:
+        self._model, self._tokenizer, self._state = model, tokenizer, state
+        self._history, self._metrics, self._run = history, metrics, run
+        self._last_step = last_step
+        self._batches = run.validation
+        if isinstance(self._batches, Batches):
+            self._batches = self._batches.of_rank(distributed.rank(), distributed.processes())
+
+    def due(self, step: int) -> bool:
+        """Whether to validate after a step."""
+        every = self._run.eval_every
+        return self._run.validates and (step % every == 0 or step == self._last_step)
+
+    def validate(self) -> str:
+        """Measure, note, keep the weights if they are the best, and say the figures."""
+        step = self._state.step
+        figures = self._figures()
+        self._metrics.write({"step": step, **figures})
+        self._history.add(step, figures["validation_loss"])
+        if self._history.best_step == step:
+            self.keep(self._run.out)
+        told = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        return f"step {step}: {', '.join(told)}"
+
+    def keep(self, folder: Path) -> None:
+        """Save the weights for use."""
+        weights = distributed.gathered(self._model)
+        if distributed.is_first():
+            save(folder, weights, self._tokenizer, self._run.save_dtype)
+
+    def _figures(self) -> dict[str, float]:
+        model, precision = self._model, self._state.precision
+        if not self._run.measure:
+            return {"validation_loss": validation_loss(model, self._batches, precision)}
+        whole, figures = distributed.gathered(model), None
+        if distributed.is_first():
+            figures = dict(self._run.measure(whole.to(model.device), precision))
+        return distributed.from_first(figures) or {}
 
 
 def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Precision) -> float:

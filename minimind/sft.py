@@ -20,6 +20,11 @@ from minimind.data.packing import Steps, batches_of, make_steps
 from minimind.data.selection import select_rows
 from minimind.model.pretrained import load
 from minimind.run import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
     Outcome,
     Run,
     TrainingError,
@@ -47,7 +52,6 @@ from minimind.training.loop import TrainConfig
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 BASE_LEARNING_RATE = 1e-3  # for the embedded base: measured, see benchmarks/RESULTS.md
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +208,7 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
     _report(out, outcome)
     if not outcome.finished:
         return
+    print(f"\nthree rows{' that were held back' * bool(len(validation))}, answered:")
     _answer_some(out, validation if len(validation) else training, device)
     print(f"\nchat with it:\n    python -m minimind.chat --model {out}")
 
@@ -388,10 +393,13 @@ def _report(out: Path, outcome: Outcome) -> None:
 
 
 def _answer_some(out: Path, rows: Dataset, device: torch.device, count: int = 3) -> None:
-    """Answer a few prompts with the weights that were kept, greedily."""
+    """Answer a few prompts greedily with the weights that were kept, beside what their rows say."""
     model, tokenizer = load(out, device=str(device))
     for index in range(min(count, len(rows))):
-        prompt = prompt_of(rows[index])
+        row = rows[index]
+        prompt = prompt_of(row)
+        trained = [*row.loss_mask[len(prompt) :], False].index(False)
+        said = row.input_ids[len(prompt) : len(prompt) + trained]
         ids = list(
             generate(
                 model,
@@ -403,6 +411,7 @@ def _answer_some(out: Path, rows: Dataset, device: torch.device, count: int = 3)
         )
         print(f"\n{tokenizer.decode(prompt, skip_control=True).strip()}")
         print(tokenizer.decode(ids, skip_control=True))
+        print(f"(the row says: {tokenizer.decode(said, skip_control=True)})")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
