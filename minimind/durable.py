@@ -1,9 +1,11 @@
-"""Put files on the disk so that a power cut finds them whole. Knows no model and no run."""
+"""Put files on the disk so that a power cut finds them whole, one run at a time. Knows no run."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -28,6 +30,26 @@ def write_tensors(
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:  # what safetensors makes of the system's errors
         raise OSError(f"{path}: {error}; make room, or see to the disk") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that no second run writes into it; a dead process holds nothing.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"{folder}: another run writes there; name another --out"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -28,7 +28,7 @@ class Metrics:
         kept = 0
         if path.exists() and step:
             for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                if not line.endswith(b"\n") or _step_of(line) > step:
                     break
                 kept += len(line)
         self._file = path.open("a", encoding="utf-8")
@@ -46,6 +46,14 @@ class Metrics:
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
+
+
+def _step_of(line: bytes) -> float:
+    """A line's step; of one that can't be read, more than any."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def behind(device: torch.device) -> int:

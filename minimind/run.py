@@ -21,7 +21,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from minimind.data.chatml import CHAT_TEMPLATE
 from minimind.data.packing import Batch, Batches, Steps
+from minimind.durable import alone_in
 from minimind.journal import Metrics, Reader, behind
 from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
@@ -161,6 +162,7 @@ def fit(
     history = _resume(model, state, steps, origin, run)
     stopping, journal = False, run.out / "metrics.jsonl" if first else None
     with (
+        alone_in(run.out) if first else nullcontext(),
         _explained(run),
         Stop(run.max_minutes) as stop,
         Metrics(journal, state.step) as metrics,
@@ -473,12 +475,24 @@ def _resume(
             raise TrainingError(f"{run.out}: {problem}")
 
     precision = state.precision
-    extra, passed_over = load_checkpoint(run.out / "checkpoints", model, state, check)
+    try:
+        extra, passed_over = load_checkpoint(run.out / "checkpoints", model, state, check)
+        same_rows = extra is None or extra["rows"] == rows_hash(steps, state.step)
+    except (KeyError, TypeError, IndexError) as error:
+        raise TrainingError(
+            f"{run.out}: its checkpoint isn't what this version writes ({error!r}); go on with the "
+            "minimind that wrote it, or use another --out"
+        ) from error
     for sentence in passed_over:
         run.say(sentence)
     if extra is None:
+        if passed_over:  # a run from the beginning would write over what it left
+            raise TrainingError(
+                f"{run.out}: none of its checkpoints is whole; restore one, or begin again "
+                "in another --out"
+            )
         return _History([], [])
-    if extra["rows"] != rows_hash(steps, state.step):
+    if not same_rows:
         raise TrainingError(
             f"{run.out}: step {state.step} of its checkpoint trained other rows than this plan has "
             "there; use the NumPy and the minimind that it was made with, or another --out"

@@ -303,10 +303,15 @@ def _check_folder(out: Path, options: SFTOptions) -> None:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder")
     if options.overwrite and out.exists() and any(out.iterdir()):
-        inside = [file for file in options.files if out.resolve() in Path(file).resolve().parents]
+        read = (*options.files, options.val_data, options.model, options.config)
+        names = [str(name) for name in read if name is not None]
+        inside = [name for name in names if out.resolve() in Path(name).resolve().parents]
         if inside or not (out / "metrics.jsonl").exists():
-            fact = f"holds the data file {inside[0]}" if inside else "isn't the folder of a run"
+            fact = f"holds {inside[0]}, read by this run" if inside else "isn't the folder of a run"
             raise FileExistsError(f"{out} {fact}; --overwrite would delete it: name another --out")
+    has_model, has_run = ((out / name).exists() for name in ("model.safetensors", "metrics.jsonl"))
+    if options.resume and has_model and not has_run:
+        raise FileExistsError(f"{out} holds a model, but no run to go on with; name another --out")
     if out.exists() and any(out.iterdir()) and not (options.resume or options.overwrite):
         raise FileExistsError(
             f"{out} exists and isn't empty; --resume goes on with it, --overwrite deletes it, "
@@ -316,7 +321,7 @@ def _check_folder(out: Path, options: SFTOptions) -> None:
 
 def _prepare_folder(out: Path, options: SFTOptions, rejected: Path) -> None:
     if options.overwrite and out.exists():
-        shutil.rmtree(out)
+        shutil.rmtree(out.resolve())
     out.mkdir(parents=True, exist_ok=True)
     if rejected.exists():
         shutil.copy(rejected, out / REJECTED)

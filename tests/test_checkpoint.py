@@ -278,7 +278,7 @@ def test_a_damaged_newest_is_passed_over_with_a_message(name, damage, tmp_path) 
     assert same(other_model.state_dict(), old)
 
 
-def test_where_all_are_damaged_each_is_named_and_the_run_begins_anew(tmp_path) -> None:
+def test_where_all_are_damaged_each_is_named_and_nothing_is_loaded(tmp_path) -> None:
     model, state = trained(1)
     for step in (1, 2):
         state.step = step
@@ -289,6 +289,17 @@ def test_where_all_are_damaged_each_is_named_and_the_run_begins_anew(tmp_path) -
     assert [message.partition(":")[0][-2:] for message in messages] == ["02", "01"]
     assert all("tensors.safetensors isn't what was written" in message for message in messages)
     assert other_state.step == 0
+
+
+def test_other_folders_and_files_beside_checkpoints_are_let_be(tmp_path) -> None:
+    model, state = trained(1)
+    (tmp_path / "step-backup").mkdir()
+    (tmp_path / "step-zzz").write_text("a note")
+    for state.step in (1, 2, 3):
+        save_checkpoint(tmp_path, model, state, EXTRA, keep=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000003", "step-backup", "step-zzz"]
+    assert load_checkpoint(tmp_path, *fresh())[1] == []
 
 
 # Interruption

@@ -19,7 +19,7 @@ def test_metrics_of_steps_that_will_be_done_again_are_dropped(tmp_path: Path) ->
 
 def test_a_line_cut_short_by_a_crash_is_dropped_and_those_before_it_stay(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    for cut_short in ('{"step": 2, "lo', "\0" * 20):
+    for cut_short in ('{"step": 2, "lo', "\0" * 20, "\0\0\0\0\n", '{"a": 1}\n', "[]\n"):
         path.write_text('{"step": 1, "loss": 3}\n' + cut_short)
         with Metrics(path, step=2) as metrics:
             metrics.write({"step": 3, "loss": 2.5})

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from minimind import run as module
 from minimind.data.packing import Steps, batches_of, make_steps
+from minimind.durable import alone_in
 from minimind.model.transformer import Transformer
 from minimind.run import Outcome, Run, TrainingError, fit
 from minimind.tokenizer import Tokenizer
@@ -317,3 +318,29 @@ def test_a_vocabulary_smaller_than_the_ids_is_refused_before_anything(fitting) -
     ):
         fitting(model={"vocab_size": 100})
     assert list(fitting.out.iterdir()) == []
+
+
+def test_where_no_checkpoint_is_whole_the_run_is_not_begun_again_over_its_results(fitting) -> None:
+    assert fitting().finished
+    for path in (fitting.out / "checkpoints").glob("step-*"):
+        (path / "manifest.json").unlink()
+    before = (fitting.out / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="none of its checkpoints is whole; restore one"):
+        fitting()
+    assert (fitting.out / "model.safetensors").read_bytes() == before
+    assert (fitting.out / "metrics.jsonl").read_bytes()
+
+
+def test_a_checkpoint_of_another_form_is_refused_in_one_line(fitting, monkeypatch) -> None:
+    save = module._extra
+    monkeypatch.setattr(module, "_extra", lambda *a: save(*a) | {"origin": {}})
+    assert fitting().finished
+    with pytest.raises(TrainingError, match="its checkpoint isn't what this version writes"):
+        fitting()
+
+
+def test_two_runs_do_not_write_into_one_folder(fitting) -> None:
+    fitting.out.mkdir()
+    with alone_in(fitting.out), pytest.raises(BlockingIOError, match="another run writes there"):
+        fitting()
+    assert fitting().finished  # once the other is gone

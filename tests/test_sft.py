@@ -520,13 +520,33 @@ def test_overwrite_deletes_nothing_but_runs(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(data, "--model", base, "--out", tmp_path, "--overwrite") == sft.EXIT_USAGE
-    assert "holds the data file" in capsys.readouterr().err
+    assert "read by this run" in capsys.readouterr().err
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("keep")
     assert run(data, "--model", base, "--out", precious, "--overwrite") == sft.EXIT_USAGE
     assert "isn't the folder of a run" in capsys.readouterr().err
     assert (precious / "thesis.txt").read_text() == "keep"
+
+
+def test_what_a_run_reads_is_not_deleted_by_overwrite(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run(data, "--model", base, "--out", out, "--max-steps", "1") == sft.EXIT_OK
+    assert run(data, "--model", out / "last", "--out", out, "--overwrite") == sft.EXIT_USAGE
+    assert "run/last, read by this run; --overwrite would delete it" in capsys.readouterr().err
+    assert (out / "last" / "model.safetensors").exists()
+
+
+def test_a_model_that_is_no_run_is_not_gone_on_with(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_base(tmp_path / "other")
+    before = (other / "model.safetensors").read_bytes()
+    assert run(data, "--model", base, "--out", other, "--resume") == sft.EXIT_USAGE
+    assert "holds a model, but no run to go on with" in capsys.readouterr().err
+    assert (other / "model.safetensors").read_bytes() == before
 
 
 def test_another_base_is_not_gone_on_from(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +168,8 @@ def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    named = sorted(folder.glob("step-*"))  # somebody's own copies, too, which are let be
+    return [path for path in named if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
 
 
 def _problem(path: Path) -> str | None:
