@@ -9,7 +9,7 @@ has a process of its own, since a process's peak memory never falls.
                    its epoch
     --going-on     python -m minimind.sft --resume at 90% of an epoch of 10 million such rows
     --first-step   python -m minimind.sft, from its start to the first optimizer step
-    --imports      `import minimind` beside `import torch`
+    --imports      `import minimind` beside `import torch`; with --peers beside others that are here
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ BASE = Path(minimind.__file__).parent / "base"
 TOKENS_PER_STEP = 16 * 41  # the command's default: 16 mean rows
 PLANNED_ROWS = 10_000_000
 FIRST_STEP_ROWS = 10_000
+PEERS = ("transformers.trainer", "trl", "litgpt")  # transformers alone imports nearly nothing
 LARGE_FILE = 14e9  # bytes; what memory is extrapolated to
 
 
@@ -79,10 +81,12 @@ def main() -> None:
             results["first_step"] = first = first_steps(file, folder, options.rounds)
             print("\n" + first_step_table(first))
     if options.imports:
-        results["imports"] = times = imports(max(5, options.rounds))
-        print(f"\nimport torch {spread(times['torch'], '.2f')} s; ", end="")
-        print(f"import minimind {spread(times['minimind'], '.2f')} s: ", end="")
-        print(ratio(times["minimind"], times["torch"]))
+        peers = [name for name in PEERS if options.peers and find_spec(name)]
+        results["imports"] = times = imports(["torch", "minimind", *peers], max(5, options.rounds))
+        print()
+        for name, seconds in times.items():
+            print(f"import {name}: {spread(seconds, '.2f')} s, ", end="")
+            print(f"{ratio(seconds, times['torch'])} torch's")
     if options.json:
         print(json.dumps(environment() | {"results": results}))
     if options.plot:
@@ -97,6 +101,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--going-on", type=int, nargs="?", const=PLANNED_ROWS, metavar="ROWS")
     parser.add_argument("--first-step", action="store_true")
     parser.add_argument("--imports", action="store_true")
+    parser.add_argument("--peers", action="store_true", help="needs the bench extra")
     parser.add_argument("--json", action="store_true", help="also print a line of JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="of the sizes")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)  # what a child process does
@@ -329,9 +334,9 @@ def first_step_table(results: dict[str, list[Measures]]) -> str:
 # Imports
 
 
-def imports(rounds: int) -> dict[str, list[float]]:
+def imports(modules: Sequence[str], rounds: int) -> dict[str, list[float]]:
     """Seconds of a Python that only imports, in turns; the first round warms up."""
-    times: dict[str, list[float]] = {"torch": [], "minimind": []}
+    times: dict[str, list[float]] = {module: [] for module in modules}
     for number in range(rounds + 1):
         for module, many in times.items():
             started = time.perf_counter()
