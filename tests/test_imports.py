@@ -25,7 +25,7 @@ ORDER = """
     graphemes, sampler, scoring, metrics, evaluation
     survey, preflight, cleaning
     summary, page, evaluate_page, inspect_page, prompt_line, stopping, resuming, journal, run
-    base.recipe: korean, english, facts, grammar, statements, stories, sums, filter
+    base.recipe: korean, english, facts, grammar, statements, stories, sums, filter, pretraining
     sft, pretrain, chat, evaluate, inspect, clean
     base.recipe: world, gather, search
 """

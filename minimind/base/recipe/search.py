@@ -10,10 +10,11 @@ every run is `python -m minimind.pretrain` in a process of its own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import tyro
 
+from minimind.base.recipe.pretraining import pretrain
 from minimind.data.corpus import build_corpus
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load_tokenizer
@@ -58,13 +60,18 @@ class SearchOptions:
     """Tokens of one optimizer step."""
     hold_back: float = 0.01
     """Share of the documents to validate on."""
+    at_once: int = 1
+    """Runs at a time, each with its part of the cores: small models use few cores better."""
 
     def __post_init__(self) -> None:
         for name in ("files", "shapes", "learning_rates"):
             if not getattr(self, name):
                 raise ValueError(f"{name.replace('_', '-')}: none are given; name some")
-        if self.tokens < 1:
-            raise ValueError(f"--tokens is {self.tokens}; use a positive number")
+        for name in ("tokens", "at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; use a positive number"
+                )
 
 
 def shape_of(name: str, vocab_size: int) -> ModelConfig:
@@ -111,47 +118,28 @@ def search(options: SearchOptions) -> None:
     costs = {name: operations_per_token(shape, attended) for name, shape in shapes.items()}
     compute = options.tokens * costs[options.shapes[0]]
     print(f"{compute:.3g} operations each\n\n{HEADER}", flush=True)
-    for name, shape in shapes.items():
-        for rate in options.learning_rates:
-            out = options.out / f"{name}-{rate:g}"
-            out.mkdir(parents=True, exist_ok=True)
-            config = out / "shape.json"
-            config.write_text(json.dumps(shape.to_hf()), encoding="utf-8")
-            _pretrain(options, config, rate, round(compute / costs[name]))
-            print(_row(name, shape, rate, out), flush=True)
 
+    def run(name: str, rate: float) -> str:
+        out = options.out / f"{name}-{rate:g}"
+        out.mkdir(parents=True, exist_ok=True)
+        config = out / "shape.json"
+        config.write_text(json.dumps(shapes[name].to_hf()), encoding="utf-8")
+        choices: dict[str, object] = {
+            "config": config,
+            "learning-rate": rate,
+            "tokens": round(compute / costs[name]),
+            "max-length": options.max_length,
+            "tokens-per-step": options.tokens_per_step,
+            "hold-back": options.hold_back,
+            "eval-every": 10**9,  # before the first step and after the last alone
+        }
+        pretrain(options.files, out, choices, options.mix, options.at_once)
+        return _row(name, shapes[name], rate, out)
 
-def _pretrain(options: SearchOptions, config: Path, rate: float, tokens: int) -> None:
-    out = config.parent
-    if _is_done(out / "run.json", list(options.files), tokens):
-        return
-    choices: dict[str, object] = {
-        "out": out,
-        "config": config,
-        "learning-rate": rate,
-        "tokens": tokens,
-        "max-length": options.max_length,
-        "tokens-per-step": options.tokens_per_step,
-        "hold-back": options.hold_back,
-        "eval-every": 10**9,  # before the first step and after the last alone
-    }
-    command = [sys.executable, "-m", "minimind.pretrain", *options.files]
-    command += [word for name, value in choices.items() for word in (f"--{name}", str(value))]
-    if options.mix:
-        command += ["--mix", *map(str, options.mix)]
-    with (out / "log.txt").open("a", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        raise OSError(f"{out}: pretraining ended with code {done.returncode}; see log.txt there")
-
-
-def _is_done(record: Path, files: list[str], tokens: int) -> bool:
-    """Whether a run has ended that was trained on these."""
-    if not record.exists():
-        return False
-    found = json.loads(record.read_text(encoding="utf-8"))
-    same = found["options"]["files"] == files and found["options"]["tokens"] == tokens
-    return bool(same and found["outcome"]["finished"])
+    runs = list(itertools.product(options.shapes, options.learning_rates))
+    with ThreadPoolExecutor(options.at_once) as pool:
+        for row in pool.map(run, *zip(*runs, strict=True)):
+            print(row, flush=True)
 
 
 def _row(name: str, shape: ModelConfig, rate: float, out: Path) -> str:

@@ -1,0 +1,137 @@
+"""What the embedded base is worth: the same fine-tuning from it and from random weights.
+
+    python -m benchmarks.starts --out runs/starts
+
+Fine-tunes twice on the sample with `python -m minimind.sft`, asks each checkpoint the held-out
+prompts (greedy), and draws validation loss and share of right answers by step
+(docs/starts.png, with the plot extra). What is done already isn't done again. The two tuned folders
+are left for `python -m benchmarks.held_out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+import minimind
+from benchmarks.environment import environment
+from benchmarks.held_out import GREEDY, GROUPS, ask, read_prompts
+from minimind.model.transformer import Transformer
+from minimind.sft import BASE_LEARNING_RATE
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "tests" / "data" / "conversations.jsonl"
+FIGURE = ROOT / "docs" / "starts.png"
+BASE, RANDOM = "the embedded base", "random weights"
+WEIGHTS = "weights/"  # what names of a checkpoint's weights begin with
+PARAPHRASES = [group for group in GROUPS if group.endswith("paraphrase")]
+FACTS = [group for group in GROUPS if group.endswith("fact")]
+
+
+def write_start(name: str, folder: Path) -> None:
+    """The folder to start from: the embedded base, or its shape with random weights."""
+    model, tokenizer = minimind.load()
+    if name == RANDOM:
+        model = Transformer(model.config).initialize(seed=0)
+    minimind.save(folder, model, tokenizer)
+
+
+def tune(start: Path, out: Path) -> None:
+    """Fine-tune as README's first command does, keeping every epoch's checkpoint."""
+    if (out / "run.json").exists():
+        return
+    command = [sys.executable, "-m", "minimind.sft", str(SAMPLE), "--model", str(start)]
+    command += ["--out", str(out), "--learning-rate", str(BASE_LEARNING_RATE), "--keep", "1000"]
+    subprocess.run([*command, "--overwrite"] if out.exists() else command, check=True)
+
+
+def follow(start: Path, out: Path) -> list[dict[str, Any]]:
+    """Answers by step: of the start, of every second checkpoint, and of the last one."""
+    notes = out / "held_out.json"
+    if notes.exists():
+        known: list[dict[str, Any]] = json.loads(notes.read_text(encoding="utf-8"))
+        return known
+    model, tokenizer = minimind.load(start)
+    prompts = read_prompts()
+    checkpoints = sorted((out / "checkpoints").glob("step-*"))
+    found = [{"step": 0, **ask(model, tokenizer, prompts, GREEDY)}]
+    for checkpoint in [*checkpoints[:-1:2], checkpoints[-1]]:
+        tensors = load_file(checkpoint / "tensors.safetensors")
+        weights = {n: x for n, x in tensors.items() if n.startswith(WEIGHTS)}
+        model.load_state_dict({n.removeprefix(WEIGHTS): x for n, x in weights.items()})
+        step = int(checkpoint.name.removeprefix("step-"))
+        found.append({"step": step, **ask(model, tokenizer, prompts, GREEDY)})
+        print(f"{out.name}: step {step}, {_paraphrases(found[-1]):.0%} right", flush=True)
+    notes.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    return found
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    """Validation losses by step."""
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+
+
+def _paraphrases(found: dict[str, Any]) -> float:
+    return sum(found[group] for group in PARAPHRASES) / len(PARAPHRASES)
+
+
+def _facts(found: dict[str, Any]) -> float:
+    return sum(found[group] for group in FACTS) / len(FACTS)
+
+
+def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Two panels: validation loss, and the shares of right answers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (name, result), colour in zip(results.items(), ("tab:blue", "tab:orange"), strict=True):
+        left.plot(*zip(*result["losses"], strict=True), color=colour, label=name)
+        steps = [found["step"] for found in result["answers"]]
+        for share, style, kind in ((_paraphrases, "-", "paraphrases"), (_facts, ":", "facts")):
+            shares = [100 * share(found) for found in result["answers"]]
+            right.plot(steps, shares, style, color=colour, marker=".", label=f"{kind}, {name}")
+    left.set(xlabel="step", ylabel="validation loss, nats per token", ylim=(0, None))
+    right.set(xlabel="step", ylabel="held-out prompts answered right, %", ylim=(0, 100))
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/starts"))
+    parser.add_argument("--figure", type=Path, default=FIGURE)
+    options = parser.parse_args(argv)
+    results: dict[str, dict[str, Any]] = {}
+    for name in (BASE, RANDOM):
+        start, out = options.out / f"{name} start", options.out / name
+        write_start(name, start)
+        tune(start, out)
+        results[name] = {"answers": follow(start, out), "losses": losses(out)}
+    print("| from | step | validation loss | paraphrases right | facts right |\n|--|--|--|--|--|")
+    for name, result in results.items():
+        by_step = dict(result["losses"])
+        for found in result["answers"]:
+            print(
+                f"| {name} | {found['step']} | {by_step.get(found['step'], float('nan')):.4f} | "
+                f"{_paraphrases(found):.1%} | {_facts(found):.1%} |"
+            )
+    print(json.dumps(environment() | {"starts": results}, ensure_ascii=False))
+    try:
+        draw(results, options.figure)
+    except ImportError:
+        print("no figure: pip install -e '.[plot]'", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
