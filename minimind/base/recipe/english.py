@@ -15,19 +15,7 @@ PLURALS = dict(
         "tomato:tomatoes goldfish:goldfish firefighter:firefighters fisherman:fishermen "
         "person:people thief:thieves squid:squid grandchild:grandchildren hoof:hooves "
         "starfish:starfish octopus:octopuses ox:oxen snowman:snowmen jellyfish:jellyfish "
-        "reindeer:reindeer"
-    ).split()
-)
-PASTS = dict(
-    pair.split(":")
-    for pair in (
-        "be:was have:had do:did go:went eat:ate drink:drank run:ran swim:swam fly:flew sing:sang "
-        "see:saw find:found give:gave take:took make:made build:built sleep:slept wake:woke "
-        "read:read write:wrote draw:drew buy:bought bring:brought catch:caught teach:taught "
-        "think:thought say:said tell:told hear:heard feel:felt sit:sat stand:stood hold:held "
-        "keep:kept lose:lost leave:left meet:met ride:rode drive:drove grow:grew throw:threw "
-        "know:knew put:put cut:cut hit:hit sell:sold win:won fall:fell get:got hide:hid "
-        "fight:fought sweep:swept lay:laid spin:spun dig:dug fix:fixed light:lit"
+        "reindeer:reindeer salmon:salmon cosmos:cosmos"
     ).split()
 )
 DOUBLED = frozenset(
@@ -54,11 +42,14 @@ def with_article(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """apples; milk; scissors; the sky."""
+    """apples; milk; scissors; the sky; grains of rice."""
     if noun.endswith("^"):
         return f"the {bare(noun)}"
     if noun.endswith(("~", "+")) or noun[0].isupper():
         return bare(noun)
+    if " of " in noun:
+        first, _, rest = noun.partition(" of ")
+        return f"{plural(first)} of {rest}"
     head, _, last = noun.rpartition(" ")
     if last in PLURALS:
         many = PLURALS[last]
@@ -76,23 +67,11 @@ def third(phrase: str) -> str:
     verb, rest = _split(phrase)
     if verb in ("be", "have", "do", "can"):
         return {"be": "is", "have": "has", "do": "does", "can": "can"}[verb] + rest
-    if verb.endswith(("s", "x", "ch", "sh", "o")):
+    if verb.endswith(("s", "x", "z", "ch", "sh")) or verb == "go":
         return verb + "es" + rest
     if verb.endswith("y") and verb[-2] not in "aeiou":
         return verb[:-1] + "ies" + rest
     return verb + "s" + rest
-
-
-def past(phrase: str) -> str:
-    """eat grass -> ate grass."""
-    verb, rest = _split(phrase)
-    if verb in PASTS:
-        return PASTS[verb] + rest
-    if verb.endswith("e"):
-        return verb + "d" + rest
-    if verb.endswith("y") and verb[-2] not in "aeiou":
-        return verb[:-1] + "ied" + rest
-    return verb + (verb[-1] if verb in DOUBLED else "") + "ed" + rest
 
 
 def gerund(phrase: str) -> str:
@@ -109,7 +88,7 @@ def inflect(word: str, form: str, style: str = "") -> str:
     """A word in the form that a template asks for.
 
     Args:
-        form: a (an apple), pl (apples), es, ed, ing; "1 eat" is that verb for one such thing
+        form: a (an apple), pl (apples), es, ing; "1 eat" is that verb for one such thing
             (eats), "2 eat" for many (eat; eats, if it isn't counted); empty for the bare word.
         style: Korean has styles; English has none.
 
@@ -139,7 +118,7 @@ def joined(words: list[str]) -> str:
     return ", ".join(many[:-1]) + " and " + many[-1]
 
 
-FORMS = {"a": with_article, "pl": plural, "es": third, "ed": past, "ing": gerund}
+FORMS = {"a": with_article, "pl": plural, "es": third, "ing": gerund}
 
 
 def _split(phrase: str) -> tuple[str, str]:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).parent / "facts.txt"
-ROUND = ("day", "month", "season")  # orders that begin again after their end
-STEPS = (*ROUND, "meal")  # orders in which the next one is a fact; in the others every pair is
+STEPS = ("day", "month", "season")  # orders that begin again; in the others, less comes before more
 
 
 class Word(NamedTuple):
@@ -139,7 +138,6 @@ def _close(world: World, heading: str, rows: list[Word]) -> None:
         pairs = list(combinations(rows, 2))
         world.facts.extend(Fact(kind.en, less, more) for less, more in pairs)
         return
-    pairs = list(pairwise(rows))
-    if kind.en in ROUND:
-        pairs.append((rows[-1], rows[0]))
-    world.facts.extend(Fact("next", first, second, kind) for first, second in pairs)
+    world.facts.extend(
+        Fact("next", first, second, kind) for first, second in pairwise([*rows, rows[0]])
+    )

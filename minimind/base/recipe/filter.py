@@ -65,8 +65,8 @@ def few_letters(text: str) -> str | None:
 
 def repeated(text: str) -> str | None:
     """One sound or mark again and again."""
-    found = REPEATED.search(text)
-    return f"{found[0][:20]!r}" if found and not found[1].isspace() else None
+    found = [each for each in REPEATED.finditer(text) if not each[1].isspace()]
+    return f"{found[0][0][:20]!r}" if found else None
 
 
 def jamo(text: str) -> str | None:

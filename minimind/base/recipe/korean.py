@@ -56,7 +56,7 @@ IRREGULAR = {
     "ㄷ": frozenset("듣 걷 묻 싣 깨닫".split()),
     "ㅅ": frozenset("짓 낫 붓 잇 젓 긋".split()),
     "ㅎ": frozenset("빨갛 노랗 파랗 하얗 까맣 커다랗 동그랗 기다랗 그렇".split()),
-    "러": frozenset("푸르 이르".split()),
+    "러": frozenset("푸르".split()),
     "으": frozenset("따르 들르 치르".split()),
 }
 """Stems whose end changes before a vowel; 르 changes unless it stands under 러 or 으."""
@@ -96,8 +96,17 @@ def particle(word: str, name: str) -> str:
 
 
 def copula(word: str, style: str, past: bool = False) -> str:
-    """A noun as a predicate: (물, 요) -> 물이에요, (해, 니다) -> 해입니다."""
+    """A noun as a predicate: (물, 요) -> 물이에요, (크다, 다) -> 크다이다."""
+    if style == "다" and not past and word.endswith("다"):
+        return word + "이다"
     return word + COPULAS[style][past][final(word[-1]) == " "]
+
+
+def formal(word: str, style: str) -> str:
+    """A word whose last sound needn't be known, as a predicate: milk입니다, milk이다."""
+    if style != "다":
+        return word + "입니다"
+    return copula(word, style) if word[-1].isdigit() else word + "이다"
 
 
 def conjugate(word: str, form: str, style: str = "요") -> str:
@@ -144,15 +153,20 @@ def inflect(word: str, form: str, style: str = "요") -> str:
     """A word in the form that a template asks for.
 
     Args:
-        form: a particle, 이다 or 이었다, one of ENDINGS for verbs, or what is joined as it is.
+        form: a particle, 이다 or 이었다, 입니다 (see `formal`), one of ENDINGS for verbs, or what
+            is joined as it is.
     """
     if form in ("이다", "이었다"):
         return copula(word, style, past=form == "이었다")
+    if form == "입니다":
+        return formal(word, style)
     return conjugate(word, form, style) if form in ENDINGS else particle(word, form)
 
 
 def counting(number: int) -> str:
-    """A number before a counter, up to 99: 3 -> 세 (세 개), 20 -> 스무."""
+    """A number before a counter, up to 100: 3 -> 세 (세 개), 20 -> 스무."""
+    if number == 100:
+        return "백"
     return "스무" if number == 20 else TENS[number // 10] + NATIVE[number % 10]
 
 

@@ -18,14 +18,16 @@ FOLDER = Path(__file__).parent
 GROUPS = (
     ("animal", "bird", "insect", "reptile", "amphibian", "sea animal"),
     ("fruit", "vegetable", "grain", "food", "seasoning", "drink", "flower", "tree"),
-    ("tool", "machine", "household item", "kitchen tool", "school supply"),
-    ("vehicle", "toy", "garment"),
-    ("instrument",),
+    (
+        *("tool", "machine", "household item", "kitchen tool", "school supply", "vehicle"),
+        *("toy", "garment", "furniture~", "instrument"),
+    ),
     ("job",),
     ("country",),
     ("sport",),
     ("place",),
 )
+EDIBLE = ("food", "seasoning", "drink")  # some animals and plants are these, too
 WEIGHTS = {
     "capital": 5.0,
     "opposite": 3.0,
@@ -71,15 +73,15 @@ class Speaker:
 
     def say(self, fact: Fact, style: str) -> str:
         """One fact in one sentence."""
-        return self.word(self.random.choice(self.templates[fact.relation]), fact, style)
+        return self.phrase(self.random.choice(self.templates[fact.relation]), fact, style)
 
     def reword(self, fact: Fact, count: int, style: str) -> list[str]:
         """One fact in up to `count` different sentences."""
         templates = self.templates[fact.relation]
         chosen = self.random.sample(templates, min(count, len(templates)))
-        return [self.word(template, fact, style) for template in chosen]
+        return [self.phrase(template, fact, style) for template in chosen]
 
-    def word(self, template: str, fact: Fact, style: str) -> str:
+    def phrase(self, template: str, fact: Fact, style: str) -> str:
         """Put a fact into a template."""
         slots = {"s": self.of(fact.subject), "v": self.of(fact.value)}
         if fact.relation == "translate":
@@ -96,7 +98,8 @@ class Speaker:
 
     def unlike(self, kind: Word) -> Word:
         """A kind that no thing of the given kind belongs to."""
-        kinds = [name for group in GROUPS if kind.en not in group for name in group]
+        others = [name for group in GROUPS if kind.en not in group for name in group]
+        kinds = [name for name in others if name not in EDIBLE]
         return self.world.kinds[self.random.choice(kinds)]
 
     # Short texts, each a document.
@@ -129,7 +132,7 @@ class Speaker:
         style = self.style()
         if self.random.random() < 0.5:
             template = self.random.choice(self.templates[relation])
-            return " ".join(self.word(template, fact, style) for fact in facts)
+            return " ".join(self.phrase(template, fact, style) for fact in facts)
         return " ".join(self.say(fact, style) for fact in facts)
 
     def described(self) -> str:

@@ -12,6 +12,7 @@ from minimind.base.recipe.grammar import expand, fill, read_sections
 from minimind.base.recipe.statements import FOLDER, Speaker
 
 CREATURES = ("animal", "bird", "reptile", "amphibian")
+SEA = "in the sea"
 HE = {"girl": ("she", "her", "her"), "boy": ("he", "his", "him")}
 NARRATED = frozenset(("translate", "kind"))  # said less often: they don't belong in a story
 
@@ -84,7 +85,11 @@ class Teller:
             kept = [fact.subject for fact in self.speaker.by_relation["keep"]]
             return [Thing(word, section) for word in kept]
         sections = CREATURES if section == "creature" else (section,)
-        return [thing for one in sections for thing in self.speaker.world.things[one]]
+        things = [thing for one in sections for thing in self.speaker.world.things[one]]
+        if section != "creature":
+            return things
+        at_sea = {f.subject for f in self.speaker.by_relation["lives"] if f.value.en == SEA}
+        return [thing for thing in things if thing.word not in at_sea]  # no whales under trees
 
     def _fact(self, word: Word, style: str, said: set[Fact]) -> str:
         """Something true of a thing that the story hasn't said yet; nothing where all is said."""

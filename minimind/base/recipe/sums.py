@@ -84,8 +84,6 @@ class Reckoner:
         random = self.speaker.random
         if name in ("subtract", "less"):
             left, right, result = left + right, left, right
-            if name == "less" and not result:
-                left, result = left + 1, 1
         else:
             result = left + right
         numbers = {"a": left, "b": right, "c": result, "d": right + random.randint(1, 9)}
