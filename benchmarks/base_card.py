@@ -1,13 +1,14 @@
 """The figures of the base's model card: bits per byte beside others', and unedited continuations.
 
     python -m benchmarks.base_card minimind/base corpus/*.jsonl \\
-        --smollm2 PATH --earlier PATH --max-length 512
+        --hold-back 0.003 --smollm2 PATH --earlier PATH
 
-FILES and --hold-back are those of the pretraining: what was held back there is scored here, script
-by script, in windows of --max-length tokens of each model's own; a document's first token is
-predicted from <|endoftext|>. The 5-gram model (knlm: modified Kneser-Ney, Chen & Goodman 1999)
-reads the same tokens of the same training documents, each once, and every id of the vocabulary once
-more, so that none is impossible; a document is its sentence.
+FILES and --hold-back are those of the pretraining: what was held back there is scored here, the
+small world (files called world.*) and the rest apart, script by script, in windows of --max-length
+tokens of each model's own; a document's first token is predicted from <|endoftext|>. The 5-gram
+model (knlm: modified Kneser-Ney, Chen & Goodman 1999) reads the same tokens of the same training
+documents, each once, and every id of the vocabulary once more, so that none is impossible; a
+document is its sentence.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.environment import environment
-from minimind.data.corpus import build_corpus, scripts_of
+from benchmarks.world_share import KINDS, kinds_of
+from minimind.data.corpus import build_corpus, documents_of
 from minimind.data.dataset import Dataset
 from minimind.data.documents import encode_documents
 from minimind.evaluation import score_documents
@@ -38,29 +39,21 @@ from minimind.tokenizer import Tokenizer
 ORDER, WORD_BYTES = 5, 4  # of the n-grams; of an id inside knlm
 CONTINUED, PROMPT_TOKENS = 10, 8
 SAMPLING = SampleConfig(max_new_tokens=60, seed=0)
-ENGLISH = "latin"
+SCRIPTS = ("hangul", "latin")  # of Korean and of English
 Documents = dict[str, list[str]]
 
 
-def documents_of(dataset: Dataset) -> Iterator[list[int]]:
-    """Each document's ids, without what begins and ends it."""
-    for _, windows in groupby(range(len(dataset)), dataset.table["key"].__getitem__):
-        yield [id for window in windows for id in dataset[window].input_ids[1:]][:-1]
-
-
-def held_back_texts(dataset: Dataset, tokenizer: Tokenizer, most: int) -> Documents:
-    """Held-back documents by script, at most so many of each: those with the smallest hashes."""
-    documents = zip(documents_of(dataset), _first_of_each(dataset), strict=True)
-    scripts = scripts_of(dataset, tokenizer)
-    found = defaultdict(list)
-    for ids, row in documents:
-        found[scripts[row]].append((int(dataset.table["key"][row]), tokenizer.decode(ids)))
-    return {script: [text for _, text in sorted(rows)[:most]] for script, rows in found.items()}
-
-
-def _first_of_each(dataset: Dataset) -> list[int]:
-    groups = groupby(range(len(dataset)), dataset.table["key"].__getitem__)
-    return [next(windows) for _, windows in groups]
+def held_back_texts(dataset: Dataset, tokenizer: Tokenizer, files: Sequence[str]) -> Documents:
+    """Held-back documents in the order of their hashes, by what they are: "rest hangul"."""
+    kinds, keys = kinds_of(dataset, tokenizer, files), dataset.table["key"]
+    documents = sorted(
+        (int(keys[rows[0]]), kinds[rows[0]], tokenizer.decode(ids))
+        for rows, ids in documents_of(dataset)
+    )
+    found: Documents = defaultdict(list)
+    for _, kind, text in documents:
+        found[kind].append(text)
+    return {kind: found[kind] for kind in KINDS if kind in found}
 
 
 def model_bits(
@@ -96,9 +89,9 @@ class NGrams:
 
 
 def continuations(model: Transformer, tokenizer: Tokenizer, texts: list[str]) -> list[str]:
-    """Markdown rows: how the first texts begin, and how the model goes on, unedited."""
+    """Markdown rows: how texts begin, and how the model goes on, unedited."""
     end = tokenizer.encode_control("<|endoftext|>")
-    prompts = [[end, *ids[:PROMPT_TOKENS]] for ids in tokenizer.encode_batch(texts[:CONTINUED])]
+    prompts = [[end, *ids[:PROMPT_TOKENS]] for ids in tokenizer.encode_batch(texts)]
     rows = []
     for prompt, ids in zip(prompts, generate_batch(model, prompts, SAMPLING, [end]), strict=True):
         shown = [tokenizer.decode(part, skip_control=True) for part in (prompt, ids)]
@@ -115,29 +108,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--earlier", type=Path, help="folder of an earlier base")
     parser.add_argument("--earlier-length", type=int, help="its windows; default --max-length")
     parser.add_argument("--smollm2", type=Path, help="folder of SmolLM2-135M; English alone")
-    parser.add_argument("--hold-back", type=float, default=0.01)
+    parser.add_argument("--hold-back", type=float, required=True, help="as in the pretraining")
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--documents", type=int, default=400, help="scored of each script, at most")
+    parser.add_argument("--documents", type=int, default=400, help="scored of each kind, at most")
     parser.add_argument("--no-ngrams", action="store_true")
     options = parser.parse_args(argv)
     model, tokenizer = load(options.base)
     windows, _ = build_corpus(options.files, tokenizer, options.max_length)
     training, held_back = windows.split(options.hold_back)
-    texts = held_back_texts(held_back, tokenizer, options.documents)
-    if not texts:
+    all_texts = held_back_texts(held_back, tokenizer, options.files)
+    if not all_texts:
         sys.exit("error: nothing is held back; raise --hold-back")
+    texts = {kind: found[: options.documents] for kind, found in all_texts.items()}
     found: dict[str, dict[str, float]] = {}
 
     def note(name: str, bits: dict[str, float], began: float) -> None:
         found[name] = bits
-        cells = [f"{bits[script]:.4f}" if script in bits else "-" for script in sorted(texts)]
+        cells = [f"{bits[kind]:.4f}" if kind in bits else "-" for kind in texts]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
     counts = (
-        f"{script} ({len(texts[script])} documents, "
-        f"{sum(len(text.encode()) for text in texts[script]):,} bytes)"
-        for script in sorted(texts)
+        f"{kind} ({len(chosen)} documents, {sum(len(text.encode()) for text in chosen):,} bytes)"
+        for kind, chosen in texts.items()
     )
     print(f"| bits per byte | {' | '.join(counts)} |\n|--|{'--|' * len(texts)}")
     others = {"base": (options.base, options.max_length)}
@@ -148,15 +141,18 @@ def main(argv: list[str] | None = None) -> None:
     for name, (folder, length) in others.items():
         began = time.perf_counter()
         other, own = load(folder)
-        scripts = [s for s in sorted(texts) if name != "SmolLM2-135M" or s == ENGLISH]
-        note(name, {s: model_bits(other, own, texts[s], length) for s in scripts}, began)
+        scored = [kind for kind in texts if name != "SmolLM2-135M" or kind.endswith("latin")]
+        note(name, {k: model_bits(other, own, texts[k], length) for k in scored}, began)
     if not options.no_ngrams:
         began = time.perf_counter()
-        ngrams = NGrams(tqdm(documents_of(training), desc="counting", disable=None), tokenizer)
-        note(f"{ORDER}-gram", {s: ngrams.bits_per_byte(texts[s]) for s in sorted(texts)}, began)
-    for script in sorted(texts):
+        counted = (ids for _, ids in documents_of(training))
+        ngrams = NGrams(tqdm(counted, desc="counting", disable=None), tokenizer)
+        note(f"{ORDER}-gram", {k: ngrams.bits_per_byte(texts[k]) for k in texts}, began)
+    for script in SCRIPTS:
+        of_each = [found for kind, found in all_texts.items() if kind.endswith(script)]
+        chosen = [text for found in of_each for text in found[: CONTINUED // len(of_each)]]
         print(f"\n| {script}: held-back beginning | continuation |\n|--|--|")
-        print("\n".join(continuations(model, tokenizer, texts[script])))
+        print("\n".join(continuations(model, tokenizer, chosen)))
     print(json.dumps(environment() | {"bits_per_byte": found, "sampling": str(SAMPLING)}))
 
 

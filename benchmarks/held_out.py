@@ -127,19 +127,21 @@ def _cell(shares: Sequence[float]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", nargs="+", help="folders of models")
+    parser.add_argument("--greedy", action="store_true", help="greedy answers alone")
+    options = parser.parse_args(argv)
     prompts = read_prompts()
     counts = Counter(prompt.group for prompt in prompts)
     print(", ".join(f"{counts[group]} {group}s" for group in GROUPS) + f"\n\n{HEADER}")
-    results = {}
-    for run in parser.parse_args(argv).runs:
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in options.runs:
         model, tokenizer = minimind.load(run)
-        found = {
-            "greedy": [ask(model, tokenizer, prompts, GREEDY)],
-            "temperature 0.7": [ask(model, tokenizer, prompts, each) for each in SAMPLED],
-        }
-        for answers, asked in found.items():
+        results[run] = {}
+        for answers, samplings in (("greedy", (GREEDY,)), ("temperature 0.7", SAMPLED)):
+            if samplings == SAMPLED and options.greedy:
+                continue
+            asked = [ask(model, tokenizer, prompts, sampling) for sampling in samplings]
             print(describe(run, answers, asked), flush=True)
-        results[run] = found
+            results[run][answers] = asked
     print(json.dumps(environment() | {"held_out": results}, ensure_ascii=False))
 
 

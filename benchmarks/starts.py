@@ -2,7 +2,7 @@
 
     python -m benchmarks.starts --out runs/starts
 
-Fine-tunes twice on the sample with `python -m minimind.sft`, asks each checkpoint the held-out
+Fine-tunes twice on the sample as README's first command does, asks each checkpoint the held-out
 prompts (greedy), and draws validation loss and share of right answers by step
 (docs/starts.png, with the plot extra). What is done already isn't done again. The two tuned folders
 are left for `python -m benchmarks.held_out`.
@@ -12,43 +12,47 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import minimind
 from benchmarks.environment import environment
 from benchmarks.held_out import GREEDY, GROUPS, ask, read_prompts
+from benchmarks.tuning import tune
 from minimind.model.transformer import Transformer
-from minimind.sft import BASE_LEARNING_RATE
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "tests" / "data" / "conversations.jsonl"
-FIGURE = ROOT / "docs" / "starts.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "starts.png"
 BASE, RANDOM = "the embedded base", "random weights"
+EVERY = 1000  # checkpoints: all of them
 WEIGHTS = "weights/"  # what names of a checkpoint's weights begin with
 PARAPHRASES = [group for group in GROUPS if group.endswith("paraphrase")]
 FACTS = [group for group in GROUPS if group.endswith("fact")]
 
 
 def write_start(name: str, folder: Path) -> None:
-    """The folder to start from: the embedded base, or its shape with random weights."""
+    """The folder to start from: the embedded base, or its shape with random weights.
+
+    Raises:
+        ValueError: other weights stand there.
+    """
     model, tokenizer = minimind.load()
     if name == RANDOM:
         model = Transformer(model.config).initialize(seed=0)
+    if folder.exists():
+        weights, found = model.state_dict(), minimind.load(folder)[0].state_dict()
+        if weights.keys() != found.keys() or not all(map(_same, weights.values(), found.values())):
+            raise ValueError(f"{folder} is another base's; name another --out")
+        return
     minimind.save(folder, model, tokenizer)
 
 
-def tune(start: Path, out: Path) -> None:
-    """Fine-tune as README's first command does, keeping every epoch's checkpoint."""
-    if (out / "run.json").exists():
-        return
-    command = [sys.executable, "-m", "minimind.sft", str(SAMPLE), "--model", str(start)]
-    command += ["--out", str(out), "--learning-rate", str(BASE_LEARNING_RATE), "--keep", "1000"]
-    subprocess.run([*command, "--overwrite"] if out.exists() else command, check=True)
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours, theirs)
 
 
 def follow(start: Path, out: Path) -> list[dict[str, Any]]:
@@ -116,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in (BASE, RANDOM):
         start, out = options.out / f"{name} start", options.out / name
         write_start(name, start)
-        tune(start, out)
+        tune(start, out, keep=EVERY)
         results[name] = {"answers": follow(start, out), "losses": losses(out)}
     print("| from | step | validation loss | paraphrases right | facts right |\n|--|--|--|--|--|")
     for name, result in results.items():

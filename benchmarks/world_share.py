@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,23 @@ import numpy as np
 import minimind
 from benchmarks.environment import environment
 from benchmarks.held_out import GREEDY, GROUPS, ask, read_prompts
-from minimind.base.recipe.pretraining import pretrain, share_of_cores
+from benchmarks.tuning import tune
+from minimind.base.recipe.pretraining import pretrain
 from minimind.data.corpus import build_corpus, scripts_of
 from minimind.data.dataset import Dataset
 from minimind.model.pretrained import load_tokenizer
 from minimind.scoring import score
-from minimind.sft import BASE_LEARNING_RATE
+from minimind.tokenizer import Tokenizer
 
-SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "conversations.jsonl"
-TEXTS = ("world hangul", "world latin", "rest hangul", "rest latin")
-HEADER = f"| share | tokens | {' | '.join((*TEXTS, *GROUPS))} |\n" + "|--" * 10 + "|"
+KINDS = ("world hangul", "world latin", "rest hangul", "rest latin")
+HEADER = f"| share | tokens | {' | '.join((*KINDS, *GROUPS))} |\n" + "|--" * 10 + "|"
 
 
 def is_world(file: str) -> bool:
     return Path(file).name.startswith("world.")
 
 
-def weights(windows: Dataset, files: list[str], share: float) -> list[float]:
+def weights(windows: Dataset, files: Sequence[str], share: float) -> list[float]:
     """A weight per file: the world's files have `share` together, each by its size."""
     sizes = np.bincount(
         windows.table["file"], weights=windows.table["inputs"], minlength=len(files)
@@ -51,30 +50,23 @@ def weights(windows: Dataset, files: list[str], share: float) -> list[float]:
     return [round(weight, 6) for weight in (sizes * parts).tolist()]
 
 
-def bits_by_text(run: Path, held_back: Dataset, files: list[str]) -> dict[str, float]:
-    """Bits per byte of each of TEXTS that something is held back of."""
+def kinds_of(dataset: Dataset, tokenizer: Tokenizer, files: Sequence[str]) -> list[str]:
+    """For each window what its document is: one of KINDS, or like them ("rest none")."""
+    scripts = scripts_of(dataset, tokenizer)
+    return [
+        f"{'world' if is_world(files[file]) else 'rest'} {script}"
+        for file, script in zip(dataset.table["file"], scripts, strict=True)
+    ]
+
+
+def bits_by_kind(run: Path, held_back: Dataset, files: Sequence[str]) -> dict[str, float]:
+    """Bits per byte of each of KINDS that something is held back of."""
     model, tokenizer = minimind.load(run)
     scores = score(model, held_back, tokenizer)
-    kinds = [
-        f"{'world' if is_world(files[file]) else 'rest'} {script}"
-        for file, script in zip(
-            held_back.table["file"], scripts_of(held_back, tokenizer), strict=True
-        )
-    ]
-    chosen = {kind: np.array(kinds) == kind for kind in TEXTS}
-    return {kind: scores.select(rows).bits_per_byte for kind, rows in chosen.items() if rows.any()}
-
-
-def tune(base: Path, out: Path, at_once: int) -> None:
-    """Fine-tune as README's first command does."""
-    if (out / "run.json").exists():
-        return
-    command = [sys.executable, "-m", "minimind.sft", str(SAMPLE), "--model", str(base)]
-    command += ["--out", str(out), "--learning-rate", str(BASE_LEARNING_RATE), "--resume"]
-    with (base / "tuning.txt").open("a", encoding="utf-8") as log:
-        subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=share_of_cores(at_once), check=True
-        )
+    kinds = np.array(kinds_of(held_back, tokenizer, files))
+    return {
+        kind: scores.select(kinds == kind).bits_per_byte for kind in KINDS if (kinds == kind).any()
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.6, 0.85])
     parser.add_argument("--config", default="small", help="a shape, as for pretraining")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=2_000_000)
     parser.add_argument("--tokens-per-step", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=512)
@@ -100,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     def train(share: float) -> tuple[Path, Path]:
         base = options.out / f"{share:g}"
         pretrain(options.files, base, choices, mixes[share], options.at_once)
-        tune(base, base / "tuned", options.at_once)
+        tune(base, base / "tuned", at_once=options.at_once)
         return base, base / "tuned"
 
     print(HEADER, flush=True)
@@ -108,10 +100,10 @@ def main(argv: list[str] | None = None) -> None:
     prompts = read_prompts()
     with ThreadPoolExecutor(options.at_once) as pool:
         for share, (base, tuned) in zip(mixes, pool.map(train, mixes), strict=True):
-            bits = bits_by_text(base, held_back, options.files)
+            bits = bits_by_kind(base, held_back, options.files)
             right = ask(*minimind.load(tuned), prompts, GREEDY)
             results[f"{share:g}"] = {"bits_per_byte": bits, "held_out": right}
-            cells = [f"{bits[kind]:.4f}" if kind in bits else "-" for kind in TEXTS]
+            cells = [f"{bits[kind]:.4f}" if kind in bits else "-" for kind in KINDS]
             cells += [f"{right[group]:.1%}" for group in GROUPS]
             print(f"| {share:.0%} | {options.tokens:,} | {' | '.join(cells)} |", flush=True)
     print(json.dumps(environment() | {"shares": results}, ensure_ascii=False))

@@ -94,7 +94,7 @@ class EvaluateOptions:
     on_bad_row: OnBadRow = "stop"
     """At a row that can't be used: stop, or skip and count it."""
     tokens_per_batch: int = 4096
-    """Tokens scored at once; bounds memory, changes nothing else."""
+    """Tokens scored at once; changes results in their last bits alone."""
     rows_per_batch: int = 16
     """Rows answered side by side."""
     compile: bool = False

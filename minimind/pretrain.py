@@ -18,6 +18,7 @@ from minimind.data.conversation import DataError
 from minimind.data.corpus import CorpusReport, build_corpus, scripts_of
 from minimind.data.dataset import Dataset
 from minimind.data.packing import Steps, make_steps
+from minimind.model.config import ModelConfig
 from minimind.model.shapes import shape_named
 from minimind.model.transformer import Transformer
 from minimind.run import (
@@ -79,7 +80,7 @@ class PretrainOptions:
     tokens_per_step: int = 8192
     """Tokens of one optimizer step."""
     tokens_per_batch: int = 8192
-    """Tokens in memory at once; changes nothing else."""
+    """Tokens in memory at once; changes results in their last bits alone."""
     hold_back: float = 0.01
     """Share of the documents to validate on, chosen by their text; 0 for none."""
     eval_every: int = 200
@@ -93,7 +94,7 @@ class PretrainOptions:
     seed: int = 0
     """Decides the first weights and the order."""
     training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: TrainConfig(learning_rate=2e-3, weight_decay=0.1, warmup=0.05)
+        default_factory=lambda: TrainConfig(learning_rate=1e-3, weight_decay=0.1, warmup=0.05)
     )
 
     def __post_init__(self) -> None:
@@ -118,8 +119,13 @@ class PretrainOptions:
             )
 
 
-def run(options: PretrainOptions, device: torch.device) -> None:
-    """Train, and leave a Hugging Face folder in `options.out`."""
+def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, ModelConfig]:
+    """Find what the options name, and meet the other processes.
+
+    Raises:
+        ValueError: an option doesn't fit the others, or what there is.
+        OSError: a file that an option names can't be read.
+    """
     tokenizer = Tokenizer.load(options.tokenizer)
     shape = shape_named(options.config, tokenizer.vocab_size)
     if options.max_length > shape.max_position_embeddings:
@@ -127,9 +133,24 @@ def run(options: PretrainOptions, device: torch.device) -> None:
             f"--max-length is {options.max_length} and the model's context "
             f"{shape.max_position_embeddings}; lower the one or raise the other"
         )
+    weights, metrics, record = (
+        (options.out / name).exists() for name in ("model.safetensors", "metrics.jsonl", "run.json")
+    )
+    goes_on = read_extra(options.out / "checkpoints") is not None
+    if weights and not goes_on and (record or not metrics):  # else a run that was killed early
+        raise ValueError(
+            f"{options.out} holds a model, but no checkpoint to go on from; name another --out"
+        )
     distributed.join(device)
     if options.minutes is not None and distributed.processes() > 1:
         raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")
+    return tokenizer, shape
+
+
+def run(
+    options: PretrainOptions, tokenizer: Tokenizer, shape: ModelConfig, device: torch.device
+) -> None:
+    """Train, and leave a Hugging Face folder in `options.out`."""
     quiet = None if distributed.is_first() else True  # None: where there is no terminal
     with (
         distributed.first_goes_ahead(),
@@ -227,7 +248,7 @@ def _plan(
     if options.minutes is None:
         return steps.lasting((options.epochs or 1) * steps.steps_per_epoch)
     saved = read_extra(options.out / "checkpoints")
-    if saved and saved["origin"]["options"]["minutes"] == options.minutes:
+    if saved and saved["origin"]["options"].get("minutes") == options.minutes:
         return steps.lasting(saved["origin"]["planned"])
     precision = resolve_precision(options.training.precision, model.device)
     count = steps_within(
@@ -268,10 +289,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = tyro.cli(PretrainOptions, args=argv, prog="python -m minimind.pretrain")
         device = choose_device(options.device)
-    except ValueError as error:
+        tokenizer, shape = prepare(options, device)
+    except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
     try:
-        run(options, device)
+        run(options, tokenizer, shape, device)
     except DataError as error:
         return fail(EXIT_DATA, error)
     except (TrainingError, ValueError, OSError) as error:

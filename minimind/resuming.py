@@ -54,7 +54,7 @@ def refusal(saved: Origin, ours: Origin) -> str | None:
     if ours.planned < saved.planned:
         return (
             f"its checkpoint is of a run of {saved.planned} steps, this one has {ours.planned}; "
-            "use at least as many --epochs or --max-steps, or another --out"
+            "use at least as many --epochs, --max-steps or --tokens, or another --out"
         )
     return None
 

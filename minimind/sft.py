@@ -77,7 +77,7 @@ class SFTOptions:
     tokens_per_step: int | None = None
     """Tokens of one optimizer step; default: 16 times the data's mean row."""
     tokens_per_batch: int = 4096
-    """Tokens in memory at once, at most; bounds memory, changes nothing else."""
+    """Tokens in memory at once, at most; changes results in their last bits alone."""
     val_data: str | None = None
     """A file of conversations to validate on; rows with its prompts are left out of training."""
     val_fraction: float = 0.05

@@ -282,7 +282,7 @@ def refusals(folder: Path) -> list[str]:
         sft.run(options, folder / "out", torch.device("cpu"), [])
     timed = pretrain.PretrainOptions(files=("a.txt",), out=folder / "out", minutes=1.0)
     with pytest.raises(ValueError, match="--minutes is measured by one process") as plan:
-        pretrain.run(timed, torch.device("cpu"))
+        pretrain.prepare(timed, torch.device("cpu"))
     run = Fitting(folder, Tokenizer.load(BASE)).run()
     with pytest.raises(TrainingError, match="another process") as gone, explained(run):
         raise RuntimeError("Connection closed by peer")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import held_out, starts
+from benchmarks import held_out, starts, tuning
 from benchmarks.held_out import GREEDY, GROUPS, Asked, ask, describe, read_prompts
 from minimind.data.conversation import parse_conversation
 from minimind.data.questions import Question
 from minimind.metrics import Case, language, regex
+from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
 from tests.scripted import Scripted
 from tests.tiny import write_base
@@ -92,32 +93,26 @@ def test_a_row_shows_the_mean_over_seeds_and_their_range() -> None:
 
 
 @pytest.fixture
-def starts_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """`starts` on a tiny base with a few rows, its answers made up: (runs that were tuned)."""
+def starts_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`starts` on a tiny base with a few rows, its answers made up."""
     rows = (Path(__file__).parent / "data" / "conversations.jsonl").read_text(encoding="utf-8")
     few = tmp_path / "few.jsonl"
     few.write_text("".join(rows.splitlines(True)[:40]), encoding="utf-8")
     base = write_base(tmp_path / "base")
-    load, tuned = starts.minimind.load, []
+    load = starts.minimind.load
     made_up = {**dict.fromkeys(GROUPS, 0.25), "ended": 1.0}
 
     def asked(*_: object) -> dict[str, Any]:
         return made_up
 
-    def tune(start: Path, out: Path) -> None:
-        tuned.append(start)
-        original(start, out)
-
-    original = starts.tune
-    monkeypatch.setattr(starts, "SAMPLE", few)
-    monkeypatch.setattr(starts, "tune", tune)
+    monkeypatch.setattr(tuning, "SAMPLE", few)
     monkeypatch.setattr(starts, "ask", asked)
     monkeypatch.setattr(starts.minimind, "load", lambda name=base: load(name))
-    return tuned
 
 
+@pytest.mark.usefixtures("starts_made_up")
 def test_both_starts_are_tuned_alike_and_followed(
-    tmp_path: Path, starts_made_up: list[Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     out, figure = tmp_path / "starts", tmp_path / "starts.png"
@@ -135,3 +130,30 @@ def test_both_starts_are_tuned_alike_and_followed(
         assert steps == sorted(set(steps))
         assert steps[-1] == result["losses"][-1][0]
     assert figure.read_bytes().startswith(b"\x89PNG")
+    write_base(tmp_path / "base", seed=2)
+    with pytest.raises(ValueError, match=r"is another base's; name another --out"):
+        starts.main(["--out", str(out)])
+
+
+def test_a_model_is_asked_greedily_and_with_three_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[SampleConfig] = []
+    columns = (*GROUPS, "ended", "in_language", "others", "commonest")
+
+    def ask(_model: object, _tokenizer: object, _prompts: object, sampling: SampleConfig) -> Any:
+        asked.append(sampling)
+        return dict.fromkeys(columns, 0.5)
+
+    monkeypatch.setattr(held_out, "ask", ask)
+    run = str(write_base(tmp_path / "run"))
+    held_out.main([run])
+    assert [(each.temperature, each.seed) for each in asked] == [
+        (0, None), (0.7, 0), (0.7, 1), (0.7, 2)
+    ]  # fmt: skip
+    *_, greedy, sampled, line = capsys.readouterr().out.rstrip().split("\n")
+    assert greedy.startswith(f"| {run} | greedy | 50.0% |")
+    assert sampled.startswith(f"| {run} | temperature 0.7 | 50.0% |")
+    assert len(json.loads(line)["held_out"][run]["temperature 0.7"]) == 3
+    held_out.main([run, "--greedy"])
+    assert len(asked) == 5

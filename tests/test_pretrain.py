@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimind import pretrain
+from minimind import pretrain, sft
 from minimind.data.corpus import build_corpus
 from minimind.evaluation import score_documents
 from minimind.model.pretrained import load
 from minimind.pretrain import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from minimind.training import loop
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, write_base
 
 KOREAN = ["{}번 고양이가 생선을 {}마리 먹고 잠을 잡니다.", "{}일에는 비가 {}번 왔어요."]
 ENGLISH = ["Cat number {} eats {} fish and falls asleep.", "On day {} it rained {} times."]
@@ -98,7 +99,8 @@ def test_a_mix_has_the_shares_asked_for_and_tokens_are_the_budget(
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in map(json.loads, lines) if "tokens" in line]
     assert sum(line["tokens"] for line in steps) == pytest.approx(8000, rel=0.03)
-    assert steps[-1]["learning_rate"] == pytest.approx(2e-4, rel=1e-12)  # the cosine ends
+    floor = pretrain.PretrainOptions(files=("x",), out=out).training.learning_rate * 0.1
+    assert steps[-1]["learning_rate"] == pytest.approx(floor, rel=1e-12)  # the cosine ends
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +224,37 @@ def test_what_does_not_fit_together_is_named(
     files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ("--out", str(tmp_path / "run"))
-    assert main([*files, *out, "--config", "huge"]) == EXIT_FAILED
+    assert main([*files, *out, "--config", "huge"]) == EXIT_USAGE
     assert "huge: no such shape; use tiny, small, medium" in capsys.readouterr().err
-    assert main([*files, *out, *shape, "--max-length", "257"]) == EXIT_FAILED
+    assert main([*files, *out, *shape, "--max-length", "257"]) == EXIT_USAGE
     assert "--max-length is 257 and the model's context 256; lower" in capsys.readouterr().err
     assert main([*files, *out, *shape, *SMALL, "--hold-back", "0.9999999"]) == EXIT_DATA
     assert "no text is left to train on; see the counts above" in capsys.readouterr().err
+
+
+def test_a_model_that_stands_in_the_folder_is_not_written_over(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_base(tmp_path / "base")
+    before = (base / "model.safetensors").read_bytes()
+    assert main([*files, *SMALL, *shape, "--out", str(base)]) == EXIT_USAGE
+    assert "holds a model, but no checkpoint to go on from" in capsys.readouterr().err
+    assert (base / "model.safetensors").read_bytes() == before
+    done = ("--tokens", "2000", "--out", str(tmp_path / "run"))
+    assert main([*files, *SMALL, *shape, *done]) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert main([*files, *SMALL, *shape, *done]) == EXIT_USAGE
+
+
+def test_a_folder_of_fine_tuning_is_refused_in_one_line(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = Path(__file__).parent / "data" / "conversations.jsonl"
+    base, out = str(write_base(tmp_path / "base")), str(tmp_path / "tuned")
+    tuning = ["--model", base, "--limit", "20", "--max-steps", "2", "--out", out]
+    assert sft.main([str(rows), *tuning]) == 0
+    assert main([*files, *SMALL, *shape, "--minutes", "1", "--out", out]) == EXIT_FAILED
+    assert "use the same data and options, or another --out" in capsys.readouterr().err
 
 
 def test_a_row_without_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,8 @@ def test_every_shape_and_rate_gets_a_row_and_nothing_is_done_twice(
     assert main(*arguments) == 0
     assert capsys.readouterr().out == told
     assert (tmp_path / "runs" / "2x64-0.01" / "metrics.jsonl").read_bytes() == before
+    assert main(*arguments, "--max-length", "100") == 1
+    assert "made with other options (asked.json); name another --out" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,8 +74,8 @@ def test_a_run_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     corpus.write_text("text")
     out = tmp_path / "runs"
     assert main(corpus, "--out", out, "--shapes", "1x64", "--max-length", "4096") == 1
-    assert "pretraining ended with code 1; see log.txt" in capsys.readouterr().err
-    assert "--max-length is 4096" in (out / "1x64-0.001" / "log.txt").read_text()
+    assert "pretraining ended with code 2; see log.txt" in capsys.readouterr().err
+    assert "--max-length is 4096" in (out / "1x64-0.0005" / "log.txt").read_text()
     assert main(corpus, "--out", out, "--tokens", "0") == 2
     assert "--tokens is 0; use a positive number" in capsys.readouterr().err
     assert main("--out", out) == 2

@@ -23,8 +23,8 @@ CONFIG = replace(
 )
 
 
-def write_base(folder: Path) -> Path:
+def write_base(folder: Path, seed: int = 1) -> Path:
     """A Hugging Face folder of the tiny model with fresh weights."""
     tokenizer = Tokenizer.load(minimind.model.pretrained.BASE)
-    save(folder, Transformer(CONFIG).initialize(1), tokenizer)
+    save(folder, Transformer(CONFIG).initialize(seed), tokenizer)
     return folder

@@ -46,7 +46,7 @@ class CorpusReport:
     Attributes:
         documents: read.
         kept: tokenized.
-        empty: without a letter.
+        empty: nothing but spaces.
         duplicates: say the same as an earlier one, but for case and spaces.
         near_duplicates: of the others, say nearly the same as one that is kept; None if datasketch
             isn't there to look for them.
@@ -100,14 +100,18 @@ def build_corpus(
     return dataset, CorpusReport(**report)
 
 
+def documents_of(dataset: Dataset) -> Iterator[tuple[list[int], list[int]]]:
+    """Each document: the rows of its windows, and its ids without what begins and ends it."""
+    for _, group in groupby(range(len(dataset)), dataset.table["key"].__getitem__):
+        rows = list(group)
+        yield rows, [id for row in rows for id in dataset[row].input_ids[1:]][:-1]
+
+
 def scripts_of(dataset: Dataset, tokenizer: Tokenizer) -> list[str]:
     """For each window the script that most of its document is in, or "none"."""
     scripts: list[str] = []
-    for _, group in groupby(range(len(dataset)), dataset.table["key"].__getitem__):
-        windows = list(group)
-        ids = [id for window in windows for id in dataset[window].input_ids[1:]]
-        script = main_script(tokenizer.decode(ids, skip_control=True)) or "none"
-        scripts += [script] * len(windows)
+    for rows, ids in documents_of(dataset):
+        scripts += [main_script(tokenizer.decode(ids)) or "none"] * len(rows)
     return scripts
 
 

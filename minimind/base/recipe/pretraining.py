@@ -21,17 +21,18 @@ def pretrain(
 
     Args:
         files: the text.
-        out: the run's folder; a run with the same files, mix and tokens that has ended is left.
-        choices: the other options, by their names on the command line; "tokens" is one of them.
+        out: the run's folder; a run with the same options that has ended is left as it is.
+        choices: the other options, by their names on the command line.
         mix: a weight per file.
         at_once: how many such processes share the machine's cores.
 
     Raises:
+        ValueError: `out` holds a run with other options.
         OSError: the run failed.
     """
-    if _is_done(out / "run.json", files, choices["tokens"], mix):
+    asked = {"files": list(files), "mix": list(mix), **choices}
+    if _is_done(out, json.loads(json.dumps(asked, default=str))):
         return
-    out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "minimind.pretrain", *files, "--out", str(out)]
     command += [word for name, value in choices.items() for word in (f"--{name}", str(value))]
     if mix:
@@ -45,15 +46,23 @@ def pretrain(
 
 
 def share_of_cores(at_once: int) -> dict[str, str]:
-    """The environment of one of so many processes that share the cores."""
+    """The environment of one of so many processes that share the cores; unchanged for one alone."""
+    if at_once == 1:
+        return dict(os.environ)
     cores = max(1, len(os.sched_getaffinity(0)) // at_once)
-    return {"OMP_NUM_THREADS": str(cores), **os.environ}
+    return {**os.environ, "OMP_NUM_THREADS": str(cores)}
 
 
-def _is_done(record: Path, files: Sequence[str], tokens: object, mix: Sequence[float]) -> bool:
+def _is_done(out: Path, asked: dict[str, object]) -> bool:
+    """Whether the run has ended; notes with what options it was begun, or holds it to them."""
+    note = out / "asked.json"
+    if note.exists():
+        if json.loads(note.read_text(encoding="utf-8")) != asked:
+            raise ValueError(f"{out} was made with other options (asked.json); name another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
+    record = out / "run.json"
     if not record.exists():
         return False
-    found = json.loads(record.read_text(encoding="utf-8"))
-    options, asked = found["options"], [list(files), tokens, list(mix)]
-    same = [options[name] for name in ("files", "tokens", "mix")] == asked
-    return bool(same and found["outcome"]["finished"])
+    return bool(json.loads(record.read_text(encoding="utf-8"))["outcome"]["finished"])

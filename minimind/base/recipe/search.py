@@ -1,7 +1,7 @@
 """Search shapes and learning rates at equal compute, each by a short pretraining; print a table.
 
     python -m minimind.base.recipe.search corpus/*.jsonl --out runs/search \\
-        --shapes 4x320 6x256 10x192 --learning-rates 1e-3 2e-3 4e-3 --tokens 2000000
+        --shapes 4x320 6x256 10x192 --learning-rates 5e-4 1e-3 2e-3 --tokens 2000000
 
 --tokens are those of the first shape; the others get as many as cost the same operations. What is
 done already isn't done again: the same command goes on. Knows nothing of how a model is trained:
@@ -46,9 +46,9 @@ class SearchOptions:
     """As for pretraining."""
     out: Path
     """The folder of the runs."""
-    shapes: tuple[str, ...] = ("6x256", "3x384", "12x192")
+    shapes: tuple[str, ...] = ("6x256", "4x320", "3x384")
     """LAYERSxWIDTH; the width in heads of 64. The first one's --tokens are the compute."""
-    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     """The peaks."""
     tokens: int = 2_000_000
     """Tokens that the first shape is trained on."""

@@ -1,0 +1,49 @@
+"""Fine-tune a base as README's first command does the embedded one, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from minimind.base.recipe.pretraining import share_of_cores
+from minimind.sft import BASE_LEARNING_RATE
+
+SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "conversations.jsonl"
+
+
+def tune(
+    base: Path,
+    out: Path,
+    *,
+    learning_rate: float = BASE_LEARNING_RATE,
+    keep: int = 2,
+    at_once: int = 1,
+) -> None:
+    """Fine-tune `base` on the sample, unless it is done; what is printed goes to `OUT.log`.
+
+    Args:
+        base: a model's folder.
+        out: the run's.
+        learning_rate: as for `minimind.sft`.
+        keep: how many checkpoints to leave.
+        at_once: how many such processes share the machine's cores.
+
+    Raises:
+        subprocess.CalledProcessError: the run failed.
+    """
+    record = out / "run.json"
+    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["outcome"]["finished"]:
+        return
+    command = [sys.executable, "-m", "minimind.sft", str(SAMPLE), "--model", str(base)]
+    command += ["--out", str(out), "--learning-rate", str(learning_rate), "--keep", str(keep)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f"{out.name}.log").open("a", encoding="utf-8") as log:
+        subprocess.run(
+            [*command, "--resume"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=share_of_cores(at_once),
+            check=True,
+        )
