@@ -498,6 +498,13 @@ def test_gathering_keeps_what_is_free_and_clean_and_shows_what_it_rejects(
     assert "reviews.ko" in capsys.readouterr().out
 
 
+def test_a_folder_without_wordnet_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [str(corpus(tmp_path / "corpus")), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["gather", *arguments, "--wordnet", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"data\.noun.*; name the folders of the corpus and"):
+        gather.command()
+
+
 def test_glosses_are_the_commonest_meaning_of_nouns_met_in_texts(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_text(
         "  1 a license\n00000001 05 n 01 hen 0 000 | adult female chicken  \n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -183,7 +184,10 @@ def main(options: Options) -> None:
 
 def command() -> None:
     """Parse and run."""
-    main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
+    try:
+        main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
+    except OSError as error:
+        sys.exit(f"error: {error}; name the folders of the corpus and of Debian's wordnet-base")
 
 
 if __name__ == "__main__":
