@@ -50,7 +50,7 @@ from minimind.training import distributed
 from minimind.training.loop import TrainConfig
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
-BASE_LEARNING_RATE = 1e-3  # for the embedded base: measured, see benchmarks/RESULTS.md
+BASE_LEARNING_RATE = 2e-4  # for the embedded base: measured, see benchmarks/RESULTS.md
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
 
 

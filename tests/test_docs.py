@@ -53,10 +53,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text("옛날에 고양이가 있었어요.\n" * 100, encoding="utf-8")
     shape = ModelConfig.to_hf(CONFIG)
     (tmp_path / "tiny.json").write_text(json.dumps(shape), encoding="utf-8")
-    for name in ("base", "conversations-1", "conversations-1/last"):
+    for name in ("embedded", "conversations-1", "conversations-1/last"):
         write_base(tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minimind.model.pretrained.BASE", tmp_path / "runs" / "base")
+    monkeypatch.setattr("minimind.model.pretrained.BASE", tmp_path / "runs" / "embedded")
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from minimind.model.config import ModelConfig
+from minimind.model.pretrained import BASE
 from minimind.model.shapes import SHAPES, qwen3_shape, shape_named
 from minimind.model.transformer import Transformer
 
@@ -17,9 +19,10 @@ def test_a_named_shape_has_as_many_rows_as_the_tokenizer_ids() -> None:
 
 
 def test_small_is_the_embedded_bases_shape() -> None:
+    config = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
+    assert ModelConfig.from_hf(config) == SHAPES["small"]
     model = Transformer(SHAPES["small"])
-    assert sum(parameter.numel() for parameter in model.parameters()) == 6_524_928
-    assert SHAPES["small"].intermediate_size == 704
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_048_512
 
 
 def test_a_file_says_any_shape(tmp_path: Path) -> None:

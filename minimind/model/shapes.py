@@ -47,7 +47,7 @@ def qwen3_shape(
 
 SHAPES = {
     "tiny": qwen3_shape(layers=4, width=128, heads=2, kv_heads=1),  # 1.8 million parameters
-    "small": qwen3_shape(layers=6, width=256, heads=4, kv_heads=2),  # 6.5
+    "small": qwen3_shape(layers=4, width=320, heads=5, kv_heads=1),  # 7.0, the embedded base's
     "medium": qwen3_shape(layers=12, width=512, heads=8, kv_heads=2),  # 38
 }
 
