@@ -30,8 +30,6 @@ FIGURE = Path(__file__).parents[1] / "docs" / "starts.png"
 BASE, RANDOM = "the embedded base", "random weights"
 EVERY = 1000  # checkpoints: all of them
 WEIGHTS = "weights/"  # what names of a checkpoint's weights begin with
-PARAPHRASES = [group for group in GROUPS if group.endswith("paraphrase")]
-FACTS = [group for group in GROUPS if group.endswith("fact")]
 
 
 def write_start(name: str, folder: Path) -> None:
@@ -71,7 +69,7 @@ def follow(start: Path, out: Path) -> list[dict[str, Any]]:
         model.load_state_dict({n.removeprefix(WEIGHTS): x for n, x in weights.items()})
         step = int(checkpoint.name.removeprefix("step-"))
         found.append({"step": step, **ask(model, tokenizer, prompts, GREEDY)})
-        print(f"{out.name}: step {step}, {_paraphrases(found[-1]):.0%} right", flush=True)
+        print(f"{out.name}: step {step}, {_right(found[-1], 'paraphrase'):.0%} right", flush=True)
     notes.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     return found
 
@@ -83,12 +81,10 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
 
 
-def _paraphrases(found: dict[str, Any]) -> float:
-    return sum(found[group] for group in PARAPHRASES) / len(PARAPHRASES)
-
-
-def _facts(found: dict[str, Any]) -> float:
-    return sum(found[group] for group in FACTS) / len(FACTS)
+def _right(found: dict[str, Any], kind: str) -> float:
+    """The share of right answers to prompts of a kind: the languages have as many each."""
+    shares = [found[group] for group in GROUPS if group.endswith(kind)]
+    return sum(shares) / len(shares)
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
@@ -100,9 +96,9 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     for (name, result), colour in zip(results.items(), ("tab:blue", "tab:orange"), strict=True):
         left.plot(*zip(*result["losses"], strict=True), color=colour, label=name)
         steps = [found["step"] for found in result["answers"]]
-        for share, style, kind in ((_paraphrases, "-", "paraphrases"), (_facts, ":", "facts")):
-            shares = [100 * share(found) for found in result["answers"]]
-            right.plot(steps, shares, style, color=colour, marker=".", label=f"{kind}, {name}")
+        for kind, style in (("paraphrase", "-"), ("fact", ":")):
+            shares = [100 * _right(found, kind) for found in result["answers"]]
+            right.plot(steps, shares, style, color=colour, marker=".", label=f"{kind}s, {name}")
     left.set(xlabel="step", ylabel="validation loss, nats per token", ylim=(0, None))
     right.set(xlabel="step", ylabel="held-out prompts answered right, %", ylim=(0, 100))
     for panel in (left, right):
@@ -128,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         for found in result["answers"]:
             print(
                 f"| {name} | {found['step']} | {by_step.get(found['step'], float('nan')):.4f} | "
-                f"{_paraphrases(found):.1%} | {_facts(found):.1%} |"
+                f"{_right(found, 'paraphrase'):.1%} | {_right(found, 'fact'):.1%} |"
             )
     print(json.dumps(environment() | {"starts": results}, ensure_ascii=False))
     try:

@@ -13,20 +13,12 @@ from minimind.sft import BASE_LEARNING_RATE
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "conversations.jsonl"
 
 
-def tune(
-    base: Path,
-    out: Path,
-    *,
-    learning_rate: float = BASE_LEARNING_RATE,
-    keep: int = 2,
-    at_once: int = 1,
-) -> None:
+def tune(base: Path, out: Path, *, keep: int = 2, at_once: int = 1) -> None:
     """Fine-tune `base` on the sample, unless it is done; what is printed goes to `OUT.log`.
 
     Args:
         base: a model's folder.
         out: the run's.
-        learning_rate: as for `minimind.sft`.
         keep: how many checkpoints to leave.
         at_once: how many such processes share the machine's cores.
 
@@ -37,7 +29,7 @@ def tune(
     if record.exists() and json.loads(record.read_text(encoding="utf-8"))["outcome"]["finished"]:
         return
     command = [sys.executable, "-m", "minimind.sft", str(SAMPLE), "--model", str(base)]
-    command += ["--out", str(out), "--learning-rate", str(learning_rate), "--keep", str(keep)]
+    command += ["--out", str(out), "--learning-rate", str(BASE_LEARNING_RATE), "--keep", str(keep)]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f"{out.name}.log").open("a", encoding="utf-8") as log:
         subprocess.run(
