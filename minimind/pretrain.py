@@ -18,7 +18,7 @@ from minimind.data.conversation import DataError
 from minimind.data.corpus import CorpusReport, build_corpus, scripts_of
 from minimind.data.dataset import Dataset
 from minimind.data.packing import Steps, make_steps
-from minimind.model.config import ModelConfig
+from minimind.model.pretrained import load
 from minimind.model.shapes import shape_named
 from minimind.model.transformer import Transformer
 from minimind.run import (
@@ -63,10 +63,12 @@ class PretrainOptions:
     """Text files, one document each; .jsonl and .json files of rows with a "text"; with .gz too."""
     out: Path
     """The run's folder; a run that is there goes on from its newest checkpoint."""
-    config: str = "small"
-    """The model's shape: tiny, small, medium, or a JSON file like a config.json."""
-    tokenizer: Path = BASE
-    """A folder with a tokenizer."""
+    model: str | None = None
+    """A Hugging Face folder or hub name to go on from; default: random weights of --config."""
+    config: str | None = None
+    """A new model's shape: tiny, small (the default), medium, or a JSON file like a config.json."""
+    tokenizer: Path | None = None
+    """A folder with a new model's tokenizer; default: the embedded base's."""
     mix: tuple[float, ...] = ()
     """A weight per file, its share of the tokens trained; default: as much as there is of each."""
     epochs: int | None = None
@@ -113,25 +115,28 @@ class PretrainOptions:
             raise ValueError(f"--hold-back is {self.hold_back}; use 0 to less than 1")
         if sum(budget is not None for budget in (self.epochs, self.tokens, self.minutes)) > 1:
             raise ValueError("--epochs, --tokens and --minutes are budgets; use one of them")
+        if self.model and (self.config or self.tokenizer):
+            option = "--config" if self.config else "--tokenizer"
+            raise ValueError(f"--model brings its own shape and tokenizer; drop {option}")
         if self.mix and len(self.mix) != len(self.files):
             raise ValueError(
                 f"--mix has {len(self.mix)} weights for {len(self.files)} files; give each one"
             )
 
 
-def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, ModelConfig]:
+def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, Transformer]:
     """Find what the options name, and meet the other processes.
 
     Raises:
         ValueError: an option doesn't fit the others, or what there is.
         OSError: a file that an option names can't be read.
     """
-    tokenizer = Tokenizer.load(options.tokenizer)
-    shape = shape_named(options.config, tokenizer.vocab_size)
-    if options.max_length > shape.max_position_embeddings:
+    model, tokenizer = _start(options)
+    context = model.config.max_position_embeddings
+    if options.max_length > context:
         raise ValueError(
             f"--max-length is {options.max_length} and the model's context "
-            f"{shape.max_position_embeddings}; lower the one or raise the other"
+            f"{context}; lower the one or raise the other"
         )
     weights, metrics, record = (
         (options.out / name).exists() for name in ("model.safetensors", "metrics.jsonl", "run.json")
@@ -144,11 +149,19 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
     distributed.join(device)
     if options.minutes is not None and distributed.processes() > 1:
         raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")
-    return tokenizer, shape
+    return tokenizer, model.to(device)
+
+
+def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
+    if options.model:
+        return load(options.model)
+    tokenizer = Tokenizer.load(options.tokenizer or BASE)
+    shape = shape_named(options.config or "small", tokenizer.vocab_size)
+    return Transformer(shape).initialize(options.seed), tokenizer
 
 
 def run(
-    options: PretrainOptions, tokenizer: Tokenizer, shape: ModelConfig, device: torch.device
+    options: PretrainOptions, tokenizer: Tokenizer, model: Transformer, device: torch.device
 ) -> None:
     """Train, and leave a Hugging Face folder in `options.out`."""
     quiet = None if distributed.is_first() else True  # None: where there is no terminal
@@ -169,11 +182,11 @@ def run(
             ", ".join(options.files),
         )
     measure = _measure(validation, tokenizer, options.tokens_per_batch)
-    model = Transformer(shape).initialize(options.seed).to(device)
     steps = _plan(options, training, model, measure)
     print("\n".join(describe_mix(steps, options.files)))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
     identity = {
+        "--model": options.model,
         "data": training.hash(),
         "validation data": validation.hash(),
         "--mix": options.mix,
@@ -289,11 +302,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = tyro.cli(PretrainOptions, args=argv, prog="python -m minimind.pretrain")
         device = choose_device(options.device)
-        tokenizer, shape = prepare(options, device)
+        tokenizer, model = prepare(options, device)
     except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
     try:
-        run(options, tokenizer, shape, device)
+        run(options, tokenizer, model, device)
     except DataError as error:
         return fail(EXIT_DATA, error)
     except (TrainingError, ValueError, OSError) as error:

@@ -186,6 +186,23 @@ def test_a_trial_before_a_run_changes_nothing_of_it(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_models_training_goes_on_where_it_ended(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = [*files, *SMALL, "--hold-back", "0.1", "--precision", "fp32"]
+    assert main([*options, *shape, "--tokens", "4000", "--out", str(first)]) == 0
+    start = ["--model", str(first / "last"), "--tokens", "3000"]
+    assert main([*options, *start, "--save-every", "5", "--out", str(second)]) == 0
+    ended, (began, *_, best) = record(first)["validations"][-1], record(second)["validations"]
+    assert began["step"] == 0
+    assert began["bits_per_byte"] == pytest.approx(ended["bits_per_byte"], rel=1e-3)  # bf16 between
+    assert best["bits_per_byte"] < began["bits_per_byte"]
+
+    assert main([*options, "--model", str(first), "--tokens", "3000", "--out", str(second)]) == 1
+    assert "--model" in capsys.readouterr().err
+
+
 def test_nothing_held_back_is_said_and_the_last_weights_stand(
     files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +226,9 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
         (["--hold-back", "1"], "--hold-back is 1.0; use 0 to less than 1"),
         (["--learning-rate", "0"], "learning_rate is 0.0; use a positive number"),
         (["--device", "quantum"], "device quantum: "),
+        (["--model", "b", "--config", "tiny"], "--model brings its own shape and tokenizer; drop"),
+        (["--model", "b", "--tokenizer", "t"], "shape and tokenizer; drop --tokenizer"),
+        (["--model", "./none"], "none"),
     ],
 )
 def test_a_wrong_option_is_named(
