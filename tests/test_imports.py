@@ -27,7 +27,7 @@ ORDER = """
     summary, page, evaluate_page, inspect_page, prompt_line, stopping, resuming, journal, run
     base.recipe: korean, english, facts, grammar, statements, stories, sums, filter, pretraining
     sft, pretrain, chat, evaluate, inspect, clean
-    base.recipe: world, gather, search
+    base.recipe: world, gather, search, questions
 """
 # And three rules more:
 # - data and model don't know each other; only model.pretrained imports data.chatml, to save it.

@@ -135,7 +135,7 @@ def test_verbs_and_adjectives_end_a_sentence_in_each_style(
         ("찾다", "러", "찾으러"),
         ("두드리다", "서", "두드려서"),
         ("달다", "다고", "달다고"),
-        ("앉다", "지만", "앉지만"),
+        ("앉다", "고", "앉고"),
     ],
 )
 def test_verbs_and_adjectives_go_on(word: str, form: str, expected: str) -> None:

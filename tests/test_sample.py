@@ -1,6 +1,7 @@
 """The sample and the held-out prompts are what their READMEs say. Knows no model, no tokenizer.
 
-tests/data/conversations.jsonl     what the README's first command trains on
+tests/data/conversations.jsonl     what the README's first command trains on, written by hand
+tests/data/facts.jsonl             the same, written by minimind/base/recipe/questions.py
 benchmarks/data/held_out.jsonl     paraphrases of it, and facts that only the base has read, each
                                    with the pattern a right answer matches
 """
@@ -26,6 +27,7 @@ from minimind.data.conversation import Conversation, irregularities, parse_conve
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "tests" / "data" / "conversations.jsonl"
+FACTS = ROOT / "tests" / "data" / "facts.jsonl"
 HELD_OUT = ROOT / "benchmarks" / "data" / "held_out.jsonl"
 
 NEAR_DUPLICATE = 0.85  # of two conversations of the sample
@@ -80,14 +82,25 @@ def share(rows: Iterable[bool]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.fixture(scope="module")
-def lines() -> list[str]:
-    return SAMPLE.read_text(encoding="utf-8").splitlines()
-
-
-@pytest.fixture(scope="module")
-def sample(lines: list[str]) -> list[Conversation]:
+def read(path: Path) -> list[Conversation]:
+    lines = path.read_text(encoding="utf-8").splitlines()
     return [parse_conversation(json.loads(line)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def sample() -> list[Conversation]:
+    return read(SAMPLE)
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[Conversation]:
+    return read(FACTS)
+
+
+@pytest.fixture(scope="module")
+def taught(sample: list[Conversation], facts: list[Conversation]) -> list[Conversation]:
+    """All that the first command trains on."""
+    return sample + facts
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +115,9 @@ def held_out_conversation(row: HeldOut) -> Conversation:
 # --- the sample ---------------------------------------------------------------------------------
 
 
-def test_every_line_is_one_plain_row_in_unescaped_utf_8(lines: list[str]) -> None:
-    for line in lines:
+@pytest.mark.parametrize("path", [SAMPLE, FACTS], ids=lambda path: path.stem)
+def test_every_line_is_one_plain_row_in_unescaped_utf_8(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         assert list(row) == ["messages"]
         assert all(list(message) == ["role", "content"] for message in row["messages"])
@@ -119,15 +133,24 @@ def test_at_least_640_conversations_half_korean_and_half_english(
     assert share(language_of(row) == "ko" for row in sample) == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_first_rows_alone_are_half_and_half_too(sample: list[Conversation]) -> None:
+def test_at_least_1000_conversations_ask_for_facts_half_of_them_in_korean(
+    facts: list[Conversation],
+) -> None:
+    assert len(facts) >= 1000
+    assert share(language_of(row) == "ko" for row in facts) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("path", [SAMPLE, FACTS], ids=lambda path: path.stem)
+def test_the_first_rows_alone_are_half_and_half_too(path: Path) -> None:
     # --limit takes the first rows.
-    assert share(language_of(row) == "ko" for row in sample[:100]) == pytest.approx(0.5, abs=0.02)
+    rows = read(path)[:100]
+    assert share(language_of(row) == "ko" for row in rows) == pytest.approx(0.5, abs=0.02)
 
 
 def test_every_row_takes_regular_turns_and_ends_with_an_answer(
-    sample: list[Conversation],
+    taught: list[Conversation],
 ) -> None:
-    for row in sample:
+    for row in taught:
         roles = [message.role for message in row.messages]
         assert irregularities(row) == []
         assert roles[has_system(row) :] == ["user", "assistant"] * turns(row)
@@ -135,26 +158,29 @@ def test_every_row_takes_regular_turns_and_ends_with_an_answer(
 
 
 @pytest.mark.parametrize("language", ["ko", "en"])
-def test_several_turns_and_system_prompts_have_their_share(
-    sample: list[Conversation], language: str
-) -> None:
-    rows = [row for row in sample if language_of(row) == language]
-    assert 0.12 <= share(turns(row) > 1 for row in rows) <= 0.18
-    assert 0.10 <= share(has_system(row) for row in rows) <= 0.15
+@pytest.mark.parametrize("path", [SAMPLE, FACTS], ids=lambda path: path.stem)
+def test_several_turns_and_system_prompts_have_their_share(path: Path, language: str) -> None:
+    rows = [row for row in read(path) if language_of(row) == language]
+    assert 0.09 <= share(turns(row) > 1 for row in rows) <= 0.18
+    assert 0.09 <= share(has_system(row) for row in rows) <= 0.18
     assert any(has_system(row) and turns(row) > 1 for row in rows)
 
 
-def test_no_two_conversations_ask_nearly_the_same(sample: list[Conversation]) -> None:
-    prompts = [(questions(row), four_grams(questions(row))) for row in sample]
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_no_two_conversations_ask_nearly_the_same(
+    taught: list[Conversation], language: str
+) -> None:
+    asked = [questions(row) for row in taught if language_of(row) == language]
+    prompts = [(text, four_grams(text)) for text in asked]
     assert len({normalized(text) for text, _ in prompts}) == len(prompts)
     near = [(a, b) for (a, x), (b, y) in combinations(prompts, 2) if jaccard(x, y) > NEAR_DUPLICATE]
     assert near == []
 
 
 def test_answers_are_short_and_in_the_language_of_the_question(
-    sample: list[Conversation],
+    taught: list[Conversation],
 ) -> None:
-    for row in sample:
+    for row in taught:
         for answer in texts_of(row, "assistant"):
             assert len(answer.split()) <= 50
             korean = re.search("[가-힣]", answer) is not None
@@ -175,8 +201,8 @@ def arithmetic(sample: list[Conversation]) -> Iterator[tuple[str, re.Match[str]]
                 yield question, found
 
 
-def test_arithmetic_is_right_and_answers_what_was_asked(sample: list[Conversation]) -> None:
-    rows = list(arithmetic(sample))
+def test_arithmetic_is_right_and_answers_what_was_asked(taught: list[Conversation]) -> None:
+    rows = list(arithmetic(taught))
     for question, answer in rows:
         left, sign, right, result = answer.groups()
         expected = int(left) + int(right) * (1 if sign in ("plus", "더하기") else -1)
@@ -187,10 +213,10 @@ def test_arithmetic_is_right_and_answers_what_was_asked(sample: list[Conversatio
     assert sum(answer[2] in ("더하기", "빼기") for _, answer in rows) >= 40
 
 
-def test_every_question_with_a_sum_gets_an_arithmetic_answer(sample: list[Conversation]) -> None:
+def test_every_question_with_a_sum_gets_an_arithmetic_answer(taught: list[Conversation]) -> None:
     asked = re.compile(r"\d.*(plus|minus|더하기|빼기|\+).*\d|\d+.*(더하면|빼면|더해|빼 줘)")
-    known = {question for question, _ in arithmetic(sample)}
-    for row in sample:
+    known = {question for question, _ in arithmetic(taught)}
+    for row in taught:
         for question in texts_of(row, "user"):
             assert question in known or not asked.search(question), question
 
@@ -208,12 +234,12 @@ ENDS_IN_CONSONANT = {
 }
 
 
-def test_korean_particles_fit_the_sound_before_them(sample: list[Conversation]) -> None:
+def test_korean_particles_fit_the_sound_before_them(taught: list[Conversation]) -> None:
     # The copula and the quotation: 물이에요, 해예요; 7이라고, 4라고.
     after = re.compile(r"([가-힣]|\d|[a-z]+)(이에요|예요|이라고 하셨|라고 하셨)")
     digits = re.compile(r"(\d)(은|는|을|를|과|와)(?![가-힣])")
     seen: set[str] = set()
-    for row in sample:
+    for row in taught:
         for message in row.messages:
             pairs = digits.findall(message.content)
             if message.role == "assistant":
@@ -279,14 +305,14 @@ def test_at_least_120_held_out_prompts_half_korean(held_out: list[HeldOut]) -> N
 
 
 def test_no_held_out_prompt_stands_in_the_sample_or_close_to_it(
-    sample: list[Conversation], held_out: list[HeldOut]
+    taught: list[Conversation], held_out: list[HeldOut]
 ) -> None:
     # Each user turn by itself, and each conversation up to each of its turns.
-    taught: set[str] = set()
-    for row in sample:
+    prompts: set[str] = set()
+    for row in taught:
         asked = texts_of(row, "user")
-        taught.update(asked, ("\n".join(asked[: n + 1]) for n in range(len(asked))))
-    grams = [(text, four_grams(text)) for text in sorted(taught)]
+        prompts.update(asked, ("\n".join(asked[: n + 1]) for n in range(len(asked))))
+    grams = [(text, four_grams(text)) for text in sorted(prompts)]
     close = []
     for held in held_out:
         prompt = questions(held_out_conversation(held))
@@ -310,7 +336,7 @@ def test_every_plain_paraphrase_asks_for_an_answer_that_the_sample_teaches(
 
 
 def test_held_out_patterns_rarely_match_any_other_answer(
-    sample: list[Conversation], held_out: list[HeldOut]
+    taught: list[Conversation], held_out: list[HeldOut]
 ) -> None:
     # Stricter than asked: the answers of a prompt's own intent are counted as others too.
     rates = []
@@ -319,7 +345,7 @@ def test_held_out_patterns_rarely_match_any_other_answer(
         rates.append(
             share(
                 pattern.search(texts_of(other, "assistant")[-1]) is not None
-                for other in sample
+                for other in taught
                 if language_of(other) == row["language"]
             )
         )
@@ -334,11 +360,11 @@ def test_at_least_60_prompts_ask_for_facts_half_of_them_in_korean(held_out: list
 
 
 def test_no_fact_that_is_asked_for_stands_in_the_sample(
-    sample: list[Conversation], held_out: list[HeldOut]
+    taught: list[Conversation], held_out: list[HeldOut]
 ) -> None:
     # Neither as it is asked for, nor the other way round: no answer names what is asked about and
     # what is expected.
-    answers = [answer for row in sample for answer in texts_of(row, "assistant")]
+    answers = [answer for row in taught for answer in texts_of(row, "assistant")]
     for row in held_out:
         if row["kind"] != "fact":
             continue
@@ -351,8 +377,8 @@ def test_no_fact_that_is_asked_for_stands_in_the_sample(
             subject = subject_of(row)
         pattern = re.compile(row["pattern"], re.IGNORECASE | re.DOTALL)
         found = re.compile(subject, re.IGNORECASE)
-        taught = [text for text in answers if found.search(text) and pattern.search(text)]
-        assert taught == [], row
+        told = [text for text in answers if found.search(text) and pattern.search(text)]
+        assert told == [], row
 
 
 def subject_of(row: HeldOut) -> str:

@@ -30,7 +30,7 @@ COPULAS = {
     "니다": (("입니다", "입니다"), ("이었습니다", "였습니다")),
 }
 
-ENDINGS = frozenset("- + 고 지만 게 기 지 는 ㄴ ㄹ 면 려고 려면 러 서 다고".split())
+ENDINGS = frozenset("- + 고 는 ㄴ ㄹ 면 려고 려면 러 서 다고".split())
 
 ADJECTIVES = frozenset(
     "크다 작다 많다 적다 길다 짧다 높다 낮다 넓다 좁다 무겁다 가볍다 뜨겁다 "
