@@ -105,7 +105,7 @@ def starts_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*_: object) -> dict[str, Any]:
         return made_up
 
-    monkeypatch.setattr(tuning, "SAMPLE", few)
+    monkeypatch.setattr(tuning, "SAMPLE", (few,))
     monkeypatch.setattr(starts, "ask", asked)
     monkeypatch.setattr(starts.minimind, "load", lambda name=base: load(name))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tuning
 from minimind import sft
 from tests.tiny import write_base
 
@@ -72,3 +73,8 @@ def test_ci_runs_the_two_commands_of_the_first_screen_as_they_stand() -> None:
     lines = [line for line in commands[1].splitlines() if line and not line.startswith("#")]
     assert len(lines) == 2
     assert set(lines) <= set(ci)
+
+
+def test_benchmarks_tune_as_the_first_command_does() -> None:
+    files = " ".join(str(path.relative_to(ROOT)) for path in tuning.SAMPLE)
+    assert f"-m minimind.sft {files} --epochs {tuning.EPOCHS}\n" in README

@@ -51,7 +51,7 @@ def test_every_share_is_pretrained_tuned_scored_and_not_done_twice(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = tuning.SAMPLE.read_text(encoding="utf-8").splitlines(True)
+    rows = tuning.SAMPLE[0].read_text(encoding="utf-8").splitlines(True)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(rows[:40]), encoding="utf-8")
     shape = tmp_path / "shape.json"
@@ -59,7 +59,7 @@ def test_every_share_is_pretrained_tuned_scored_and_not_done_twice(
     config = json.loads(base.read_text()) | {"hidden_size": 32, "intermediate_size": 64}
     shape.write_text(json.dumps(config | {"num_hidden_layers": 1}))
     made_up = dict.fromkeys(GROUPS, 0.25)
-    monkeypatch.setattr(tuning, "SAMPLE", few)
+    monkeypatch.setattr(tuning, "SAMPLE", (few,))
     monkeypatch.setattr(world_share, "ask", lambda *_: made_up)
     arguments = [*files, "--out", str(tmp_path / "shares"), "--shares", "0.4", "0.8"]
     arguments += ["--config", str(shape), "--tokens", "1500", "--tokens-per-step", "300"]
