@@ -115,7 +115,7 @@ class PretrainOptions:
             raise ValueError(f"--hold-back is {self.hold_back}; use 0 to less than 1")
         if sum(budget is not None for budget in (self.epochs, self.tokens, self.minutes)) > 1:
             raise ValueError("--epochs, --tokens and --minutes are budgets; use one of them")
-        if self.model and (self.config or self.tokenizer):
+        if self.model is not None and (self.config or self.tokenizer):
             option = "--config" if self.config else "--tokenizer"
             raise ValueError(f"--model brings its own shape and tokenizer; drop {option}")
         if self.mix and len(self.mix) != len(self.files):
@@ -146,6 +146,8 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
         raise ValueError(
             f"{options.out} holds a model, but no checkpoint to go on from; name another --out"
         )
+    if options.model is not None and options.out.resolve() == Path(options.model).resolve():
+        raise ValueError(f"{options.out} is --model's own folder; name another --out")
     distributed.join(device)
     if options.minutes is not None and distributed.processes() > 1:
         raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")
@@ -153,11 +155,17 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
 
 
 def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
-    if options.model:
+    if options.model is not None:
         return load(options.model)
     tokenizer = Tokenizer.load(options.tokenizer or BASE)
     shape = shape_named(options.config or "small", tokenizer.vocab_size)
     return Transformer(shape).initialize(options.seed), tokenizer
+
+
+def _plain(model: str) -> Path:
+    """One name of a folder, however it is spelled; a hub name as it is."""
+    path = Path(model)
+    return path.resolve() if path.exists() else path
 
 
 def run(
@@ -186,7 +194,7 @@ def run(
     print("\n".join(describe_mix(steps, options.files)))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
     identity = {
-        "--model": options.model,
+        "--model": options.model and str(_plain(options.model)),
         "data": training.hash(),
         "validation data": validation.hash(),
         "--mix": options.mix,
@@ -218,6 +226,8 @@ def run(
     if not distributed.is_first():
         return
     _record(options, identity | {"steps": len(steps)}, report, asdict(outcome))
+    if outcome.finished:
+        print(f"fine-tune it with:\n    python -m minimind.sft data.jsonl --model {options.out}")
     print(f"{outcome.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
 
 
@@ -305,6 +315,8 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer, model = prepare(options, device)
     except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
+    except KeyboardInterrupt:
+        return fail(EXIT_INTERRUPTED, "interrupted before the first step")
     try:
         run(options, tokenizer, model, device)
     except DataError as error:

@@ -26,7 +26,7 @@ README, KOREAN = (
 SHORTER = {
     "sft": ["--max-steps", "2", "--device", "cpu"],
     "evaluate": ["--max-new-tokens", "4"],
-    "pretrain": ["--config", "tiny.json", "--max-length", "64", "--tokens-per-step", "256"],
+    "pretrain": ["--max-length", "64", "--tokens-per-step", "256"],
     "chat": ["--max-new-tokens", "4"],
 }
 
@@ -71,6 +71,8 @@ def test_every_command_of_a_page_works(page: Path, place: Path, monkeypatch) -> 
         assert words[:2] == ["python", "-m"], words
         name = words[2].removeprefix("minimind.")
         arguments = [*words[3:], *SHORTER.get(name, [])]
+        if name == "pretrain" and "--model" not in words:
+            arguments += ["--config", "tiny.json"]
         monkeypatch.setattr(sys, "argv", [words[2], *arguments])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         assert import_module(words[2]).main() == 0, words

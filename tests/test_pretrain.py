@@ -200,8 +200,41 @@ def test_a_models_training_goes_on_where_it_ended(
     assert began["bits_per_byte"] == pytest.approx(ended["bits_per_byte"], rel=1e-3)  # bf16 between
     assert best["bits_per_byte"] < began["bits_per_byte"]
 
-    assert main([*options, "--model", str(first), "--tokens", "3000", "--out", str(second)]) == 1
+    same = ["--model", f"{first}/./last", "--tokens", "3000", "--out", str(second)]
+    assert main([*options, *same]) == 0  # done: nothing is left to train
+    assert f"fine-tune it with:\n    python -m minimind.sft data.jsonl --model {second}" in (
+        capsys.readouterr().out
+    )
+    other = ["--model", str(first), "--tokens", "3000", "--out", str(second)]
+    assert main([*options, *other]) == EXIT_FAILED
     assert "--model" in capsys.readouterr().err
+
+
+def test_a_models_own_folder_is_not_trained_over(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_base(tmp_path / "base")
+    (base / "metrics.jsonl").write_text("{}\n")  # as a run that was killed early leaves one
+    before = (base / "model.safetensors").read_bytes()
+    options = [*files, *SMALL, "--model", str(base), "--out", f"{base}/."]
+    assert main(options) == EXIT_USAGE
+    assert "is --model's own folder; name another --out" in capsys.readouterr().err
+    assert (base / "model.safetensors").read_bytes() == before
+
+
+def test_an_interruption_before_the_first_step_is_said(
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "load", interrupted)
+    options = [*files, "--model", "base", "--out", str(tmp_path / "run")]
+    assert main(options) == EXIT_INTERRUPTED
+    assert "interrupted before the first step" in capsys.readouterr().err
 
 
 def test_nothing_held_back_is_said_and_the_last_weights_stand(
@@ -229,7 +262,8 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
         (["--device", "quantum"], "device quantum: "),
         (["--model", "b", "--config", "tiny"], "--model brings its own shape and tokenizer; drop"),
         (["--model", "b", "--tokenizer", "t"], "shape and tokenizer; drop --tokenizer"),
-        (["--model", "./none"], "none"),
+        (["--model", "./none"], "./none: no such directory; give a model directory or"),
+        (["--model", ""], ".: no config.json; give a directory"),
     ],
 )
 def test_a_wrong_option_is_named(
