@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from minimind.base.recipe.facts import read_world
 from minimind.base.recipe.grammar import read_sections
-from minimind.base.recipe.questions import SIGNS, Asker, Options, main
+from minimind.base.recipe.questions import SIGNS, Asker, Options, command, main
 from minimind.base.recipe.statements import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,55 @@ def test_a_prompt_that_others_ask_is_worded_in_another_way() -> None:
     others = [texts for seed in range(40) for texts in said("en", "color", [row], seed)]
     assert not any(held_out in texts for texts in others)
     assert sum("A banana is yellow." in texts for texts in others) == 40
+
+
+def test_both_orders_are_asked_of_two_things_and_the_answer_is_the_same() -> None:
+    rows = [texts for seed in range(60) for texts in said("en", "weight", [], seed)]
+    answer = "A car is heavier than a book."
+    assert {row[row.index(answer) - 1] for row in rows if answer in row} == {
+        "Which is heavier, a car or a book?",
+        "Which is heavier, a book or a car?",
+        "Is a car heavier than a book?",
+        "Is a book heavier than a car?",
+    }
+
+
+def test_nothing_is_asked_whose_answer_says_nothing() -> None:
+    answers = [texts[-1] for texts in said("en", "baby", [])]
+    assert "A baby chicken is called a chick." in answers
+    assert not any("elephant" in answer for answer in answers)
+    assert not any("is a job" in texts[-1] for texts in said("en", "kind", []))
+
+
+@pytest.mark.parametrize(
+    ("row", "fact"),
+    [
+        ("{bad", "a.jsonl:1: "),
+        ('{"text": "x"}', "a.jsonl:1: isn't a row of messages; give roles and contents"),
+        ("[1, 2]", "a.jsonl:1: isn't a row of messages"),
+        ('{"messages": [{"role": "user", "content": null}]}', "a.jsonl:1: isn't a row of messages"),
+        (
+            '{"messages": [], "pattern": "x", "kind": "fact", "language": "en", "intent": "a b"}',
+            "intent a b: facts.txt has no such fact; name relation and subject",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: str, fact: str) -> None:
+    path, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    path.write_text(row + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(fact)):
+        main(Options(out=out, apart=(path,)))
+    assert not out.exists()
+
+
+def test_wrong_options_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"--most is 0; use 1 or more"):
+        Options(out=tmp_path / "a", most=0)
+    with pytest.raises(ValueError, match=r"is one of --apart; name another file"):
+        Options(out=tmp_path / "a", apart=(tmp_path / "." / "a",))
+    monkeypatch.setattr("sys.argv", ["questions", "--out", "a", "--apart", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match=r"none: "):
+        command()
 
 
 def test_a_relation_is_asked_for_no_more_often_than_wanted() -> None:

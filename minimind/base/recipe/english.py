@@ -15,7 +15,7 @@ PLURALS = dict(
         "tomato:tomatoes goldfish:goldfish firefighter:firefighters fisherman:fishermen "
         "person:people thief:thieves squid:squid grandchild:grandchildren hoof:hooves "
         "starfish:starfish octopus:octopuses ox:oxen snowman:snowmen jellyfish:jellyfish "
-        "reindeer:reindeer salmon:salmon cosmos:cosmos"
+        "reindeer:reindeer salmon:salmon cosmos:cosmos mosquito:mosquitoes"
     ).split()
 )
 DOUBLED = frozenset(

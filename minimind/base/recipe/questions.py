@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -23,6 +24,8 @@ from minimind.base.recipe import english
 from minimind.base.recipe.facts import Fact, Word, World, read_world
 from minimind.base.recipe.grammar import fill, read_sections
 from minimind.base.recipe.statements import FOLDER, Speaker
+from minimind.data.conversation import DataError
+from minimind.data.reader import read_rows
 
 STYLE = "요"  # of Korean answers
 SIGNS = {"add": 1, "subtract": -1}
@@ -64,6 +67,12 @@ class Options:
     seed: int = 0
     """The same seed writes the same file."""
 
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ValueError(f"--most is {self.most}; use 1 or more")
+        if self.out.resolve() in {path.resolve() for path in self.apart}:
+            raise ValueError(f"--out {self.out} is one of --apart; name another file")
+
 
 class Asker:
     """Asks in one language.
@@ -73,6 +82,9 @@ class Asker:
         language: en or ko.
         apart: rows to keep apart from, as in `Options.apart`.
         random: where every choice comes from.
+
+    Raises:
+        ValueError: a row is of a fact that isn't in the table.
     """
 
     def __init__(
@@ -118,8 +130,8 @@ class Asker:
                 yield question, said
 
     def _facts(self, relation: str) -> list[Fact | Sum]:
-        """One fact of each subject, so that a question has one answer."""
-        facts = self.speaker.by_relation[relation]
+        """One fact of each subject, so that a question has one answer; none that says nothing."""
+        facts = [fact for fact in self.speaker.by_relation[relation] if not self._is_idle(fact)]
         return [*(facts if relation in COMPARED else {f.subject: f for f in facts}.values())]
 
     def _sums(self, sign: int) -> list[Fact | Sum]:
@@ -145,18 +157,48 @@ class Asker:
             for reserved in self.reserved
         )
 
+    def _is_idle(self, fact: Fact) -> bool:
+        """Whether it is as "a baby goose is a baby goose", or "a writer is a job"."""
+        if fact.relation == "baby":
+            return self._root(fact.subject) in self._root(fact.value)
+        return fact.relation == "kind" and fact.value.en == "job"
+
     def _words(self, intent: str) -> list[str]:
         """What "color lemon" is about, in this language: lemon, 레몬; "sum 6 3": 6 and 3."""
         relation, _, about = intent.partition(" ")
-        facts = self.speaker.by_relation[relation]
-        subjects = [f.subject for f in facts if english.bare(f.subject.en) == about]
-        return [self._root(word) for word in subjects[:1]] or about.split()
+        if relation in ("sum", "difference"):
+            return about.split()
+        for fact in self.speaker.by_relation[relation]:
+            if english.bare(fact.subject.en) == about:
+                return [self._root(fact.subject)]
+        raise ValueError(f"intent {intent}: facts.txt has no such fact; name relation and subject")
 
     def _root(self, word: Word) -> str:
         return english.bare(word.en) if self.language == "en" else word.ko.removesuffix("다")
 
 
-def _asked(row: dict[str, Any]) -> list[str]:
+def read_apart(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """Rows of "messages".
+
+    Raises:
+        DataError: a file can't be read, or a row isn't one of "messages".
+    """
+    found = []
+    for row in read_rows(paths) if paths else ():
+        if isinstance(row, DataError):
+            raise row
+        value: Any = row.value
+        try:
+            if not all(isinstance(text, str) for text in _asked(value)):
+                raise TypeError
+        except (TypeError, KeyError):
+            fact, remedy = "isn't a row of messages", "give roles and contents"
+            raise DataError("no_messages", fact, remedy, row.path, row.line) from None
+        found.append(value)
+    return found
+
+
+def _asked(row: Any) -> list[str]:
     """What a row's user says, each turn by itself and all together."""
     said = [message["content"] for message in row["messages"] if message["role"] == "user"]
     return [*said, "\n".join(said)]
@@ -169,8 +211,7 @@ def _grams(text: str) -> frozenset[str]:
 
 def main(options: Options) -> None:
     """Write the file, and say how much it holds."""
-    lines = chain.from_iterable(p.read_text(encoding="utf-8").splitlines() for p in options.apart)
-    apart = [json.loads(line) for line in lines]
+    apart = read_apart(options.apart)
     askers = [
         Asker(read_world(), language, apart, Random(f"{language} {options.seed}"))
         for language in SYSTEM
@@ -185,7 +226,10 @@ def main(options: Options) -> None:
 
 def command() -> None:
     """Parse and run."""
-    main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
+    try:
+        main(tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__))
+    except (OSError, ValueError, re.error) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
