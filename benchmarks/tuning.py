@@ -36,7 +36,7 @@ def tune(base: Path, out: Path, *, save_every: int = 0, at_once: int = 1) -> Non
     command += ["--epochs", str(EPOCHS)]
     if save_every:
         command += ["--save-every", str(save_every), "--eval-every", str(save_every)]
-        command += ["--keep", str(1000)]
+        command += ["--keep", "1000"]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f"{out.name}.log").open("a", encoding="utf-8") as log:
         subprocess.run(

@@ -162,12 +162,6 @@ def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
     return Transformer(shape).initialize(options.seed), tokenizer
 
 
-def _plain(model: str) -> Path:
-    """One name of a folder, however it is spelled; a hub name as it is."""
-    path = Path(model)
-    return path.resolve() if path.exists() else path
-
-
 def run(
     options: PretrainOptions, tokenizer: Tokenizer, model: Transformer, device: torch.device
 ) -> None:
@@ -194,7 +188,7 @@ def run(
     print("\n".join(describe_mix(steps, options.files)))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
     identity = {
-        "--model": options.model and str(_plain(options.model)),
+        "--model": options.model,
         "data": training.hash(),
         "validation data": validation.hash(),
         "--mix": options.mix,

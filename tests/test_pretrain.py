@@ -200,7 +200,7 @@ def test_a_models_training_goes_on_where_it_ended(
     assert began["bits_per_byte"] == pytest.approx(ended["bits_per_byte"], rel=1e-3)  # bf16 between
     assert best["bits_per_byte"] < began["bits_per_byte"]
 
-    same = ["--model", f"{first}/./last", "--tokens", "3000", "--out", str(second)]
+    same = ["--model", str(first / "last"), "--tokens", "3000", "--out", str(second)]
     assert main([*options, *same]) == 0  # done: nothing is left to train
     assert f"fine-tune it with:\n    python -m minimind.sft data.jsonl --model {second}" in (
         capsys.readouterr().out
