@@ -101,7 +101,14 @@ def test_nothing_is_asked_whose_answer_says_nothing() -> None:
     answers = [texts[-1] for texts in said("en", "baby", [])]
     assert "A baby chicken is called a chick." in answers
     assert not any("elephant" in answer for answer in answers)
-    assert not any("is a job" in texts[-1] for texts in said("en", "kind", []))
+    kinds = [texts[-1] for texts in said("en", "kind", [])]
+    assert "A rose is a flower." in kinds
+    assert not any("is a job" in answer or "is a place" in answer for answer in kinds)
+
+
+def test_a_word_with_two_meanings_is_asked_for_once() -> None:
+    rows = said("ko", "translate", [])
+    assert sum(text.startswith("배는 영어로") for texts in rows for text in texts) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, NamedTuple
@@ -108,7 +108,7 @@ class Asker:
 
     def conversations(self, most: int) -> Iterator[list[dict[str, str]]]:
         """All questions with their answers, some two in a row, some after a system prompt."""
-        pairs = [pair for relation in self.templates for pair in self._pairs(relation, most)]
+        pairs = [p for name in self.templates for p in islice(self._pairs(name), most)]
         self.random.shuffle(pairs)
         while pairs:
             turns = [pairs.pop() for _ in range(1 + self._sometimes()) if pairs]
@@ -116,7 +116,7 @@ class Asker:
             said = chain(system, *(zip(("user", "assistant"), turn, strict=True) for turn in turns))
             yield [{"role": role, "content": text} for role, text in said]
 
-    def _pairs(self, relation: str, most: int) -> Iterator[tuple[str, str]]:
+    def _pairs(self, relation: str) -> Iterator[tuple[str, str]]:
         """Questions with their answers, apart from other prompts and no reserved fact."""
         *wordings, answer = self.templates[relation] or [""]
         abouts = self._sums(SIGNS[relation]) if relation in SIGNS else self._facts(relation)
@@ -124,15 +124,15 @@ class Asker:
             said = self._say(answer.removeprefix("= "), about)
             asked = (self._say(w, about) for w in self.random.sample(wordings, len(wordings)))
             question = next(filter(self._is_apart, asked), None)
-            if most and question and not self._is_reserved(said):
-                most -= 1
+            if question and not self._is_reserved(said):
                 self.prompts.append(Prompt(_grams(question), TAUGHT_LIMIT))
                 yield question, said
 
     def _facts(self, relation: str) -> list[Fact | Sum]:
-        """One fact of each subject, so that a question has one answer; none that says nothing."""
+        """One fact of each word, so that a question has one answer; none that says nothing."""
         facts = [fact for fact in self.speaker.by_relation[relation] if not self._is_idle(fact)]
-        return [*(facts if relation in COMPARED else {f.subject: f for f in facts}.values())]
+        by_word = {self._root(fact.subject): fact for fact in facts}
+        return [*(facts if relation in COMPARED else by_word.values())]
 
     def _sums(self, sign: int) -> list[Fact | Sum]:
         sums = [(a, b, a + b) if sign > 0 else (a + b, b, a) for a in NUMBERS for b in NUMBERS]
@@ -158,10 +158,10 @@ class Asker:
         )
 
     def _is_idle(self, fact: Fact) -> bool:
-        """Whether it is as "a baby goose is a baby goose", or "a writer is a job"."""
+        """Whether it is as "a baby goose is a baby goose", or "a park is a place"."""
         if fact.relation == "baby":
             return self._root(fact.subject) in self._root(fact.value)
-        return fact.relation == "kind" and fact.value.en == "job"
+        return fact.relation == "kind" and fact.value.en in ("job", "place")
 
     def _words(self, intent: str) -> list[str]:
         """What "color lemon" is about, in this language: lemon, 레몬; "sum 6 3": 6 and 3."""
