@@ -32,6 +32,7 @@ from minimind.run import (
     choose_device,
     fail,
     fit,
+    out_of_memory,
     peak_memory,
     prepare_terminal,
     versions,
@@ -151,7 +152,7 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
     distributed.join(device)
     if options.minutes is not None and distributed.processes() > 1:
         raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")
-    return tokenizer, model.to(device)
+    return tokenizer, model
 
 
 def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
@@ -175,6 +176,7 @@ def run(
             options.files, tokenizer, options.max_length, done=bar.update
         )
     print("\n".join(describe_corpus(report)))
+    model.to(device)
     training, validation = windows.split(options.hold_back)
     if not len(training):
         raise DataError(
@@ -317,6 +319,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(EXIT_DATA, error)
     except (TrainingError, ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
+    except (MemoryError, RuntimeError) as error:
+        return fail(EXIT_FAILED, out_of_memory(error, options.tokens_per_batch))
     except KeyboardInterrupt:
         return fail(
             EXIT_INTERRUPTED, "interrupted; the same command goes on from its last checkpoint"

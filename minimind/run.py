@@ -346,6 +346,17 @@ def fail(code: int, error: object) -> int:
     return code
 
 
+def out_of_memory(error: BaseException, tokens_per_batch: int) -> str:
+    """Say what helps where memory ran out; any other error is raised again."""
+    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
+        raise error
+    return (
+        f"out of memory with --tokens-per-batch {tokens_per_batch}; halve it, "
+        f"or use --activation-checkpointing ({error})"
+    )
+
+
 def reader_left(code: int) -> int:
     """Write nothing more to a pipe whose reader has seen enough, as `head` does; hand on `code`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -32,6 +32,7 @@ from minimind.run import (
     fail,
     fit,
     new_folder,
+    out_of_memory,
     peak_memory,
     prepare_terminal,
     versions,
@@ -233,10 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         return fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        remedy = f"out of memory with --tokens-per-batch {options.tokens_per_batch}; halve it, "
-        return fail(EXIT_FAILED, f"{remedy}or use --activation-checkpointing ({error})")
+        return fail(EXIT_FAILED, out_of_memory(error, options.tokens_per_batch))
     except (ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:
@@ -417,12 +415,6 @@ def _answer_some(out: Path, rows: Dataset, device: torch.device, count: int = 3)
         print(f"\n{tokenizer.decode(prompt, skip_control=True).strip()}")
         print(tokenizer.decode(ids, skip_control=True))
         print(f"(the row says: {tokenizer.decode(said, skip_control=True)})")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(
-        error
-    )
 
 
 if __name__ == "__main__":
