@@ -28,9 +28,12 @@ from minimind.run import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
+    OptionError,
     choose_device,
     compile_decoding,
     fail,
+    following_options,
+    out_of_memory,
     prepare_terminal,
     reader_left,
 )
@@ -283,7 +286,8 @@ def answer_lines(lines: Iterable[bytes], new_chat: Callable[[], Chat]) -> None:
 
 def run(options: ChatOptions, device: torch.device) -> None:
     """Load the model, and talk wherever the prompts come from."""
-    model, tokenizer = load(options.model, device=device)
+    with following_options():
+        model, tokenizer = load(options.model, device=device)
     terminal = options.prompt is None and sys.stdin.isatty()
 
     def write(text: str) -> None:
@@ -325,10 +329,14 @@ def main(argv: list[str] | None = None) -> int:
         return fail(EXIT_USAGE, error)
     try:
         run(options, device)
+    except OptionError as error:
+        return fail(EXIT_USAGE, error)
     except BrokenPipeError:
         return reader_left(EXIT_FAILED)
     except (ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
+    except (MemoryError, RuntimeError) as error:
+        return fail(EXIT_FAILED, out_of_memory(error, "this model; use a smaller --model"))
     except KeyboardInterrupt:
         return fail(EXIT_INTERRUPTED, "interrupted")
     return EXIT_OK

@@ -29,7 +29,7 @@ from minimind.evaluation import (
     evaluate,
     score_documents,
 )
-from minimind.model.pretrained import load
+from minimind.model.pretrained import load, load_tokenizer
 from minimind.model.transformer import Transformer
 from minimind.run import (
     EXIT_DATA,
@@ -37,10 +37,13 @@ from minimind.run import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
+    OptionError,
     choose_device,
     compile_decoding,
     fail,
+    following_options,
     new_folder,
+    out_of_memory,
     prepare_terminal,
     reader_left,
     versions,
@@ -138,11 +141,15 @@ class EvaluateOptions:
 def run(options: EvaluateOptions, evaluation: Evaluation, device: torch.device) -> None:
     """Evaluate one model after the other, write the results, and print."""
     found: dict[str, list[Record]] = {}
+    with following_options():  # known before the work, which may take hours
+        for later in options.model[1:]:
+            load_tokenizer(later)
     with readable_again(options.files, cache_directory()) as files:
         names = dict(zip(files, options.files, strict=True))
         for name in options.model or (None,):
             label = "the embedded base" if name is None else name
-            model, tokenizer = load(name, device=device)
+            with following_options():
+                model, tokenizer = load(name, device=device)
             if options.compile:
                 compile_decoding(model, options.rows_per_batch, print)
             if options.documents:
@@ -267,16 +274,23 @@ def main(argv: list[str] | None = None) -> int:
         evaluation = options.evaluation
         device = choose_device(options.device)
         _check_out(options.out or Path("evaluations"), options.overwrite)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
     try:
         run(options, evaluation, device)
     except DataError as error:
         return fail(EXIT_DATA, error)
+    except OptionError as error:
+        return fail(EXIT_USAGE, error)
     except BrokenPipeError:
         return reader_left(EXIT_FAILED)
     except (ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
+    except (MemoryError, RuntimeError) as error:
+        sizes = f"--tokens-per-batch {options.tokens_per_batch} and --rows-per-batch "
+        return fail(
+            EXIT_FAILED, out_of_memory(error, f"{sizes}{options.rows_per_batch}; halve them")
+        )
     except KeyboardInterrupt:
         return fail(EXIT_INTERRUPTED, "interrupted; nothing is written")
     return EXIT_OK

@@ -26,7 +26,9 @@ from minimind.run import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
+    OptionError,
     fail,
+    following_options,
     prepare_terminal,
     reader_left,
 )
@@ -101,7 +103,8 @@ class InspectOptions:
 
 def run(options: InspectOptions) -> bool:
     """Look, check if asked to, and show; False if a check failed."""
-    tokenizer = load_tokenizer(options.model)
+    with following_options():
+        tokenizer = load_tokenizer(options.model)
     with readable_again(options.files, cache_directory()) as files:
         selection = select_rows(
             files,
@@ -232,16 +235,18 @@ def main(argv: list[str] | None = None) -> int:
     prepare_terminal()
     try:
         options = tyro.cli(InspectOptions, args=argv, prog="python -m minimind.inspect")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
     try:
         return EXIT_OK if run(options) else EXIT_FAILED
     except DataError as error:
         return fail(EXIT_DATA, error)
+    except OptionError as error:
+        return fail(EXIT_USAGE, error)
     except BrokenPipeError:
         return reader_left(EXIT_FAILED)
     except (ValueError, OSError) as error:
-        return fail(EXIT_USAGE, error)
+        return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:
         return fail(EXIT_INTERRUPTED, "interrupted")
 

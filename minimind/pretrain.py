@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ from minimind.run import (
     choose_device,
     fail,
     fit,
+    less_to_train_on,
     out_of_memory,
     peak_memory,
     prepare_terminal,
@@ -123,6 +125,9 @@ class PretrainOptions:
             raise ValueError(
                 f"--mix has {len(self.mix)} weights for {len(self.files)} files; give each one"
             )
+        if not all(0 < weight < math.inf for weight in self.mix):
+            weights = " ".join(f"{weight:g}" for weight in self.mix)
+            raise ValueError(f"--mix is {weights}; use positive weights, and leave out other files")
 
 
 def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, Transformer]:
@@ -132,6 +137,8 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
         ValueError: an option doesn't fit the others, or what there is.
         OSError: a file that an option names can't be read.
     """
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is a file; name a folder")
     model, tokenizer = _start(options)
     context = model.config.max_position_embeddings
     if options.max_length > context:
@@ -266,9 +273,9 @@ def _plan(
         return steps.lasting(max(1, round(share * steps.steps_per_epoch)))
     if options.minutes is None:
         return steps.lasting((options.epochs or 1) * steps.steps_per_epoch)
-    saved = read_extra(options.out / "checkpoints")
-    if saved and saved["origin"]["options"].get("minutes") == options.minutes:
-        return steps.lasting(saved["origin"]["planned"])
+    saved = (read_extra(options.out / "checkpoints") or {}).get("origin", {})
+    if "planned" in saved and saved.get("options", {}).get("minutes") == options.minutes:
+        return steps.lasting(saved["planned"])
     precision = resolve_precision(options.training.precision, model.device)
     count = steps_within(
         60 * options.minutes,
@@ -320,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     except (TrainingError, ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
-        return fail(EXIT_FAILED, out_of_memory(error, options.tokens_per_batch))
+        return fail(EXIT_FAILED, out_of_memory(error, less_to_train_on(options.tokens_per_batch)))
     except KeyboardInterrupt:
         return fail(
             EXIT_INTERRUPTED, "interrupted; the same command goes on from its last checkpoint"

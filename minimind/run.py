@@ -66,6 +66,10 @@ class TrainingError(RuntimeError):
     """A run that can't go on; the last checkpoint is intact."""
 
 
+class OptionError(ValueError):
+    """An option of a command that can't be followed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run needs besides the model and the steps.
@@ -346,15 +350,30 @@ def fail(code: int, error: object) -> int:
     return code
 
 
-def out_of_memory(error: BaseException, tokens_per_batch: int) -> str:
+@contextmanager
+def following_options() -> Iterator[None]:
+    """What can't be done inside is an option's fault.
+
+    Raises:
+        OptionError: for each ValueError and OSError.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise OptionError(str(error)) from error
+
+
+def out_of_memory(error: BaseException, remedy: str) -> str:
     """Say what helps where memory ran out; any other error is raised again."""
     ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
         raise error
-    return (
-        f"out of memory with --tokens-per-batch {tokens_per_batch}; halve it, "
-        f"or use --activation-checkpointing ({error})"
-    )
+    return f"out of memory with {remedy} ({error})"
+
+
+def less_to_train_on(tokens_per_batch: int) -> str:
+    """The remedy where training runs out of memory."""
+    return f"--tokens-per-batch {tokens_per_batch}; halve it, or use --activation-checkpointing"
 
 
 def reader_left(code: int) -> int:

@@ -18,6 +18,7 @@ from minimind.data.conversation import DataError
 from minimind.data.dataset import REJECTED, DataOptions, Dataset
 from minimind.data.packing import Steps, batches_of, make_steps
 from minimind.data.selection import select_rows
+from minimind.durable import alone_in
 from minimind.model.pretrained import load
 from minimind.run import (
     EXIT_DATA,
@@ -25,12 +26,15 @@ from minimind.run import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
+    OptionError,
     Outcome,
     Run,
     TrainingError,
     choose_device,
     fail,
     fit,
+    following_options,
+    less_to_train_on,
     new_folder,
     out_of_memory,
     peak_memory,
@@ -145,11 +149,12 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
         device: to train on.
         arguments: what the options were made from.
     """
-    _check_folder(out, options)
     distributed.join(device)
-    if distributed.processes() > 1 and "-" in options.files:
-        raise ValueError("standard input can't be read by several processes; name a file")
-    model, tokenizer = load(options.model)
+    with following_options():
+        _check_folder(out, options)
+        if distributed.processes() > 1 and "-" in options.files:
+            raise ValueError("standard input can't be read by several processes; name a file")
+        model, tokenizer = load(options.model)
     with distributed.first_goes_ahead():
         selection = select_rows(
             options.files,
@@ -163,6 +168,8 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
     print("\n".join(describe_selection(selection, options.val_data)))
     training, validation = selection.training, selection.validation
     steps = _plan(training, options)
+    with following_options():
+        _check_context(model.config.max_position_embeddings, training, validation)
 
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
@@ -171,7 +178,7 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
         return
 
     if distributed.is_first():
-        _prepare_folder(out, options, selection.sources[0].folder / REJECTED)
+        _prepare_folder(out, options, [source.folder / REJECTED for source in selection.sources])
     print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
     model.to(device)
     per_epoch = min(steps.steps_per_epoch, len(steps))
@@ -229,12 +236,12 @@ def main(argv: list[str] | None = None) -> int:
         run(options, out, device, arguments)
     except DataError as error:
         return fail(EXIT_DATA, error)
-    except FileExistsError as error:
+    except OptionError as error:
         return fail(EXIT_USAGE, error)
     except TrainingError as error:
         return fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
-        return fail(EXIT_FAILED, out_of_memory(error, options.tokens_per_batch))
+        return fail(EXIT_FAILED, out_of_memory(error, less_to_train_on(options.tokens_per_batch)))
     except (ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except KeyboardInterrupt:
@@ -303,7 +310,8 @@ def _check_folder(out: Path, options: SFTOptions) -> None:
     if options.overwrite and out.exists() and any(out.iterdir()):
         read = (*options.files, options.val_data, options.model, options.config)
         names = [str(name) for name in read if name is not None]
-        inside = [name for name in names if out.resolve() in Path(name).resolve().parents]
+        places = {name: Path(name).resolve() for name in names}
+        inside = [name for name, at in places.items() if out.resolve() in (at, *at.parents)]
         if inside or not (out / "metrics.jsonl").exists():
             fact = f"holds {inside[0]}, read by this run" if inside else "isn't the folder of a run"
             raise FileExistsError(f"{out} {fact}; --overwrite would delete it: name another --out")
@@ -317,12 +325,24 @@ def _check_folder(out: Path, options: SFTOptions) -> None:
         )
 
 
-def _prepare_folder(out: Path, options: SFTOptions, rejected: Path) -> None:
-    if options.overwrite and out.exists():
-        shutil.rmtree(out.resolve())
+def _prepare_folder(out: Path, options: SFTOptions, rejected: list[Path]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    if rejected.exists():
-        shutil.copy(rejected, out / REJECTED)
+    if options.overwrite:
+        with alone_in(out):  # the folder itself stays: another run would hold the one that was
+            for old in out.iterdir():
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    lists = [file.read_bytes() for file in rejected if file.exists()]
+    if lists:
+        (out / REJECTED).write_bytes(b"".join(lists))
+
+
+def _check_context(context: int, *parts: Dataset) -> None:
+    longest = max(int(part.table["inputs"].max()) for part in parts if len(part))
+    if longest > context:
+        raise ValueError(
+            f"the longest row has {longest:,} tokens and the model's context {context:,}; "
+            f"use --max-length {context}, or another --model"
+        )
 
 
 def _plan(training: Dataset, options: SFTOptions) -> Steps:
@@ -359,6 +379,8 @@ def _going_on(out: Path, options: SFTOptions, arguments: list[str]) -> str:
     """The command that goes on with this one's run."""
     kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
     named = [] if options.out else ["--out", str(out)]
+    if options.overwrite and "--overwrite" not in arguments:  # a --config says so
+        named.append("--no-overwrite")
     return shlex.join([*distributed.launcher(), "-m", "minimind.sft", *kept, *named, "--resume"])
 
 

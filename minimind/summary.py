@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -195,7 +196,7 @@ def model_card(record: dict[str, Any]) -> str:
         f"- base: {base}\n"
         f"- data: {', '.join(options['files'])} (SHA-256 of ids and mask: {identity['data']})\n"
         f"- validation loss per supervised token: {losses}\n"
-        f"- command: `{' '.join(record['command'])}`\n"
+        f"- command: `{shlex.join(record['command'])}`\n"
         f"- format: ChatML; stops at `<|im_end|>`\n\n"
         "Options and versions are in run.json, losses by step in metrics.jsonl.\n"
     )

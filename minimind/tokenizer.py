@@ -43,6 +43,7 @@ class Tokenizer:
         start_id: the id of `<|im_start|>`.
         end_id: the id of `<|im_end|>`.
         stop_ids: where an answer ends: `end_id`, then the base's own end of text.
+        end_of_text_id: what stands between documents: `<|endoftext|>`, else the base's own.
         pad_id: the base's own, or where an answer could stop at it, a token of no other use.
         control_ids: every added token, marked special or not. `encode` never yields one of them,
             except the base's "unknown" for a character that its vocabulary can't write.
@@ -95,6 +96,7 @@ class Tokenizer:
         self._eos = named.get("eos_token") or vocabulary.eos or END
         stops = (END, END_OF_TEXT, self._eos)
         self.stop_ids = tuple(dict.fromkeys(control[t] for t in stops if t in control))
+        self.end_of_text_id = next(control[t] for t in (*stops[1:], END) if t in control)
         self.pad_id = self._find_pad(named.get("pad_token"))
 
         beside = json.dumps([sorted(control.items()), self.bos_id, self._unknown])

@@ -15,6 +15,7 @@ from minimind.data.documents import Document, encode_documents, read_documents
 from minimind.data.packing import make_steps
 from minimind.tokenizer import Tokenizer
 from tests.strategies import texts
+from tests.tokenizers_of_bases import write_llama3
 
 
 @given(document=texts(min_size=1), max_length=st.integers(1, 40))
@@ -45,6 +46,12 @@ def test_documents_stay_apart(tokenizer: Tokenizer) -> None:
 def test_what_a_document_spells_is_text(tokenizer: Tokenizer) -> None:
     (window,) = encode_documents(["a<|endoftext|>b<|im_end|>"], tokenizer, 100)
     assert [i for i in window.input_ids if i in tokenizer.control_ids] == [0, 0]
+
+
+def test_where_there_is_no_endoftext_the_tokenizers_own_ends_a_document(tmp_path: Path) -> None:
+    llama = Tokenizer.load(write_llama3(tmp_path))
+    (window,) = encode_documents(["fox"], llama, 100)
+    assert llama.decode(window.input_ids) == "<|end_of_text|>fox<|end_of_text|>"
 
 
 def test_an_empty_document_is_left_out(tokenizer: Tokenizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,8 +243,29 @@ def test_ctrl_c_ends_with_its_own_exit_code(base, rows, tmp_path, monkeypatch, c
 
 
 def test_a_model_named_by_nothing_is_not_the_embedded_base(rows, capsys) -> None:
-    assert main([str(rows), "--model", ""]) == 1  # as of an empty shell variable
+    assert main([str(rows), "--model", ""]) == 2  # as of an empty shell variable
     assert "no config.json" in capsys.readouterr().err
+
+
+def test_a_second_model_that_is_not_there_is_noticed_before_the_first_is_asked(
+    base, rows, monkeypatch, capsys
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: asked.append(_) or iter(()))
+    assert main([str(rows), "--model", str(base), "--model", "no/such/model"]) == 2
+    assert "no/such/model: no such directory" in capsys.readouterr().err
+    assert not asked
+
+
+def test_running_out_of_memory_names_the_options_that_help(base, rows, monkeypatch, capsys) -> None:
+    def evaluation(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(evaluate, "evaluate", evaluation)
+    assert main([str(rows), "--model", str(base)]) == 1
+    assert re.search(
+        r"--tokens-per-batch \d+ and --rows-per-batch \d+; halve", capsys.readouterr().err
+    )
 
 
 def test_a_terminal_is_not_disturbed_by_what_a_row_says(base, tmp_path, capsys) -> None:

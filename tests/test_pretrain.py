@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import minimind.run
 from minimind import pretrain, sft
 from minimind.data.corpus import build_corpus
 from minimind.evaluation import score_documents
@@ -254,6 +255,8 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
     [
         (["--epochs", "2", "--tokens", "9"], "--epochs, --tokens and --minutes are budgets; use"),
         (["--mix", "1"], "--mix has 1 weights for 2 files; give each one"),
+        (["--mix", "0", "1"], "--mix is 0 1; use positive weights, and leave out other files"),
+        (["--mix", "nan", "1"], "--mix is nan 1; use positive weights"),
         (["--tokens", "0"], "--tokens is 0; use 1 or more"),
         (["--minutes", "0"], "--minutes is 0.0; use a positive number"),
         (["--max-minutes", "-1"], "--max-minutes is -1.0; use 0 or more"),
@@ -310,6 +313,28 @@ def test_a_folder_of_fine_tuning_is_refused_in_one_line(
     assert sft.main([str(rows), *tuning]) == 0
     assert main([*files, *SMALL, *shape, "--minutes", "1", "--out", out]) == EXIT_FAILED
     assert "use the same data and options, or another --out" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_the_folder_is_refused(
+    files: list[str], shape: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*files, *SMALL, *shape, "--out", files[0]]) == EXIT_USAGE
+    assert "is a file; name a folder" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(
+    files: list[str],
+    shape: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*files, *SMALL, *shape, "--out", str(tmp_path / "run")]
+    save = minimind.run._extra
+    monkeypatch.setattr(minimind.run, "_extra", lambda *a: save(*a) | {"origin": {}})
+    assert main([*arguments, "--tokens", "600"]) == 0
+    assert main([*arguments, "--minutes", "1"]) == EXIT_FAILED
+    assert "its checkpoint isn't what this version writes" in capsys.readouterr().err
 
 
 def test_a_row_without_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import minimind.run
 from minimind import sft
 from minimind.data.dataset import DataOptions, build_dataset
+from minimind.durable import alone_in
 from minimind.model.pretrained import load, save
 from minimind.training.loop import TrainState
 from tests.tiny import write_base
@@ -378,6 +379,13 @@ def test_a_wrong_value_is_named_and_exits_with_two(
     assert match in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
+def test_a_model_that_is_not_there_is_a_wrong_option(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, "--model", "no/such/model") == sft.EXIT_USAGE
+    assert "no/such/model: no such directory" in capsys.readouterr().err
+
+
 def test_an_unknown_option_is_named_and_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("a.jsonl", "--lerning-rate", "1") == sft.EXIT_USAGE
     assert "--lerning-rate" in capsys.readouterr().err
@@ -472,7 +480,7 @@ def test_a_vocabulary_smaller_than_the_ids_is_an_error_before_the_first_step(
     save_file(weights, small / "model.safetensors")
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    assert run(data, "--model", small) == sft.EXIT_FAILED
+    assert run(data, "--model", small) == sft.EXIT_USAGE
     message = "the tokenizer has 8192 ids and the model rows for 100; use the two of one model"
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
@@ -498,6 +506,23 @@ def test_what_became_of_the_rows_is_said_even_where_none_is_left(
     assert "rejected: 1 unknown_role; listed in " in printed
     listed = Path(printed.partition("listed in ")[2].splitlines()[0])
     assert json.loads(listed.read_text(encoding="utf-8"))["line"] == 1
+
+
+def test_rejected_rows_of_all_files_are_listed_in_the_runs_folder(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"text": 1}\n' + data.read_text(encoding="utf-8").splitlines()[0] + "\n")
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "bot", "content": "hi"}]}\n')
+    out = tmp_path / "run"
+    options = ("--model", base, "--out", out, "--max-steps", "1", "--on-bad-row", "skip")
+    assert run(data, "--val-data", asked, *options) == sft.EXIT_OK
+    listed = map(json.loads, (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines())
+    assert [(Path(row["path"]).name, row["line"]) for row in listed] == [
+        ("chats.jsonl", 31),
+        ("asked.jsonl", 1),
+    ]
 
 
 def test_validation_data_without_an_answer_is_an_error(
@@ -537,6 +562,37 @@ def test_what_a_run_reads_is_not_deleted_by_overwrite(
     assert run(data, "--model", out / "last", "--out", out, "--overwrite") == sft.EXIT_USAGE
     assert "run/last, read by this run; --overwrite would delete it" in capsys.readouterr().err
     assert (out / "last" / "model.safetensors").exists()
+    assert run(data, "--model", out, "--out", out, "--overwrite") == sft.EXIT_USAGE
+    assert "run, read by this run; --overwrite would delete it" in capsys.readouterr().err
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_run_that_is_still_going_is_not_overwritten(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    common = (data, "--model", base, "--out", out, "--max-steps", "1")
+    assert run(*common) == sft.EXIT_OK
+    before = (out / "metrics.jsonl").read_text()
+    with alone_in(out):
+        assert run(*common, "--overwrite") == sft.EXIT_FAILED
+    assert "another run writes there; name another --out" in capsys.readouterr().err
+    assert (out / "metrics.jsonl").read_text() == before
+    assert (out / "checkpoints").exists()
+
+
+def test_rows_longer_than_the_context_are_refused_before_the_first_step(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"instruction": "word " * 400, "output": "yes"}) + "\n")
+    out = tmp_path / "run"
+    options = ("--model", base, "--out", out, "--max-steps", "1", "--val-fraction", 0)
+    assert run(data, *options, "--max-length", "2000") == sft.EXIT_USAGE
+    message = capsys.readouterr().err
+    assert "tokens and the model's context 256; use --max-length 256, or another" in message
+    assert not out.exists()
+    assert run(data, *options, "--max-length", "256") == sft.EXIT_OK
 
 
 def test_a_model_that_is_no_run_is_not_gone_on_with(

@@ -83,7 +83,8 @@ def build_corpus(
     """
     names = [os.fspath(path) for path in paths]
     root = cache or cache_directory()
-    settings = ["documents", tokenizer.fingerprint, max_length, SIMILARITY, minhash_available()]
+    decided = [tokenizer.fingerprint, tokenizer.end_of_text_id, max_length]
+    settings = ["documents", *decided, SIMILARITY, minhash_available()]
     with readable_again(names, root) as files:
         named = list(zip(files, names, strict=True))
         kinds = [holds_rows(name) for name in names]

@@ -19,7 +19,6 @@ from minimind.data.masking import Example
 from minimind.data.reader import PathLike, Row, read_rows, read_text
 from minimind.tokenizer import Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # how names of files with rows end
 BLOCK = 2**17  # characters tokenized at once, or one document's
 
@@ -82,7 +81,7 @@ def windows_of(
     """Yield each document's windows, as `encode_documents` cuts them."""
     if max_length < 1:
         raise ValueError(f"max_length is {max_length}; use a positive number")
-    end = tokenizer.encode_control(END_OF_TEXT)
+    end = tokenizer.end_of_text_id
     for block in _blocks(documents):
         for document in tokenizer.encode_batch(block):
             ids = [end, *document, end]

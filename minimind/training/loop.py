@@ -31,7 +31,7 @@ class TrainConfig:
     """How to train. The defaults are the guide's.
 
     Attributes:
-        learning_rate: the peak.
+        learning_rate: the peak; for the embedded base, minimind.sft takes 2e-4 if none is given.
         betas: AdamW's decay rates of the moments.
         weight_decay: on matrices only.
         max_grad_norm: gradients are clipped to this joint L2 norm.
