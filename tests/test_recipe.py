@@ -366,6 +366,25 @@ def test_snow_falls_in_winter_and_no_whale_stands_under_a_tree() -> None:
         assert found == []
 
 
+WRONG = {
+    "en": (
+        r"\bthe (?:belly|chest|tail)\b|one of the furniture|to space every day|felt happy",
+        r"(?:Once|Long ago) [^.]*\. (?:Yesterday|Last|After school|In [A-Z]\w+) ",
+        r"[Ss]quids? (?:walks?|runs?|stands?)|[Aa] whale rested",
+    ),
+    "ko": (
+        r"언니[와가] |개의 집은 집|날마다 (?:열심히 )?우주|(?:단|신|짠|매운) 맛",
+        r"옛날[^.]*\. (?:어제|며칠 전에|학교가 끝나고|지난)|나무 위에는 (?:펭귄|타조)",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", WRONG)
+def test_what_readers_found_wrong_does_not_come_back(language: str) -> None:
+    text = "\n".join(islice(world.texts(language, seed=9), 3 * TEXTS))
+    assert re.findall("|".join(WRONG[language]), text) == []
+
+
 def test_plain_korean_texts_stay_plain() -> None:
     for text in islice(world.texts("ko", seed=8), TEXTS):
         told = re.sub(r'"[^"]*"', "", text)
