@@ -162,7 +162,7 @@ def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) ->
         (["--model", "a", "--model", "a"], 2, "--model names one twice; name each once"),
         (["--documents", "--metrics", "exact"], 2, "--documents scores whole texts; leave out"),
         (["--temperature", "-1"], 2, "temperature is -1.0"),
-        (["--model", "no/such/folder/here"], 1, "no/such/folder/here"),
+        (["--model", "no/such/folder/here"], 2, "no/such/folder/here"),
     ],
 )
 def test_what_can_not_be_is_refused(rows, capsys, arguments, code, message) -> None:
