@@ -621,3 +621,20 @@ def test_the_split_puts_no_prompt_on_both_sides(data: Path, base: Path) -> None:
     assert len(training) + len(validation) == 60
     assert len(validation) > 0
     assert not set(training.table["key"]) & set(validation.table["key"])
+
+
+def test_the_printed_commands_can_be_run_as_they_are(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = tmp_path / "run", tmp_path / "options.json"
+    options.write_text('{"overwrite": true, "max_steps": 2}')
+    common = (data, "--model", base, "--out", out, "--system", "Be brief.", "--config", options)
+    assert run(*common, "--max-minutes", 0) == sft.EXIT_OK
+    command = capsys.readouterr().out.partition("go on with:\n")[2].splitlines()[0]
+    arguments = shlex.split(command)
+    assert arguments[:3] == ["python", "-m", "minimind.sft"]
+    arguments.remove("--max-minutes")
+    arguments.remove("0")
+    assert run(*arguments[3:]) == sft.EXIT_OK
+    assert "going on from step 1 of 2" in capsys.readouterr().out
+    assert "--system 'Be brief.'" in (out / "README.md").read_text(encoding="utf-8")
