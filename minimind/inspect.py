@@ -50,7 +50,7 @@ class InspectOptions:
     Give --model, --limit and the options of data as to minimind.sft: what is shown is what trains,
     and the hash is the one that minimind.sft prints.
 
-    Exit codes: 0 done, 1 a check failed, 2 a wrong option, 3 data that can't be used,
+    Exit codes: 0 done, 1 a check or the run failed, 2 a wrong option, 3 data that can't be used,
     130 interrupted.
     """
 

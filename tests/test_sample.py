@@ -190,6 +190,13 @@ def test_answers_are_short_and_in_the_language_of_the_question(
                 assert not korean, answer
 
 
+def test_english_words_are_told_in_one_manner(taught: list[Conversation]) -> None:
+    answers = [answer for row in taught for answer in texts_of(row, "assistant")]
+    told = [answer for answer in answers if re.search(r"영어로 [A-Za-z]", answer)]
+    assert len(told) >= 60
+    assert [answer for answer in told if not answer.endswith("입니다.")] == []
+
+
 def arithmetic(sample: list[Conversation]) -> Iterator[tuple[str, re.Match[str]]]:
     """Each (question, parsed answer) of the sample that is a sum or a difference."""
     english = r"(\d+) (plus|minus) (\d+) is (\d+)\."
