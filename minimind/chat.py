@@ -17,26 +17,25 @@ from typing import Annotated
 import torch
 import tyro
 
-from minimind.data.conversation import Message
-from minimind.data.masking import encode_prompt
-from minimind.graphemes import whole_characters
-from minimind.model.pretrained import load
-from minimind.model.transformer import Transformer
-from minimind.prompt_line import KEYS, PromptLine
-from minimind.run import (
+from minimind.command import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
     OptionError,
-    choose_device,
-    compile_decoding,
     fail,
     following_options,
     out_of_memory,
     prepare_terminal,
     reader_left,
 )
+from minimind.data.conversation import Message
+from minimind.data.masking import encode_prompt
+from minimind.graphemes import whole_characters
+from minimind.model.pretrained import load
+from minimind.model.transformer import Transformer
+from minimind.prompt_line import KEYS, PromptLine
+from minimind.run import choose_device, compile_decoding
 from minimind.sampler import Ending, SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
 

@@ -14,11 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from minimind.cleaning import OF_THE_SET, Cleaning, CleaningReport, clean_rows
-from minimind.data.conversation import Conversation, DataError, parse_conversation
-from minimind.data.dataset import cache_directory
-from minimind.data.quality import RULES, Rule, Thresholds
-from minimind.data.sources import readable_again
-from minimind.run import (
+from minimind.command import (
     EXIT_DATA,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -27,6 +23,10 @@ from minimind.run import (
     fail,
     prepare_terminal,
 )
+from minimind.data.conversation import Conversation, DataError, parse_conversation
+from minimind.data.dataset import cache_directory
+from minimind.data.quality import RULES, Rule, Thresholds
+from minimind.data.sources import readable_again
 
 ALL_RULES = (*RULES, *OF_THE_SET)
 

@@ -15,6 +15,19 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from minimind.command import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    OptionError,
+    fail,
+    following_options,
+    out_of_memory,
+    prepare_terminal,
+    reader_left,
+)
 from minimind.data.conversation import DataError, printable
 from minimind.data.dataset import OnBadRow, cache_directory
 from minimind.data.documents import encode_documents, read_documents
@@ -31,23 +44,7 @@ from minimind.evaluation import (
 )
 from minimind.model.pretrained import load, load_tokenizer
 from minimind.model.transformer import Transformer
-from minimind.run import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    OptionError,
-    choose_device,
-    compile_decoding,
-    fail,
-    following_options,
-    new_folder,
-    out_of_memory,
-    prepare_terminal,
-    reader_left,
-    versions,
-)
+from minimind.run import choose_device, compile_decoding, new_folder, versions
 from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
 

@@ -12,15 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from minimind.data.conversation import Conversation, DataError, printable
-from minimind.data.dataset import DataOptions, cache_directory
-from minimind.data.reader import read_conversations
-from minimind.data.selection import select_rows
-from minimind.data.sources import readable_again
-from minimind.inspect_page import inspection_page, tables
-from minimind.model.pretrained import load_tokenizer
-from minimind.preflight import Check, check_data
-from minimind.run import (
+from minimind.command import (
     EXIT_DATA,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -32,6 +24,14 @@ from minimind.run import (
     prepare_terminal,
     reader_left,
 )
+from minimind.data.conversation import Conversation, DataError, printable
+from minimind.data.dataset import DataOptions, cache_directory
+from minimind.data.reader import read_conversations
+from minimind.data.selection import select_rows
+from minimind.data.sources import readable_again
+from minimind.inspect_page import inspection_page, tables
+from minimind.model.pretrained import load_tokenizer
+from minimind.preflight import Check, check_data
 from minimind.summary import (
     count_lengths,
     describe_selection,

@@ -15,6 +15,17 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from minimind.command import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    fail,
+    less_to_train_on,
+    out_of_memory,
+    prepare_terminal,
+)
 from minimind.data.conversation import DataError
 from minimind.data.corpus import CorpusReport, build_corpus, scripts_of
 from minimind.data.dataset import Dataset
@@ -22,23 +33,7 @@ from minimind.data.packing import Steps, make_steps
 from minimind.model.pretrained import load
 from minimind.model.shapes import shape_named
 from minimind.model.transformer import Transformer
-from minimind.run import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    Run,
-    TrainingError,
-    choose_device,
-    fail,
-    fit,
-    less_to_train_on,
-    out_of_memory,
-    peak_memory,
-    prepare_terminal,
-    versions,
-)
+from minimind.run import Run, TrainingError, choose_device, fit, peak_memory, versions
 from minimind.scoring import score
 from minimind.summary import describe_corpus, describe_mix, describe_plan
 from minimind.tokenizer import Tokenizer

@@ -13,13 +13,11 @@ Knows no rows and no arguments.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import platform
 import resource
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -58,16 +56,9 @@ from minimind.version import __version__
 
 NON_FINITE = "non_finite_rows.jsonl"
 
-# How commands end; 130 is what shells say of a Ctrl-C.
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
-
 
 class TrainingError(RuntimeError):
     """A run that can't go on; the last checkpoint is intact."""
-
-
-class OptionError(ValueError):
-    """An option of a command that can't be followed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,60 +332,6 @@ def processor() -> str:
         named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = named[0] if named else name
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def fail(code: int, error: object) -> int:
-    """Say what went wrong, and hand on the exit code."""
-    where = "" if distributed.is_first() else f" in process {distributed.rank()}"
-    print(f"error{where}: {error}", file=sys.stderr)
-    return code
-
-
-@contextmanager
-def following_options() -> Iterator[None]:
-    """What can't be done inside is an option's fault.
-
-    Raises:
-        OptionError: for each ValueError and OSError.
-    """
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise OptionError(str(error)) from error
-
-
-def out_of_memory(error: BaseException, remedy: str) -> str:
-    """Say what helps where memory ran out; any other error is raised again."""
-    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
-        raise error
-    return f"out of memory with {remedy} ({error})"
-
-
-def less_to_train_on(tokens_per_batch: int) -> str:
-    """The remedy where training runs out of memory."""
-    return f"--tokens-per-batch {tokens_per_batch}; halve it, or use --activation-checkpointing"
-
-
-def reader_left(code: int) -> int:
-    """Write nothing more to a pipe whose reader has seen enough, as `head` does; hand on `code`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
-
-
-def prepare_terminal() -> None:
-    """Read and print Korean under any locale, and print warnings as one-line notes.
-
-    Of the processes that torchrun started, all but the first keep silent.
-    """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            errors = "strict" if stream is sys.stdin else "backslashreplace"
-            stream.reconfigure(encoding="utf-8", errors=errors)
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-    if not distributed.is_first():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        warnings.showwarning = lambda *_: None
 
 
 def peak_memory() -> str:

@@ -14,6 +14,19 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from minimind.command import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    OptionError,
+    fail,
+    following_options,
+    less_to_train_on,
+    out_of_memory,
+    prepare_terminal,
+)
 from minimind.data.conversation import DataError
 from minimind.data.dataset import REJECTED, DataOptions, Dataset
 from minimind.data.packing import Steps, batches_of, make_steps
@@ -21,24 +34,13 @@ from minimind.data.selection import select_rows
 from minimind.durable import alone_in
 from minimind.model.pretrained import load
 from minimind.run import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    OptionError,
     Outcome,
     Run,
     TrainingError,
     choose_device,
-    fail,
     fit,
-    following_options,
-    less_to_train_on,
     new_folder,
-    out_of_memory,
     peak_memory,
-    prepare_terminal,
     versions,
 )
 from minimind.sampler import generate

@@ -24,12 +24,12 @@ import torch
 import tyro
 
 from minimind.base.recipe.pretraining import pretrain
+from minimind.command import fail, prepare_terminal
 from minimind.data.corpus import build_corpus
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load_tokenizer
 from minimind.model.shapes import qwen3_shape
 from minimind.model.transformer import Transformer
-from minimind.run import fail, prepare_terminal
 
 HEAD_DIM = 64
 HEADER = (
