@@ -1,9 +1,9 @@
 """The figures of the base's model card: bits per byte beside others', and unedited continuations.
 
     python -m benchmarks.base_card minimind/base corpus/*.jsonl \\
-        --hold-back 0.003 --smollm2 PATH --earlier PATH
+        --val-fraction 0.003 --smollm2 PATH --earlier PATH
 
-FILES and --hold-back are those of the pretraining: what was held back there is scored here, the
+FILES and --val-fraction are those of the pretraining: what was held back there is scored here, the
 small world (files called world.*) and the rest apart, script by script, in windows of --max-length
 tokens of each model's own; a document's first token is predicted from <|endoftext|>. The 5-gram
 model (knlm: modified Kneser-Ney, Chen & Goodman 1999) reads the same tokens of the same training
@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from benchmarks.environment import environment
 from benchmarks.world_share import KINDS, kinds_of
-from minimind.data.corpus import build_corpus, documents_of
 from minimind.data.dataset import Dataset
-from minimind.data.documents import encode_documents
-from minimind.evaluation import score_documents
+from minimind.data.plain_text import encode_documents
+from minimind.evaluate.evaluation import score_documents
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
+from minimind.pretrain.corpus import build_corpus, documents_of
 from minimind.sampler import SampleConfig, generate_batch
 from minimind.tokenizer import Tokenizer
 
@@ -108,17 +108,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--earlier", type=Path, help="folder of an earlier base")
     parser.add_argument("--earlier-length", type=int, help="its windows; default --max-length")
     parser.add_argument("--smollm2", type=Path, help="folder of SmolLM2-135M; English alone")
-    parser.add_argument("--hold-back", type=float, required=True, help="as in the pretraining")
+    parser.add_argument("--val-fraction", type=float, required=True, help="as in the pretraining")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--documents", type=int, default=400, help="scored of each kind, at most")
     parser.add_argument("--no-ngrams", action="store_true")
     options = parser.parse_args(argv)
     model, tokenizer = load(options.base)
     windows, _ = build_corpus(options.files, tokenizer, options.max_length)
-    training, held_back = windows.split(options.hold_back)
+    training, held_back = windows.split(options.val_fraction)
     all_texts = held_back_texts(held_back, tokenizer, options.files)
     if not all_texts:
-        sys.exit("error: nothing is held back; raise --hold-back")
+        sys.exit("error: nothing is held back; raise --val-fraction")
     texts = {kind: found[: options.documents] for kind, found in all_texts.items()}
     found: dict[str, dict[str, float]] = {}
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, markdown, spread
 from benchmarks.workload import docstring_conversations
-from minimind.cleaning import DUPLICATE, NEAR_DUPLICATE, Cleaning, clean_rows
-from minimind.data.quality import DEFAULT, RULES
+from minimind.clean.cleaning import DUPLICATE, NEAR_DUPLICATE, Cleaning, clean_rows
+from minimind.clean.rules import DEFAULT, RULES
 from minimind.data.reader import read_conversations
 
 CASES: dict[str, Sequence[str]] = {

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from benchmarks.environment import environment
 from benchmarks.harness import markdown
-from minimind.cleaning import OF_THE_SET, Cleaning, clean_rows
+from minimind.clean.cleaning import DATASET_RULES, Cleaning, clean_rows
+from minimind.clean.rules import DEFAULT, RULES
 from minimind.data.conversation import parse_conversation
-from minimind.data.quality import DEFAULT, RULES
 
 VERDICTS = Path(__file__).parent / "data" / "cleaning_verdicts.jsonl"
 # Rows that are read: of the short sets all.
@@ -87,7 +87,7 @@ def rejections(data: Path) -> dict[Rejection, tuple[str, str]]:
     """Evidence and row of each rejection among the rows sampled."""
     cleaning = Cleaning(
         rules=RULES,
-        of_the_set=OF_THE_SET,
+        of_the_set=DATASET_RULES,
         thresholds=DEFAULT,
         parse=partial(parse_conversation, prompt_key="question", answer_key="answer"),  # GSM8K's
     )
@@ -125,7 +125,7 @@ def table(found: Iterable[Rejection], verdicts: Mapping[Rejection, str]) -> str:
     """By rule, how many rejections there are and were wrong."""
     found = list(found)
     lines = []
-    for rule in (*RULES, *OF_THE_SET):
+    for rule in (*RULES, *DATASET_RULES):
         said = [verdicts.get(rejection) for rejection in found if rejection.rule == rule]
         rates = [f"{rate:.2%}" for rate in false_positives(found, verdicts, rule)]
         counts = [len(said), said.count("wrong"), *rates, said.count(None)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from minimind.run import processor, versions
+from minimind.training.environment import processor, versions
 
 
 def environment(device: str = "cpu") -> dict[str, str]:

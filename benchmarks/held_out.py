@@ -19,9 +19,9 @@ from typing import Any
 
 import minimind
 from benchmarks.environment import environment
-from minimind.data.questions import Question, read_questions
-from minimind.evaluation import Evaluation, evaluate
-from minimind.metrics import Case, regex
+from minimind.evaluate.evaluation import Evaluation, evaluate
+from minimind.evaluate.metrics import Case, regex
+from minimind.evaluate.questions import Question, read_questions
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer

@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from benchmarks.environment import environment
 from benchmarks.harness import markdown
-from minimind import sft
 from minimind.model.pretrained import BASE, save
-from minimind.model.shapes import SHAPES
 from minimind.model.transformer import Transformer
+from minimind.pretrain.shapes import SHAPES
+from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "conversations.jsonl"

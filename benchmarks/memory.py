@@ -24,8 +24,8 @@ from benchmarks.environment import environment
 from benchmarks.harness import Measures, alternate, markdown, ratio, serve, spread
 from benchmarks.train_throughput import Workload, add_training_options, ours, precision_of
 from benchmarks.workload import SHAPES
-from minimind.run import choose_device
-from minimind.scoring import score
+from minimind.training.environment import choose_device
+from minimind.training.scoring import score
 
 SCORING = "scoring"
 

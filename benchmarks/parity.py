@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import minimind
 from benchmarks.environment import environment
-from tests.smollm2 import directory
+from tests.support.smollm2 import directory
 from tests.test_smollm2 import ENGLISH, KOREAN
 
 

@@ -73,7 +73,7 @@ def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
 def to_their_ends(dataset: Dataset) -> None:
     """Let training read all of each row but the last token, whatever is trained."""
     columns = dict(dataset.table.columns)
-    columns["inputs"] = columns["length"] - 1
+    columns["input_length"] = columns["length"] - 1
     dataset.table.columns = columns
 
 

@@ -38,9 +38,9 @@ from minimind.data.dataset import DataOptions, DataReport, build_dataset, read_d
 from minimind.data.packing import make_steps
 from minimind.data.sources import SETTLED_NS
 from minimind.data.table import COLUMNS, Table
-from minimind.run import rows_hash
 from minimind.tokenizer import Tokenizer
 from minimind.training import checkpoint
+from minimind.training.fit import rows_hash
 
 SAMPLE = Path("tests/data/conversations.jsonl")
 BASE = Path(minimind.__file__).parent / "base"
@@ -207,8 +207,8 @@ def write_large_table(folder: Path, rows: int) -> None:
     lengths = np.random.default_rng(0).integers(16, 256, rows)
     table["start"][:] = np.cumsum(lengths) - lengths
     table["length"][:] = lengths
-    table["inputs"][:] = lengths - 2
-    table["trained"][:] = lengths // 2
+    table["input_length"][:] = lengths - 2
+    table["supervised"][:] = lengths // 2
     for name in COLUMNS:
         table[name].tofile(folder / f"table.{name}.bin")
     tokens = int(lengths.sum())

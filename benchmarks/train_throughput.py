@@ -43,7 +43,7 @@ from benchmarks.workload import SHAPES, docstring_dataset
 from minimind.data.dataset import DataOptions, build_dataset
 from minimind.data.packing import Batch, cut, make_batch
 from minimind.model.transformer import Transformer
-from minimind.run import choose_device
+from minimind.training.environment import choose_device
 from minimind.training.loop import TrainConfig, TrainState, train_step
 from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
 
@@ -152,7 +152,7 @@ class Workload:
         return counted | {
             "seconds": seconds,
             "tokens": sum(lengths),
-            "supervised": int(self.dataset.table["trained"][rows].sum()),
+            "supervised": int(self.dataset.table["supervised"][rows].sum()),
             "model_flops": model_flops(self.config, lengths),
         }
 
@@ -191,7 +191,7 @@ def ours(
             warnings.simplefilter("error")  # never measure a fall-back under this name
             model.compile_tokenwise()
     rounds = workload.rounds()
-    inputs = workload.dataset.table["inputs"].astype(np.int64)
+    inputs = workload.dataset.table["input_length"].astype(np.int64)
 
     def work() -> Measures:
         steps = next(rounds)

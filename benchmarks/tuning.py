@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from minimind.base.recipe.pretraining import share_of_cores
-from minimind.sft import BASE_LEARNING_RATE
+from minimind.sft.__main__ import BASE_LEARNING_RATE
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 SAMPLE = (DATA / "conversations.jsonl", DATA / "facts.jsonl")
@@ -36,7 +36,7 @@ def tune(base: Path, out: Path, *, save_every: int = 0, at_once: int = 1) -> Non
     command += ["--epochs", str(EPOCHS)]
     if save_every:
         command += ["--save-every", str(save_every), "--eval-every", str(save_every)]
-        command += ["--keep", "1000"]
+        command += ["--keep-checkpoints", "1000"]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f"{out.name}.log").open("a", encoding="utf-8") as log:
         subprocess.run(

@@ -24,11 +24,11 @@ from benchmarks.environment import environment
 from benchmarks.held_out import GREEDY, GROUPS, ask, read_prompts
 from benchmarks.tuning import tune
 from minimind.base.recipe.pretraining import pretrain
-from minimind.data.corpus import build_corpus, scripts_of
 from minimind.data.dataset import Dataset
 from minimind.model.pretrained import load_tokenizer
-from minimind.scoring import score
+from minimind.pretrain.corpus import build_corpus, scripts_of
 from minimind.tokenizer import Tokenizer
+from minimind.training.scoring import score
 
 KINDS = ("world hangul", "world latin", "rest hangul", "rest latin")
 HEADER = f"| share | tokens | {' | '.join((*KINDS, *GROUPS))} |\n" + "|--" * 10 + "|"
@@ -41,7 +41,7 @@ def is_world(file: str) -> bool:
 def weights(windows: Dataset, files: Sequence[str], share: float) -> list[float]:
     """A weight per file: the world's files have `share` together, each by its size."""
     sizes = np.bincount(
-        windows.table["file"], weights=windows.table["inputs"], minlength=len(files)
+        windows.table["file"], weights=windows.table["input_length"], minlength=len(files)
     )
     world = np.array([is_world(file) for file in files])
     if not 0 < share < 1 or world.all() or not world.any():
@@ -79,13 +79,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=2_000_000)
     parser.add_argument("--tokens-per-step", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--hold-back", type=float, default=0.01)
+    parser.add_argument("--val-fraction", type=float, default=0.01)
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time")
     options = parser.parse_args(argv)
     windows, _ = build_corpus(options.files, load_tokenizer(), options.max_length)
-    training, held_back = windows.split(options.hold_back)
+    training, held_back = windows.split(options.val_fraction)
     mixes = {share: weights(training, options.files, share) for share in options.shares}
-    names = ("config", "learning_rate", "tokens", "tokens_per_step", "max_length", "hold_back")
+    names = ("config", "learning_rate", "tokens", "tokens_per_step", "max_length", "val_fraction")
     choices = {name.replace("_", "-"): getattr(options, name) for name in names}
     choices["eval-every"] = 10**9  # scored here instead
 

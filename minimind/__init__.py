@@ -12,15 +12,14 @@ print(minimind.reply(model, tokenizer, [{"role": "user", "content": "Hello!"}]))
 from minimind.data.conversation import Conversation, DataError, Message
 from minimind.data.masking import Example, encode_conversation
 from minimind.data.packing import Batch, make_steps
-from minimind.data.quality import check_conversation
 from minimind.data.reader import read_conversations
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load, save
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate, reply, stream_reply
-from minimind.scoring import Scores, score
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import TrainConfig, train
+from minimind.training.scoring import Scores, score
 from minimind.version import __version__
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "TrainConfig",
     "Transformer",
     "__version__",
-    "check_conversation",
     "encode_conversation",
     "generate",
     "load",

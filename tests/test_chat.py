@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from minimind import chat
-from minimind.chat import Chat
+from minimind.chat import __main__ as chat
+from minimind.chat.__main__ import Chat
+from minimind.chat.prompt_line import PromptLine
 from minimind.data.conversation import Message
 from minimind.data.masking import encode_prompt
 from minimind.data.reader import read_conversations
-from minimind.prompt_line import PromptLine
 from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
-from tests.scripted import Scripted
-from tests.terminal import Terminal
-from tests.tiny import CONFIG, write_base
+from tests.support.scripted import Scripted
+from tests.support.terminal import Terminal
+from tests.support.tiny import CONFIG, write_base
 
 GREEDY = SampleConfig(temperature=0, max_new_tokens=40)
 
@@ -437,10 +437,10 @@ def test_a_terminal_shows_answers_survives_ctrl_c_and_leaves_at_ctrl_d(base, tmp
 
 SCRIPTED = """
 import sys
-from minimind import chat
+from minimind.chat import __main__ as chat
 from minimind.model.pretrained import BASE
 from minimind.tokenizer import Tokenizer
-from tests.scripted import Scripted
+from tests.support.scripted import Scripted
 
 tokenizer = Tokenizer.load(BASE)
 cut = [[*tokenizer.encode(text)[:-1], KeyboardInterrupt()] for text in sys.argv[1:]]

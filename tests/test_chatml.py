@@ -9,7 +9,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minimind.data.chatml import CHAT_TEMPLATE, Segment, render, render_prompt
 from minimind.data.conversation import Conversation, Message, parse_messages
-from tests.strategies import conversations, messages
+from tests.support.strategies import conversations, messages
 
 OPEN, CLOSE, NEWLINE = (
     Segment("<|im_start|>", control=True),

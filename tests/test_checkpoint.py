@@ -21,8 +21,17 @@ from minimind.model.transformer import Transformer
 from minimind.training import checkpoint
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
 from minimind.training.loop import TrainConfig, TrainState, train
-from tests.faults import BROKEN, NO_SPACE, Crash, Fuse, in_a_child, kill, raising, small_disk
-from tests.ragged import new_model, ragged_rows
+from tests.support.faults import (
+    BROKEN,
+    NO_SPACE,
+    Crash,
+    Fuse,
+    in_a_child,
+    kill,
+    raising,
+    small_disk,
+)
+from tests.support.ragged import new_model, ragged_rows
 
 EXTRA = {"identity": {"data": "한국어.jsonl", "seed": 3}, "losses": [0.1, 1e-30, 1 / 3]}
 STEPS = make_steps(ragged_rows(8), tokens_per_step=40, epochs=3)
@@ -115,7 +124,7 @@ def test_weights_and_moments_on_disk_are_float32(precision, tmp_path) -> None:
 
 def test_small_steps_are_not_lost_in_half_precision_nor_by_resuming(tmp_path) -> None:
     """100 steps at a rate of 1e-6, begun again 10 times, move what pure float32 moves."""
-    steps = make_steps(ragged_rows(8), tokens_per_step=40, epochs=25).first(100)
+    steps = make_steps(ragged_rows(8), tokens_per_step=40, epochs=25).truncated(100)
     assert len(steps) == 100
     before = new_model().state_dict()
     moved = {}

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind import clean
-from minimind.data.quality import RULES
+from minimind.clean import __main__ as clean
+from minimind.clean.rules import RULES
 from minimind.data.reader import read_conversations
-from tests import planted
+from tests.support import planted
 
 GOOD = [
     '{"messages":[{"role":"user","content":"안녕?"},{"role":"assistant","content":"안녕하세요!"}]}\n',
@@ -141,7 +141,7 @@ def test_the_report_counts_rows_by_rule_and_python_gives_the_same_verdicts(
 
 
 def clean_verdicts(conversation) -> list[dict]:
-    from minimind import check_conversation
+    from minimind.clean.rules import check_conversation
 
     return [verdict._asdict() for verdict in check_conversation(conversation)]
 
@@ -243,7 +243,7 @@ def test_a_file_that_changes_meanwhile_is_not_cleaned(
         data.write_text(change(data.read_text(encoding="utf-8")), encoding="utf-8")
         return np.full(7, -1)
 
-    monkeypatch.setattr("minimind.cleaning.DuplicateFinder.duplicates", changes)
+    monkeypatch.setattr("minimind.clean.cleaning.DuplicateFinder.duplicates", changes)
     assert main(data, "--out", tmp_path / "out.jsonl") == 3
     assert "changed while it was cleaned; clean it when nothing" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
@@ -261,7 +261,7 @@ def test_a_link_stays_one_and_each_file_is_made_where_it_will_stay(data, tmp_pat
         moved.append((source.parent.parent, target.parent))
         source.rename(target)
 
-    monkeypatch.setattr("minimind.cleaning.os.replace", replace)
+    monkeypatch.setattr("minimind.clean.cleaning.os.replace", replace)
     assert main(data, "--out", link, "--rejected", elsewhere / "bad.jsonl") == 0
     assert moved == [(elsewhere, elsewhere), (real, real)]  # perhaps other file systems
     assert link.is_symlink()
@@ -276,7 +276,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(data, tmp_path, monkeypat
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("minimind.cleaning._write_rejected", full)
+    monkeypatch.setattr("minimind.clean.cleaning._write_rejected", full)
     assert main(data, "--out", out, "--overwrite") == 1
     assert f"{out}: can't be written (No space left on device)" in capsys.readouterr().err
     assert out.read_text() == "precious"
@@ -308,7 +308,7 @@ def test_a_run_that_breaks_off_leaves_what_was_there(data, tmp_path, monkeypatch
     def breaks(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minimind.cleaning._write_rejected", breaks)
+    monkeypatch.setattr("minimind.clean.cleaning._write_rejected", breaks)
     assert main(data, "--out", out, "--overwrite") == 130
     assert "interrupted; nothing is written" in capsys.readouterr().err
     assert out.read_text() == "precious"

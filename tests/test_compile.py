@@ -23,7 +23,7 @@ from minimind.sampler import SampleConfig, generate_batch
 from minimind.training import compiling
 from minimind.training.compiling import Compiling
 from minimind.training.loop import TrainConfig, TrainState, train
-from tests.ragged import new_model, ragged_rows
+from tests.support.ragged import new_model, ragged_rows
 
 EAGER = TrainConfig(precision="fp32", learning_rate=1e-3)
 COMPILED = replace(EAGER, compile=True)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.utils import logging
 
 from minimind.model.config import FAMILIES, ModelConfig, RopeScaling
-from tests.checkpoints import LLAMA3, TINY, YARN, configs
+from tests.support.checkpoints import LLAMA3, TINY, YARN, configs
 
 HF = {"model_type": "llama", "hidden_act": "silu", **TINY}
 

@@ -5,7 +5,6 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import conversations, messages, texts
 
 from minimind.data.conversation import (
     ROLES,
@@ -19,6 +18,7 @@ from minimind.data.conversation import (
     parse_messages,
     printable,
 )
+from tests.support.strategies import conversations, messages, texts
 
 USER = {"role": "user", "content": "안녕?"}
 ANSWER = {"role": "assistant", "content": "안녕하세요."}

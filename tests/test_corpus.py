@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind.data import corpus
 from minimind.data.conversation import DataError
-from minimind.data.corpus import CorpusReport, build_corpus, scripts_of
 from minimind.data.dataset import Dataset
-from minimind.data.documents import encode_documents
+from minimind.data.plain_text import encode_documents
+from minimind.pretrain import corpus
+from minimind.pretrain.corpus import CorpusReport, build_corpus, scripts_of
 from minimind.tokenizer import Tokenizer
 
 STORY = "Once upon a time a cat named Mira lived by the sea, and every day she caught a fish. "
@@ -77,7 +77,7 @@ def test_on_disk_are_the_windows_that_encode_documents_cuts(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "BLOCK_ROWS", 7)
-    monkeypatch.setattr("minimind.data.documents.BLOCK", 100)
+    monkeypatch.setattr("minimind.data.plain_text.BLOCK", 100)
     texts = many(40)
     dataset, _ = build_corpus([write(tmp_path / "a.jsonl", texts)], tokenizer, 5)
     assert list(dataset) == list(encode_documents(texts, tokenizer, 5))

@@ -10,7 +10,7 @@ from minimind.data.packing import make_batch
 from minimind.model.attention import Documents, _flash_serves, _sdpa_by_document, packed_attention
 from minimind.training.loop import TrainConfig, TrainState, train_step
 from minimind.training.prefetch import prefetch
-from tests.ragged import new_model, ragged_rows
+from tests.support.ragged import new_model, ragged_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 

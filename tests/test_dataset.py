@@ -31,8 +31,8 @@ from minimind.data.dataset import (
 )
 from minimind.data.masking import Example, encode_conversation
 from minimind.tokenizer import Tokenizer
-from tests.strategies import conversations
-from tests.tokenizers_of_bases import write_llama3
+from tests.support.strategies import conversations
+from tests.support.tokenizers_of_bases import write_llama3
 
 Row = dict[str, Any]
 
@@ -145,7 +145,7 @@ def test_the_report_equals_an_independent_recount(
     assert len(dataset) == report.kept
     assert sum(map(len, dataset)) == report.tokens == dataset.table["length"].sum()
     assert sum(sum(row.loss_mask) for row in dataset) == report.trained
-    assert dataset.table["trained"].sum() == report.trained
+    assert dataset.table["supervised"].sum() == report.trained
     assert all(len(row) <= limit for row in dataset)
 
 
@@ -176,8 +176,8 @@ def test_a_row_of_the_table_says_what_training_reads(tokenizer: Tokenizer) -> No
     ]
     table = Dataset.from_examples(examples).table
     last = len(examples[0]) - 1 - examples[0].loss_mask[::-1].index(True)
-    assert table["inputs"].tolist() == [last, 0, 0, 0, 1, 0]
-    assert table["trained"].tolist() == [2, 0, 0, 0, 1, 0]
+    assert table["input_length"].tolist() == [last, 0, 0, 0, 1, 0]
+    assert table["supervised"].tolist() == [2, 0, 0, 0, 1, 0]
     assert table["length"].tolist() == [len(examples[0]), 0, 3, 3, 3, 0]
 
 

@@ -25,22 +25,23 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minimind import pretrain, sft
-from minimind import run as run_module
-from minimind.data.packing import Steps, Whole, batches_of, make_steps
+from minimind.data.packing import Steps, StepTotals, batches_of, make_steps
 from minimind.model.pretrained import BASE, load
 from minimind.model.transformer import Transformer
-from minimind.run import TrainingError, validation_loss
-from minimind.run import _explained as explained
+from minimind.pretrain import __main__ as pretrain
+from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed, loop
+from minimind.training import fit as run_module
 from minimind.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
+from minimind.training.fit import TrainingError, validation_loss
+from minimind.training.fit import _explained as explained
 from minimind.training.loop import TrainConfig, TrainState, train
-from tests.ragged import new_model, ragged_rows
+from tests.support.ragged import new_model, ragged_rows
+from tests.support.tiny import write_base
 from tests.test_docs import commands
 from tests.test_loop import cut_evenly, relative_difference, step_gradients
 from tests.test_resuming import Fitting
-from tests.tiny import write_base
 
 ROOT = Path(__file__).parents[1]
 FP32 = TrainConfig(precision="fp32", learning_rate=1e-3)
@@ -114,7 +115,7 @@ def run_case(case: Case) -> Found:
             gradients.append(distributed.gather(named))
         return clip(parameters, max_norm)
 
-    place = distributed.rank(), distributed.processes()
+    place = distributed.rank(), distributed.world_size()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
         run = train(model, case.plan().of_rank(*place), case.config, state)
@@ -210,9 +211,9 @@ def test_every_rank_has_equally_many_batches_and_together_they_are_the_step() ->
             assert all(len(batch) <= 50 for batches in own for batch in batches)
             supervised = sum(batch.num_supervised for batches in own for batch in batches)
             for batches in own:
-                whole = Whole.of(batches)
+                whole = StepTotals.of(batches)
                 assert sorted(whole.rows) == sorted(rows)
-                assert (whole.tokens, whole.supervised) == (Whole.of(plain).tokens, supervised)
+                assert (whole.tokens, whole.supervised) == (StepTotals.of(plain).tokens, supervised)
 
 
 def test_ranks_get_about_equally_many_tokens() -> None:
@@ -252,20 +253,20 @@ def disagree(folder: Path) -> dict[str, object]:
         monkeypatch.setattr(loop, "batch_loss", bad)
         for result in islice(train(model, steps, FP32), 3):
             losses.append(float(result.loss))
-            weights.append(distributed.whole(model.model.norm.weight.detach()).clone())
+            weights.append(distributed.full_tensor(model.model.norm.weight.detach()).clone())
     order = folder / "order"
-    with distributed.first_goes_ahead():
+    with distributed.main_process_first():
         with order.open("a") as file:
             file.write(str(rank))
         time.sleep(0.2 * (1 - rank))
     return {
         "losses": losses,
         "moved": [not torch.equal(weights[i], weights[i + 1]) for i in range(2)],
-        "anyone": [distributed.anyone(rank == 1), distributed.anyone(False)],
-        "from first": distributed.from_first(f"rank {rank}"),
-        "first": distributed.is_first(),
+        "anyone": [distributed.any_rank(rank == 1), distributed.any_rank(False)],
+        "from first": distributed.broadcast(f"rank {rank}"),
+        "first": distributed.is_main_process(),
         "order": order.read_text(),
-        "copy": str(next(distributed.gathered(model).parameters()).device),
+        "copy": str(next(distributed.gather_model(model).parameters()).device),
         "refused": refusals(folder),
         "lost": [
             distributed.is_loss_of_another(RuntimeError(text))
@@ -317,10 +318,10 @@ def test_ranks_never_disagree(tmp_path) -> None:
 
 def test_alone_there_is_nothing_to_agree_on(tmp_path) -> None:
     model = new_model()
-    distributed.join(torch.device("cpu"))
+    distributed.init_distributed(torch.device("cpu"))
     distributed.shard(model, "bf16")
-    assert distributed.gathered(model) is model
-    assert (distributed.processes(), distributed.rank()) == (1, 0)
+    assert distributed.gather_model(model) is model
+    assert (distributed.world_size(), distributed.rank()) == (1, 0)
     assert distributed.launcher() == ["python"]
     assert distributed.own_device(torch.device("cuda")) == torch.device("cuda")
     assert not distributed.is_loss_of_another(RuntimeError("Connection closed by peer"))
@@ -334,7 +335,7 @@ def test_under_torchrun_each_process_knows_its_gpu_and_what_started_it(monkeypat
     assert distributed.own_device(torch.device("cuda")) == torch.device("cuda", 1)
     assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
     assert distributed.launcher() == ["torchrun", "--nproc-per-node", "8"]
-    assert not distributed.is_first()
+    assert not distributed.is_main_process()
 
 
 # Checkpoints
@@ -350,10 +351,10 @@ def go_on(source: Path, target: Path, stop: int) -> dict[str, Any]:
     state = TrainState(model, FP32)
     extra, _ = load_checkpoint(source, model, state)
     again = save_checkpoint(target / "again", model, state, extra or {})
-    steps = LONG.plan().of_rank(distributed.rank(), distributed.processes())
+    steps = LONG.plan().of_rank(distributed.rank(), distributed.world_size())
     run = train(model, steps, FP32, state)
     results = [next(run) for _ in range(stop - state.step)]
-    save_checkpoint(target, model, state, {"ranks": distributed.processes()})
+    save_checkpoint(target, model, state, {"ranks": distributed.world_size()})
     return {
         "extra": extra,
         "again": again,
@@ -431,7 +432,7 @@ def test_one_rank_that_wants_to_stop_stops_all_and_what_is_not_exact_is_said(
     ]
 
 
-# Whole runs
+# StepTotals runs
 
 
 @dataclass(frozen=True)

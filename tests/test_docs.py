@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from minimind.model.config import ModelConfig
-from tests import options_page
-from tests.tiny import CONFIG, write_base
+from tests.support import options_page
+from tests.support.tiny import CONFIG, write_base
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,7 +75,7 @@ def test_every_command_of_a_page_works(page: Path, place: Path, monkeypatch) -> 
             arguments += ["--config", "tiny.json"]
         monkeypatch.setattr(sys, "argv", [words[2], *arguments])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        assert import_module(words[2]).main() == 0, words
+        assert import_module(f"{words[2]}.__main__").main() == 0, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

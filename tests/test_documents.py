@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind.data.conversation import DataError
-from minimind.data.documents import Document, encode_documents, read_documents
 from minimind.data.packing import make_steps
+from minimind.data.plain_text import Document, encode_documents, read_documents
 from minimind.tokenizer import Tokenizer
-from tests.strategies import texts
-from tests.tokenizers_of_bases import write_llama3
+from tests.support.strategies import texts
+from tests.support.tokenizers_of_bases import write_llama3
 
 
 @given(document=texts(min_size=1), max_length=st.integers(1, 40))

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimind import evaluate, evaluation
+from minimind.evaluate import __main__ as evaluate
+from minimind.evaluate import evaluation
 from minimind.model.pretrained import BASE, save
 from minimind.model.transformer import Transformer
-from minimind.scoring import score
 from minimind.tokenizer import Tokenizer
-from tests.browser import ask
-from tests.tiny import CONFIG, write_base
+from minimind.training.scoring import score
+from tests.support.browser import ask
+from tests.support.tiny import CONFIG, write_base
 
 
 def main(arguments: list[str]) -> int:

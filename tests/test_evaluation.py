@@ -11,8 +11,7 @@ import torch
 
 from minimind.data.conversation import parse_conversation
 from minimind.data.masking import encode_conversation, encode_prompt
-from minimind.data.questions import Question
-from minimind.evaluation import (
+from minimind.evaluate.evaluation import (
     Evaluation,
     Record,
     compare,
@@ -21,11 +20,12 @@ from minimind.evaluation import (
     paired_bootstrap,
     parts,
 )
+from minimind.evaluate.questions import Question
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate
-from minimind.scoring import score
 from minimind.tokenizer import Tokenizer
-from tests.tiny import CONFIG
+from minimind.training.scoring import score
+from tests.support.tiny import CONFIG
 
 SAMPLED = SampleConfig(seed=3, max_new_tokens=12)
 WORDS = ["하나", "둘", "셋", "apple", "bread", "cat", "42", "말", "dog", "house", "물", "산"]
@@ -73,7 +73,7 @@ def test_figures_are_those_of_scoring_and_answering_row_by_row(model, tokenizer)
 def test_the_same_comes_out_whatever_the_batch(model, tokenizer, monkeypatch) -> None:
     rows = questions(20)
     whole = list(evaluate(model, tokenizer, rows, Evaluation(sampling=SAMPLED)))
-    monkeypatch.setattr("minimind.evaluation.BLOCK_ROWS", 7)
+    monkeypatch.setattr("minimind.evaluate.evaluation.BLOCK_ROWS", 7)
     small = Evaluation(sampling=SAMPLED, tokens_per_batch=64, rows_per_batch=3)
     other = list(evaluate(model, tokenizer, rows, small))
     assert [record.answer for record in other] == [record.answer for record in whole]

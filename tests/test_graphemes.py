@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.graphemes import whole_characters
-from tests.strategies import texts
+from minimind.chat.graphemes import whole_characters
+from tests.support.strategies import texts
 
 JAMO = "\u1112\u1161\u11ab"  # 한
 EMOJI = ["👨‍👩‍👧‍👦", "👍🏽", "🇰🇷", "🇺🇸", "❤️", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "1️⃣", "👩🏽‍🚀"]

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load, save
 from minimind.tokenizer import Tokenizer
-from tests.checkpoints import read_json, write_checkpoint, write_json
-from tests.strategies import json_values
-from tests.tokenizers_of_bases import write_sentencepiece
+from tests.support.checkpoints import read_json, write_checkpoint, write_json
+from tests.support.strategies import json_values
+from tests.support.tokenizers_of_bases import write_sentencepiece
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm.weight"

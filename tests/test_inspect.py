@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind import inspect, preflight, sft
 from minimind.data.dataset import DataOptions
 from minimind.data.packing import make_steps
 from minimind.data.selection import select_rows
+from minimind.inspect import __main__ as inspect
+from minimind.inspect import preflight
+from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
-from tests.browser import ask
-from tests.tiny import write_base
+from tests.support.browser import ask
+from tests.support.tiny import write_base
 
 ROWS = [
     {"instruction": "안녕? <b>", "output": "안녕하세요! 👩‍👩‍👧"},

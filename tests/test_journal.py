@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from minimind.journal import Metrics
+from minimind.training.metrics import Metrics
 
 
 def test_metrics_of_steps_that_will_be_done_again_are_dropped(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import minimind
 from minimind import Example
-from tests.tiny import write_base
+from tests.support.tiny import write_base
 
 ROWS = [
     {"question": "The color of grass is", "choices": ["green", "red"], "answer": 0},

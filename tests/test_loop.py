@@ -20,7 +20,7 @@ from minimind.data.packing import Batch, make_batch, make_steps
 from minimind.model.transformer import Transformer
 from minimind.training import loop
 from minimind.training.loop import TrainConfig, TrainState, batch_loss, train, train_step
-from tests.ragged import new_model, ragged_rows
+from tests.support.ragged import new_model, ragged_rows
 
 FP32 = TrainConfig(precision="fp32", learning_rate=1e-3)
 CPU = torch.device("cpu")
@@ -97,13 +97,13 @@ def test_a_step_tells_what_it_did() -> None:
     expected = float(sum(loss.detach() for loss, _ in losses)) / sum(count for _, count in losses)
     batches = cut_evenly(dataset, 3)
     norm = torch.stack([g.norm() for g in step_gradients(batches).values()]).norm()
-    config = replace(FP32, warmup=0.0, floor_ratio=0.5)
+    config = replace(FP32, warmup_ratio=0.0, min_lr_ratio=0.5)
     (result,) = train(model, [batches], config)
     assert result.step == 1
     assert result.loss.item() == pytest.approx(expected, rel=1e-6)
     assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
     assert result.learning_rate == 0.5e-3
-    assert result.tokens == int(dataset.table["inputs"].sum())
+    assert result.tokens == int(dataset.table["input_length"].sum())
     assert result.supervised == sum(count for _, count in losses)
     assert result.rows == (0, 1, 2, 3, 4, 5)
 
@@ -179,7 +179,7 @@ def test_ten_thousand_rows_of_any_length_and_mask_train_without_a_nan() -> None:
         share = generator.choice([0.0, 0.1, 0.5, 1.0])
         rows.append(Example(ids, (generator.random(length) < share).tolist()))
     dataset = Dataset.from_examples(rows)
-    trained = dataset.table["trained"]
+    trained = dataset.table["supervised"]
     assert (dataset.table["length"] == 1).sum() > 1_000
     assert (trained == 0).sum() > 3_000
     assert (trained == 1).sum() > 1_000
@@ -195,9 +195,9 @@ def test_ten_thousand_rows_of_any_length_and_mask_train_without_a_nan() -> None:
 def test_the_tail_is_divided_by_its_own_tokens_and_the_rate_ends_where_planned() -> None:
     """11 rows in steps of about 3, each step in micro-batches of about 2: nothing divides."""
     dataset = ragged_rows(11)
-    per_step = int(dataset.table["inputs"].sum() / 3.7)
+    per_step = int(dataset.table["input_length"].sum() / 3.7)
     steps = make_steps(dataset, tokens_per_step=per_step, tokens_per_batch=50, epochs=2)
-    config = replace(FP32, learning_rate=1e-12, warmup=0.3, floor_ratio=0.2)  # hardly moves
+    config = replace(FP32, learning_rate=1e-12, warmup_ratio=0.3, min_lr_ratio=0.2)  # hardly moves
     model = new_model()
     results = list(train(model, steps, config))
     assert len(results) == len(steps) == 8
@@ -209,7 +209,9 @@ def test_the_tail_is_divided_by_its_own_tokens_and_the_rate_ends_where_planned()
         assert result.supervised == count
         expected = float(sum(loss.detach() for loss, _ in losses)) / count
         assert result.loss.item() == pytest.approx(expected, rel=1e-6)
-    assert sum(result.supervised for result in results) == 2 * int(dataset.table["trained"].sum())
+    assert sum(result.supervised for result in results) == 2 * int(
+        dataset.table["supervised"].sum()
+    )
     assert sorted(row for result in results for row in result.rows) == sorted([*range(11)] * 2)
     rates = [result.learning_rate for result in results]
     assert max(rates) == rates[1] == config.learning_rate  # two of eight steps are the warm-up
@@ -382,8 +384,8 @@ def test_activation_checkpointing_keeps_fewer_tensors() -> None:
         ("betas", (-0.1, 0.9), "two numbers from 0 to below 1"),
         ("weight_decay", -0.1, "0 or a positive number"),
         ("max_grad_norm", 0.0, "a positive number"),
-        ("warmup", 1.5, "a share of the steps, 0 to 1"),
-        ("floor_ratio", -0.1, "a share of the peak, 0 to 1"),
+        ("warmup_ratio", 1.5, "a share of the steps, 0 to 1"),
+        ("min_lr_ratio", -0.1, "a share of the peak, 0 to 1"),
         ("precision", "fp8", "auto, fp32, bf16 or fp16"),
     ],
 )

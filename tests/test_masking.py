@@ -21,8 +21,15 @@ from minimind.data.masking import (
     truncate,
 )
 from minimind.tokenizer import Tokenizer
-from tests.strategies import CONTROL_LOOKALIKES, CONTROLS, EMOJI, WORDS, conversations, texts
-from tests.tokenizers_of_bases import write_llama2_json, write_llama3, write_sentencepiece
+from tests.support.strategies import (
+    CONTROL_LOOKALIKES,
+    CONTROLS,
+    EMOJI,
+    WORDS,
+    conversations,
+    texts,
+)
+from tests.support.tokenizers_of_bases import write_llama2_json, write_llama3, write_sentencepiece
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from minimind.metrics import (
+from minimind.evaluate.metrics import (
     Case,
     chrf,
     contains,

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from minimind.data import diversity, near_duplicates
+from minimind.clean import diversity
+from minimind.clean.diversity import Diversity
 from minimind.data.conversation import Conversation, Message
-from minimind.data.diversity import Diversity
-from minimind.data.near_duplicates import DuplicateFinder
-from tests import planted
+from minimind.text import near_duplicates
+from minimind.text.near_duplicates import DuplicateFinder
+from tests.support import planted
 
 
 def chat(question: str, answer: str) -> Conversation:

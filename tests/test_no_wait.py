@@ -23,7 +23,7 @@ from minimind.data.packing import Batch, make_batch
 from minimind.model import attention
 from minimind.model.transformer import Transformer
 from minimind.training.loop import TrainConfig, TrainState, train_step
-from tests.ragged import CONFIG, ragged_rows
+from tests.support.ragged import CONFIG, ragged_rows
 
 FLASH = torch.ops.torch_attn._varlen_attn.default
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if
+from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if_finite
 
 BETAS = (0.9, 0.95)
 
@@ -46,21 +46,23 @@ def test_the_schedule_has_the_values_worked_out_by_hand() -> None:
 
 @given(
     steps=st.integers(1, 400),
-    warmup=st.floats(0, 1),
+    warmup_ratio=st.floats(0, 1),
     peak=st.floats(1e-7, 1.0),
-    floor_ratio=st.floats(0, 1),
+    min_lr_ratio=st.floats(0, 1),
 )
-def test_the_rate_rises_falls_and_ends_where_planned(steps, warmup, peak, floor_ratio) -> None:
-    warmup_steps = min(round(warmup * steps), steps - 1)
+def test_the_rate_rises_falls_and_ends_where_planned(
+    steps, warmup_ratio, peak, min_lr_ratio
+) -> None:
+    warmup_steps = min(round(warmup_ratio * steps), steps - 1)
     rates = [
-        learning_rate_at(step, steps, peak, warmup_steps, floor_ratio) for step in range(steps)
+        learning_rate_at(step, steps, peak, warmup_steps, min_lr_ratio) for step in range(steps)
     ]
-    assert abs(rates[-1] - peak * floor_ratio) <= 1e-12
+    assert abs(rates[-1] - peak * min_lr_ratio) <= 1e-12
     rising, falling = rates[:warmup_steps], rates[warmup_steps:]
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rising)
     assert all(a < b for a, b in pairwise(rising))
     assert all(a >= b for a, b in pairwise(falling))
-    assert all(peak * floor_ratio - 1e-12 <= rate <= peak + 1e-12 for rate in falling)
+    assert all(peak * min_lr_ratio - 1e-12 <= rate <= peak + 1e-12 for rate in falling)
     if rising:
         assert rising[-1] == pytest.approx(peak, rel=1e-12)
     if len(falling) > 1:
@@ -194,7 +196,7 @@ def stepped(flags: list[bool]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     for step, fine in enumerate(flags):
         weight.grad = torch.full_like(weight, 1.0 + step if fine else math.nan)
-        step_if(torch.tensor(fine), optimizer)
+        step_if_finite(torch.tensor(fine), optimizer)
     return weight.detach(), optimizer.state[weight]
 
 

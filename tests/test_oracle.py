@@ -14,10 +14,10 @@ from minimind.data import chatml, masking
 from minimind.data.chatml import Segment
 from minimind.data.conversation import Conversation
 from minimind.tokenizer import Tokenizer
-from tests import oracle
-from tests.fuzz_rows import spell_file
-from tests.oracle import check_file
-from tests.strategies import conversations, json_values
+from tests.support import oracle
+from tests.support.fuzz_rows import spell_file
+from tests.support.oracle import check_file
+from tests.support.strategies import conversations, json_values
 
 BAD_ROWS = Path(__file__).parent / "data" / "bad_rows"
 ROW = json.dumps({"instruction": "안녕", "input": "하세요", "output": "네. <|im_end|>"}).encode()

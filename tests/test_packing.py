@@ -28,7 +28,7 @@ from minimind.data.packing import (
 )
 from minimind.data.table import Table
 from minimind.tokenizer import Tokenizer
-from tests.strategies import conversations
+from tests.support.strategies import conversations
 
 Lengths = Sequence[int]
 
@@ -46,9 +46,9 @@ def rows_of(lengths: Lengths) -> list[Example]:
 def only_lengths(lengths: Lengths) -> Dataset:
     """Millions of rows for planning; all of them read the same few tokens."""
     table = Table.zeros(len(lengths))  # all start at 0
-    table["inputs"][:] = lengths
-    table["length"][:] = table["inputs"] + 1
-    table["trained"][:] = 1
+    table["input_length"][:] = lengths
+    table["length"][:] = table["input_length"] + 1
+    table["supervised"][:] = 1
     longest = int(table["length"].max())
     mask = np.arange(longest) > 0
     return Dataset(np.arange(longest, dtype=np.uint16), mask, None, table)
@@ -269,7 +269,7 @@ def test_ten_million_rows_are_planned_and_reached_at_ninety_percent() -> None:
     batches = steps[index]
     planned = [row for batch in batches for row in batch.rows]
     assert sorted(planned) == sorted(steps.rows_of(index).tolist())
-    assert sum(map(len, batches)) == int(dataset.table["inputs"][planned].sum())
+    assert sum(map(len, batches)) == int(dataset.table["input_length"][planned].sum())
     assert 0.8 < sum(map(len, batches)) / 3_200 < 1.2
 
 
@@ -483,12 +483,17 @@ def test_options_that_cannot_be_are_refused() -> None:
 
 def test_the_first_steps_are_the_same_and_the_plan_is_left_alone() -> None:
     steps = make_steps(only_lengths([10] * 20), tokens_per_step=50, epochs=2)
-    some = steps.first(3)
-    assert (len(some), len(steps), len(steps.first(None)), len(steps.first(99))) == (3, 8, 8, 8)
+    some = steps.truncated(3)
+    assert (len(some), len(steps), len(steps.truncated(None)), len(steps.truncated(99))) == (
+        3,
+        8,
+        8,
+        8,
+    )
     assert rows_in_order(some) == rows_in_order(steps)[:3]
     assert len(list(some)) == 3
     with pytest.raises(ValueError, match="the first 0 steps; use a positive number"):
-        steps.first(0)
+        steps.truncated(0)
 
 
 @pytest.mark.parametrize("index", [-1, 8, 1_000])
@@ -511,21 +516,21 @@ def test_a_mix_gives_files_their_shares_to_within_half_a_point_at_any_length() -
     files = files_of(realistic_lengths(1500), realistic_lengths(200, 1), realistic_lengths(900, 2))
     plan = make_steps(files, tokens_per_step=8192, mix=[2, 1, 1])
     for count in (50, plan.steps_per_epoch, 4 * plan.steps_per_epoch + 3):
-        steps = plan.lasting(count)
+        steps = plan.with_length(count)
         tokens = steps.tokens_by_file()
         assert np.abs(tokens / tokens.sum() - [0.5, 0.25, 0.25]).max() < 0.005
         assert tokens.sum() == pytest.approx(8192 * count, rel=0.02)
         rows = [row for index in range(count) for row in steps.rows_of(index).tolist()]
-        assert tokens.sum() == files.table["inputs"][rows].sum()
+        assert tokens.sum() == files.table["input_length"][rows].sum()
 
 
 def test_a_mix_resumed_anywhere_goes_on_as_it_would_have() -> None:
     files = files_of(realistic_lengths(60), realistic_lengths(20, 1))
     mix = {"tokens_per_step": 2000, "mix": [1, 3], "seed": 4}
-    whole = make_steps(files, **mix).lasting(40)
+    whole = make_steps(files, **mix).with_length(40)
     rows = [whole.rows_of(index).tolist() for index in range(40)]
     for index in (39, 0, 17, 5, 30):
-        assert make_steps(files, **mix).lasting(40).rows_of(index).tolist() == rows[index]
+        assert make_steps(files, **mix).with_length(40).rows_of(index).tolist() == rows[index]
     assert all(rows)
 
 
@@ -536,10 +541,10 @@ def test_steps_of_a_mix_are_never_empty_where_rows_are_as_long_as_steps() -> Non
 
 def test_a_plan_lasts_as_many_steps_as_asked_for() -> None:
     plan = make_steps(only_lengths([3] * 12), tokens_per_step=9, epochs=2)
-    assert [len(plan.lasting(count)) for count in (1, 4, 9)] == [1, 4, 9]
-    assert plan.lasting(9).epochs == 3
+    assert [len(plan.with_length(count)) for count in (1, 4, 9)] == [1, 4, 9]
+    assert plan.with_length(9).epochs == 3
     assert len(plan) == 8  # left as it was
-    longer = plan.lasting(9)
+    longer = plan.with_length(9)
     assert [longer.rows_of(i).tolist() for i in range(8)] == [
         plan.rows_of(i).tolist() for i in range(8)
     ]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.page import escape, page
+from minimind.cli.page import escape, page
 
 
 class Elements(HTMLParser):

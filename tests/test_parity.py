@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import minimind
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
-from tests.checkpoints import LLAMA3, TINY, YARN, tiny_transformers_model, write_checkpoint
+from tests.support.checkpoints import LLAMA3, TINY, YARN, tiny_transformers_model, write_checkpoint
 
 TOLERANCE = 1e-4
 ROPES = {"plain": {}, "llama3": LLAMA3, "yarn": YARN}

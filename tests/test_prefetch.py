@@ -12,7 +12,7 @@ import torch
 from minimind.data.packing import Batch, make_batch
 from minimind.training import prefetch as module
 from minimind.training.prefetch import prefetch
-from tests.ragged import ragged_rows
+from tests.support.ragged import ragged_rows
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

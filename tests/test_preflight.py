@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from minimind import preflight
 from minimind.data import chatml, masking
 from minimind.data.conversation import Conversation, Message
 from minimind.data.dataset import DataOptions, DataReport, Dataset
 from minimind.data.masking import EncodedRows, encode_conversations
+from minimind.inspect import preflight
+from minimind.inspect.preflight import ROW_CHECKS, Check, check_data
+from minimind.inspect.survey import survey
 from minimind.model.pretrained import BASE
-from minimind.preflight import ROW_CHECKS, Check, check_data
-from minimind.survey import survey
 from minimind.tokenizer import Tokenizer
-from tests.strategies import conversations
+from tests.support.strategies import conversations
 
 TOKENIZER = Tokenizer.load(BASE)
 TEMPLATE = "the saved chat template gives the ids of training"
@@ -164,7 +164,7 @@ def test_data_without_anything_to_train_on_is_found(tokenizer) -> None:
 
 def test_a_row_without_anything_to_train_on_is_found(tokenizer) -> None:
     dataset = Dataset.from_examples(encode_conversations(ROWS[:2], tokenizer))
-    dataset.table.columns["trained"][1] = np.uint32(0)
+    dataset.table.columns["supervised"][1] = np.uint32(0)
     checks = check(tokenizer, dataset=dataset)
     name = "every row has something to train on"
     assert failed(checks) == {name}

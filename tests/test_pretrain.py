@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import minimind.run
-from minimind import pretrain, sft
-from minimind.data.corpus import build_corpus
-from minimind.evaluation import score_documents
+import minimind.training.fit
+from minimind.evaluate.evaluation import score_documents
 from minimind.model.pretrained import load
-from minimind.pretrain import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from minimind.pretrain import __main__ as pretrain
+from minimind.pretrain.__main__ import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from minimind.pretrain.corpus import build_corpus
+from minimind.sft import __main__ as sft
 from minimind.training import loop
-from tests.tiny import CONFIG, write_base
+from tests.support.tiny import CONFIG, write_base
 
 KOREAN = ["{}번 고양이가 생선을 {}마리 먹고 잠을 잡니다.", "{}일에는 비가 {}번 왔어요."]
 ENGLISH = ["Cat number {} eats {} fish and falls asleep.", "On day {} it rained {} times."]
@@ -64,7 +65,7 @@ def test_text_becomes_a_model_and_its_bits_per_byte_are_those_that_evaluation_fi
     files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    options = (*SMALL, *shape, "--hold-back", "0.1", "--out", str(out), "--epochs", "2")
+    options = (*SMALL, *shape, "--val-fraction", "0.1", "--out", str(out), "--epochs", "2")
     assert main([*files, *options, "--eval-every", "15"]) == 0
     model, tokenizer = load(out)
     assert (model.config.hidden_size, tokenizer.vocab_size) == (32, 8192)
@@ -151,14 +152,14 @@ def test_minutes_fix_the_number_of_steps_once(
     options = (*files, *SMALL, *shape, "--minutes", "3", "--out", str(out))
     # The machine is faster the second time, and nothing was saved yet.
     for speed, code in ((9.0, EXIT_INTERRUPTED), (5.0, 0)):
-        monkeypatch.setattr("minimind.training.trial.seconds_per_step", lambda *_, s=speed: s)
+        monkeypatch.setattr("minimind.pretrain.trial.seconds_per_step", lambda *_, s=speed: s)
         with monkeypatch.context() as patched:
             if speed == 9.0:
                 interrupt_after(0, patched)
             assert main([*options, "--max-minutes", "0"]) == code
     planned = record(out)["identity"]["steps"]
     assert 30 <= planned <= 36
-    monkeypatch.setattr("minimind.training.trial.seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr("minimind.pretrain.trial.seconds_per_step", lambda *_: 1.0)
     capsys.readouterr()
     assert main([*options, "--max-minutes", "0"]) == 0
     told = capsys.readouterr().out
@@ -177,7 +178,7 @@ def test_a_trial_before_a_run_changes_nothing_of_it(
     files: list[str], shape: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (*files, *SMALL, *shape)
-    monkeypatch.setattr("minimind.training.trial.MEASURED", 2)
+    monkeypatch.setattr("minimind.pretrain.trial.MEASURED", 2)
     tried, other = tmp_path / "tried", tmp_path / "other"
     assert main([*options, "--minutes", "0.002", "--out", str(tried)]) == 0
     steps = record(tried)["identity"]["steps"]
@@ -192,7 +193,7 @@ def test_a_models_training_goes_on_where_it_ended(
     files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    options = [*files, *SMALL, "--hold-back", "0.1", "--precision", "fp32"]
+    options = [*files, *SMALL, "--val-fraction", "0.1", "--precision", "fp32"]
     assert main([*options, *shape, "--tokens", "4000", "--out", str(first)]) == 0
     start = ["--model", str(first / "last"), "--tokens", "3000"]
     assert main([*options, *start, "--save-every", "5", "--out", str(second)]) == 0
@@ -243,7 +244,7 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
 ) -> None:
     out = tmp_path / "run"
     assert (
-        main([*files, *SMALL, *shape, "--hold-back", "0", "--tokens", "500", "--out", str(out)])
+        main([*files, *SMALL, *shape, "--val-fraction", "0", "--tokens", "500", "--out", str(out)])
         == 0
     )
     assert "nothing is held back to validate on; give more documents" in capsys.readouterr().out
@@ -260,7 +261,7 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
         (["--tokens", "0"], "--tokens is 0; use 1 or more"),
         (["--minutes", "0"], "--minutes is 0.0; use a positive number"),
         (["--max-minutes", "-1"], "--max-minutes is -1.0; use 0 or more"),
-        (["--hold-back", "1"], "--hold-back is 1.0; use 0 to less than 1"),
+        (["--val-fraction", "1"], "--val-fraction is 1.0; use 0 to less than 1"),
         (["--learning-rate", "0"], "learning_rate is 0.0; use a positive number"),
         (["--device", "quantum"], "device quantum: "),
         (["--model", "b", "--config", "tiny"], "--model brings its own shape and tokenizer; drop"),
@@ -286,7 +287,7 @@ def test_what_does_not_fit_together_is_named(
     assert "huge: no such shape; use tiny, small, medium" in capsys.readouterr().err
     assert main([*files, *out, *shape, "--max-length", "257"]) == EXIT_USAGE
     assert "--max-length is 257 and the model's context 256; lower" in capsys.readouterr().err
-    assert main([*files, *out, *shape, *SMALL, "--hold-back", "0.9999999"]) == EXIT_DATA
+    assert main([*files, *out, *shape, *SMALL, "--val-fraction", "0.9999999"]) == EXIT_DATA
     assert "no text is left to train on; see the counts above" in capsys.readouterr().err
 
 
@@ -330,8 +331,8 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [*files, *SMALL, *shape, "--out", str(tmp_path / "run")]
-    save = minimind.run._extra
-    monkeypatch.setattr(minimind.run, "_extra", lambda *a: save(*a) | {"origin": {}})
+    save = minimind.training.fit._extra
+    monkeypatch.setattr(minimind.training.fit, "_extra", lambda *a: save(*a) | {"origin": {}})
     assert main([*arguments, "--tokens", "600"]) == 0
     assert main([*arguments, "--minutes", "1"]) == EXIT_FAILED
     assert "its checkpoint isn't what this version writes" in capsys.readouterr().err

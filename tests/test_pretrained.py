@@ -23,8 +23,8 @@ from minimind.data.masking import encode_conversation, encode_prompt
 from minimind.model import pretrained
 from minimind.model.pretrained import load, save
 from minimind.tokenizer import Tokenizer
-from tests.checkpoints import TINY, read_json, write_checkpoint, write_json, write_tokenizer
-from tests.faults import BROKEN, Fuse, in_a_child, kill, small_disk
+from tests.support.checkpoints import TINY, read_json, write_checkpoint, write_json, write_tokenizer
+from tests.support.faults import BROKEN, Fuse, in_a_child, kill, small_disk
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from minimind.prompt_line import PromptLine
-from tests.terminal import Terminal
+from minimind.chat.prompt_line import PromptLine
+from tests.support.terminal import Terminal
 
 TYPED = """
 import sys
 from pathlib import Path
-from minimind.prompt_line import PromptLine
+from minimind.chat.prompt_line import PromptLine
 line = PromptLine(Path(sys.argv[1]), print)
 while True:
     print(f"<{line.read()!a}>")

@@ -8,19 +8,18 @@ from dataclasses import fields, replace
 import pytest
 from hypothesis import given
 
-import minimind
-from minimind.data import quality
-from minimind.data.conversation import Conversation, DataError
-from minimind.data.mojibake import broken_text
-from minimind.data.quality import (
+from minimind.clean import rules as quality
+from minimind.clean.rules import (
     DEFAULT,
     RULES,
     Thresholds,
     Verdict,
     check_conversation,
 )
-from tests import planted
-from tests.strategies import conversations
+from minimind.data.conversation import Conversation, DataError
+from minimind.text.mojibake import broken_text
+from tests.support import planted
+from tests.support.strategies import conversations
 
 EACH = 60  # defects planted per rule and language
 
@@ -80,7 +79,7 @@ def test_whatever_a_legal_row_says_rules_give_verdicts(row: Conversation) -> Non
 
 
 def test_evidence_says_what_was_seen() -> None:
-    found = minimind.check_conversation(planted.chat("안녕?", "..."))
+    found = check_conversation(planted.chat("안녕?", "..."))
     assert found == [Verdict("empty_answer", "the answer is '...'")]
     (found,) = check_conversation(planted.chat("Why?", "Because</s>"))
     assert found == ("control_tokens", "assistant: '</s>'")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minimind.data.conversation import DataError
-from minimind.data.questions import Question, read_questions
+from minimind.evaluate.questions import Question, read_questions
 
 
 def write(path: Path, *rows: object) -> str:

@@ -15,11 +15,11 @@ from threading import Thread
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import json_values, texts
 
 from minimind.data import reader
 from minimind.data.conversation import Conversation, DataError
 from minimind.data.reader import copy_stream, read_conversations
+from tests.support.strategies import json_values, texts
 
 DATA = Path(__file__).parent / "data"
 KOREAN = (

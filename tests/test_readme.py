@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tuning
-from minimind import sft
-from tests.tiny import write_base
+from minimind.sft import __main__ as sft
+from tests.support.tiny import write_base
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

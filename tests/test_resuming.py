@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimind import run as module
+from minimind.atomic_io import folder_lock
 from minimind.data.packing import Steps, batches_of, make_steps
-from minimind.durable import alone_in
 from minimind.model.transformer import Transformer
-from minimind.run import Outcome, Run, TrainingError, fit
 from minimind.tokenizer import Tokenizer
+from minimind.training import fit as module
 from minimind.training import loop
+from minimind.training.fit import Outcome, Run, TrainingError, fit
 from minimind.training.loop import TrainConfig
 from minimind.training.optim import learning_rate_at
+from tests.support.tiny import CONFIG
 from tests.test_run import examples
-from tests.tiny import CONFIG
 
 FP32 = TrainConfig(precision="fp32", learning_rate=1e-3)
 FIRST = 5  # the step that is interrupted
@@ -137,7 +137,7 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 
 def planned_rates(steps: int) -> list[float]:
-    warmup = round(FP32.warmup * steps)
+    warmup = round(FP32.warmup_ratio * steps)
     return [learning_rate_at(step, steps, 1e-3, warmup, 0.1) for step in range(steps)]
 
 
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_run_ends_the_same(
 def test_only_so_many_checkpoints_are_kept(fitting) -> None:
     fitting(keep=1)
     assert len(list((fitting.out / "checkpoints").iterdir())) == 1
-    assert fitting().finished  # another --keep is no other run
+    assert fitting().finished  # another --keep-checkpoints is no other run
 
 
 def test_a_checkpoint_holds_what_the_run_was_made_of(fitting) -> None:
@@ -341,6 +341,6 @@ def test_a_checkpoint_of_another_form_is_refused_in_one_line(fitting, monkeypatc
 
 def test_two_runs_do_not_write_into_one_folder(fitting) -> None:
     fitting.out.mkdir()
-    with alone_in(fitting.out), pytest.raises(BlockingIOError, match="another run writes there"):
+    with folder_lock(fitting.out), pytest.raises(BlockingIOError, match="another run writes there"):
         fitting()
     assert fitting().finished  # once the other is gone

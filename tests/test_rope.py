@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from minimind.model.config import ModelConfig, RopeScaling
 from minimind.model.rope import inverse_frequencies
-from tests.checkpoints import rope_scalings
+from tests.support.checkpoints import rope_scalings
 
 
 def config(scaling: RopeScaling | None = None, theta: float = 1e4, head_dim: int = 64):

@@ -9,24 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimind import run as module
+from minimind.cli.command import new_folder
 from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
 from minimind.data.packing import make_steps
+from minimind.data.show import show_row
 from minimind.model.transformer import Transformer
-from minimind.run import (
-    Run,
-    TrainingError,
-    choose_device,
-    fit,
-    new_folder,
-    validation_loss,
-)
-from minimind.summary import show_row
 from minimind.tokenizer import Tokenizer
+from minimind.training import fit as module
 from minimind.training import loop
+from minimind.training.environment import choose_device
+from minimind.training.fit import Run, TrainingError, fit, validation_loss
 from minimind.training.loop import TrainConfig
-from tests.tiny import CONFIG
+from tests.support.tiny import CONFIG
 
 
 def examples(count: int) -> Dataset:
@@ -207,7 +202,7 @@ def test_a_validation_measures_what_it_is_told_and_the_best_is_by_loss(
         say=print,
         measure=lambda _, precision: {"validation_loss": next(losses), "bits_per_byte": 1.5},
     )
-    steps = make_steps(examples(12), tokens_per_step=60).first(2)
+    steps = make_steps(examples(12), tokens_per_step=60).truncated(2)
     outcome = fit(model, tokenizer, steps, TrainConfig(precision="fp32"), run)
     assert (outcome.first_loss, outcome.best_loss, outcome.best_step) == (3.0, 1.0, 1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -33,9 +33,9 @@ from minimind.sampler import (
     stream_reply,
 )
 from minimind.tokenizer import Tokenizer
-from tests import tiny
-from tests.scripted import Scripted
-from tests.strategies import texts
+from tests.support import tiny
+from tests.support.scripted import Scripted
+from tests.support.strategies import texts
 
 VOCABULARY = 300
 CONTEXT = 64

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 import minimind
 from minimind.data.dataset import Dataset
-from minimind.data.documents import encode_documents
 from minimind.data.masking import Example
+from minimind.data.plain_text import encode_documents
 from minimind.model.transformer import Transformer
-from minimind.scoring import Scores, score
 from minimind.tokenizer import Tokenizer
-from tests.ragged import CONFIG, new_model, ragged_rows
+from minimind.training.scoring import Scores, score
+from tests.support.ragged import CONFIG, new_model, ragged_rows
 
 
 class Spelling:
@@ -65,7 +65,7 @@ def test_scores_are_the_same_whatever_the_batch(budget: int, block: int) -> None
     model, rows = new_model(), ragged_rows(17)
     whole = score(model, rows, Spelling())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimind.scoring.BLOCK_ROWS", block)
+        patch.setattr("minimind.training.scoring.BLOCK_ROWS", block)
         other = score(model, rows, Spelling(), tokens_per_batch=budget)
     assert np.allclose(other.nats, whole.nats, rtol=1e-6, atol=0)
     assert np.allclose(other.text_nats, whole.text_nats, rtol=1e-6, atol=0)

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from minimind.data.scripts import SCRIPTS, main_script, scripts
+from minimind.text.scripts import SCRIPTS, main_script, scripts
 
 
 @pytest.mark.parametrize(

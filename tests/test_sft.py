@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import minimind.run
-from minimind import sft
+import minimind.training.fit
+from minimind.atomic_io import folder_lock
 from minimind.data.dataset import DataOptions, build_dataset
-from minimind.durable import alone_in
 from minimind.model.pretrained import load, save
+from minimind.sft import __main__ as sft
 from minimind.training.loop import TrainState
-from tests.tiny import write_base
+from tests.support.tiny import write_base
 
 QUESTIONS = ["안녕하세요?", "What is a dog?", "하늘은 무슨 색?", "Who are you?", "2 더하기 3은?"]
 ANSWERS = ["안녕하세요!", "A dog is an animal.", "하늘은 파란색이에요.", "I am Mini.", "5입니다."]
@@ -121,14 +121,14 @@ def test_resuming_after_an_interruption_ends_at_the_same_weights(
     common = (data, "--model", base, "--epochs", 4, "--save-every", 2, "--tokens-per-step", 200)
     assert run(*common, "--out", tmp_path / "whole") == 0
 
-    class Interrupted(minimind.run.Metrics):
+    class Interrupted(minimind.training.fit.Metrics):
         def write(self, values: dict[str, float]) -> None:
             super().write(values)
             if values["step"] == 5 and "loss" in values:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(minimind.run, "Metrics", Interrupted)
+        patch.setattr(minimind.training.fit, "Metrics", Interrupted)
         code = run(*common, "--out", tmp_path / "cut", "--resume")  # begins: nothing is there yet
     assert code == sft.EXIT_INTERRUPTED
     assert run(*common, "--out", tmp_path / "cut", "--resume") == 0
@@ -152,7 +152,7 @@ def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Signalled(minimind.run.Metrics):
+    class Signalled(minimind.training.fit.Metrics):
         def write(self, values: dict[str, float]) -> None:
             super().write(values)
             if values["step"] == 5 and "loss" in values:
@@ -161,7 +161,7 @@ def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
     common = (data, "--model", base, "--epochs", 4, "--tokens-per-step", 200)
     assert run(*common, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(minimind.run, "Metrics", Signalled)
+        patch.setattr(minimind.training.fit, "Metrics", Signalled)
         assert run(*common) == 0
     printed = capsys.readouterr().out
     assert "stopped after step 6 of " in printed
@@ -181,7 +181,7 @@ def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
 def test_a_time_limit_stops_with_a_checkpoint_and_only_so_many_are_kept(
     base: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = (data, "--model", base, "--out", "run", "--keep", 1)
+    common = (data, "--model", base, "--out", "run", "--keep-checkpoints", 1)
     for step in (1, 2):
         assert run(*common, "--max-minutes", 0, "--resume") == 0
         assert f"stopped after step {step} of " in capsys.readouterr().out
@@ -362,7 +362,7 @@ def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() 
         (["a.jsonl", "--epochs", "0"], "--epochs is 0"),
         (["a.jsonl", "--val-fraction", "1"], "--val-fraction is 1"),
         (["a.jsonl", "--resume"], "--resume needs --out"),
-        (["a.jsonl", "--keep", "0"], "--keep is 0; use a positive number"),
+        (["a.jsonl", "--keep-checkpoints", "0"], "--keep-checkpoints is 0; use a positive number"),
         (["a.jsonl", "--max-minutes", "-1"], "--max-minutes is -1.0; use 0 or more"),
         (["a.jsonl", "--max-minutes", "nan"], "--max-minutes is nan; use 0 or more"),
         (["a.jsonl", "--save-dtype", "int4"], "use fp32 or bf16"),
@@ -393,7 +393,7 @@ def test_an_unknown_option_is_named_and_exits_with_two(capsys: pytest.CaptureFix
 
 OPTIONS = """
     model out epochs max-steps limit max-length tokens-per-step tokens-per-batch learning-rate
-    warmup precision device compile seed val-data val-fraction train-on system on-bad-row
+    warmup-ratio precision device compile seed val-data val-fraction train-on system on-bad-row
     prompt-key answer-key save-every eval-every resume overwrite config dry-run
 """
 
@@ -409,7 +409,7 @@ def test_the_weights_kept_are_the_best_by_validation(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(minimind.run, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(minimind.training.fit, "validation_loss", lambda *_: next(losses))
     out = tmp_path / "run"
     assert run(data, "--model", base, "--out", out, "--epochs", 2, "--val-fraction", 0.3) == 0
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))["outcome"]
@@ -574,7 +574,7 @@ def test_a_run_that_is_still_going_is_not_overwritten(
     common = (data, "--model", base, "--out", out, "--max-steps", "1")
     assert run(*common) == sft.EXIT_OK
     before = (out / "metrics.jsonl").read_text()
-    with alone_in(out):
+    with folder_lock(out):
         assert run(*common, "--overwrite") == sft.EXIT_FAILED
     assert "another run writes there; name another --out" in capsys.readouterr().err
     assert (out / "metrics.jsonl").read_text() == before

@@ -9,8 +9,8 @@ import pytest
 
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import BASE
-from minimind.model.shapes import SHAPES, qwen3_shape, shape_named
 from minimind.model.transformer import Transformer
+from minimind.pretrain.shapes import SHAPES, qwen3_shape, shape_named
 
 
 def test_a_named_shape_has_as_many_rows_as_the_tokenizer_ids() -> None:

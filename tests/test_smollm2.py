@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minimind
-from tests.smollm2 import FetchError, directory
+from tests.support.smollm2 import FetchError, directory
 from tests.test_parity import assert_same_answer
 
 TOLERANCE = 5e-4

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from minimind.stopping import Stop
+from minimind.training.stop import Stop
 
 
 def send(number: signal.Signals) -> None:

@@ -7,25 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from minimind.data.corpus import CorpusReport
-from minimind.data.dataset import DataReport, Dataset
-from minimind.data.masking import Example, encode_conversation
-from minimind.data.packing import make_steps
-from minimind.summary import (
-    GREEN,
-    RESET,
+from minimind.cli.summary import (
     count_lengths,
-    describe_corpus,
-    describe_mix,
     describe_plan,
     describe_rows,
     describe_tokens,
     draw_lengths,
-    loss_plot,
-    prompt_of,
-    show_row,
-    show_tokens,
 )
+from minimind.data.dataset import DataReport, Dataset
+from minimind.data.masking import Example, encode_conversation
+from minimind.data.packing import make_steps
+from minimind.data.show import GREEN, RESET, prompt_of, show_row, show_tokens
+from minimind.pretrain.corpus import CorpusReport
+from minimind.pretrain.summary import describe_corpus, describe_mix
+from minimind.sft.record import loss_plot
 from minimind.tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "안녕하세요!"}]

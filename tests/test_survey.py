@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from minimind import survey as survey_module
 from minimind.data.conversation import Conversation, Message
 from minimind.data.dataset import DataOptions
-from minimind.survey import DRAWN, PER_REASON, SHOWN, Survey, survey
+from minimind.inspect import survey as survey_module
+from minimind.inspect.survey import DRAWN, PER_REASON, SHOWN, Survey, survey
 
 OPTIONS = DataOptions(max_length=64)
 

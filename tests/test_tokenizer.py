@@ -11,8 +11,12 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import texts
-from tokenizers_of_bases import (
+
+from minimind.data.chatml import CHAT_TEMPLATE, render
+from minimind.data.conversation import Message
+from minimind.tokenizer import Tokenizer
+from tests.support.strategies import texts
+from tests.support.tokenizers_of_bases import (
     edit_json,
     write_llama2_json,
     write_llama3,
@@ -20,10 +24,6 @@ from tokenizers_of_bases import (
     write_unigram,
     write_wordpiece,
 )
-
-from minimind.data.chatml import CHAT_TEMPLATE, render
-from minimind.data.conversation import Message
-from minimind.tokenizer import Tokenizer
 
 BASE = Path(__file__).parents[1] / "minimind" / "base"
 OURS = Tokenizer.load(BASE / "tokenizer.json")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from minimind.data.packing import make_steps
-from minimind.training import trial
+from minimind.pretrain import trial
+from minimind.pretrain.trial import MEASURED, WARM_UP, seconds_per_step, steps_within
 from minimind.training.loop import TrainConfig
-from minimind.training.trial import MEASURED, WARM_UP, seconds_per_step, steps_within
-from tests.ragged import new_model, ragged_rows
+from tests.support.ragged import new_model, ragged_rows
 
 CONFIG = TrainConfig(precision="fp32")
 

@@ -501,8 +501,8 @@ def _table(loss_mask: Array, ends: Array) -> Table:
     some = after > before
     table["start"][:] = starts
     table["length"][:] = lengths
-    table["trained"][:] = after - before
-    table["inputs"][some] = marked[after[some] - 1] - starts[some]
+    table["supervised"][:] = after - before
+    table["input_length"][some] = marked[after[some] - 1] - starts[some]
     return table
 
 

@@ -102,7 +102,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class StepTotals:
     """What all ranks together train in a step.
 
     Attributes:
@@ -116,9 +116,9 @@ class Whole:
     supervised: int
 
     @classmethod
-    def of(cls, batches: list[Batch]) -> Whole:
+    def of(cls, batches: list[Batch]) -> StepTotals:
         """The step that a rank's share belongs to; a list that is no share is all of its step."""
-        if isinstance(batches, Share):
+        if isinstance(batches, RankBatches):
             return batches.whole
         return cls(
             tuple(row for batch in batches for row in batch.rows),
@@ -127,14 +127,14 @@ class Whole:
         )
 
 
-class Share(list[Batch]):
+class RankBatches(list[Batch]):
     """One rank's micro-batches of a step.
 
     Attributes:
         whole: what all ranks train in it.
     """
 
-    def __init__(self, batches: Iterable[Batch], whole: Whole) -> None:
+    def __init__(self, batches: Iterable[Batch], whole: StepTotals) -> None:
         super().__init__(batches)
         self.whole = whole
 
@@ -157,7 +157,7 @@ class Steps(Sequence[list[Batch]]):
         self.dataset = dataset
         self.tokens_per_step, self.tokens_per_batch = tokens_per_step, tokens_per_batch
         self.epochs, self.seed = epochs, seed
-        self.lengths = dataset.table["inputs"]
+        self.lengths = dataset.table["input_length"]
         # A row without a trained token has length 0. Indices of 4 bytes: rows may be many.
         self.rows = np.arange(len(dataset), dtype=np.uint32)
         if not self.lengths.all():
@@ -180,10 +180,10 @@ class Steps(Sequence[list[Batch]]):
         own = [make_batch(self.dataset, group) for group in groups[self._rank :: self._ranks]]
         if self._ranks == 1:
             return own
-        supervised = int(self.dataset.table.take("trained", rows).sum())
-        return Share(own, Whole(tuple(rows.tolist()), int(lengths.sum()), supervised))
+        supervised = int(self.dataset.table.take("supervised", rows).sum())
+        return RankBatches(own, StepTotals(tuple(rows.tolist()), int(lengths.sum()), supervised))
 
-    def first(self, count: int | None) -> Steps:
+    def truncated(self, count: int | None) -> Steps:
         """The same plan, only its first `count` steps; None keeps all."""
         if count is not None and count < 1:
             raise ValueError(f"the first {count} steps; use a positive number")
@@ -191,7 +191,7 @@ class Steps(Sequence[list[Batch]]):
         out._length = len(self) if count is None else min(len(self), count)
         return out
 
-    def lasting(self, count: int) -> Steps:
+    def with_length(self, count: int) -> Steps:
         """The same plan for `count` steps, over as many epochs as that takes."""
         out = copy.copy(self)
         out.epochs = -(-count // self.steps_per_epoch)
@@ -281,7 +281,7 @@ def make_steps(
             raise ValueError(f"{name} is {number}; use a positive number")
     if seed < 0:
         raise ValueError(f"seed is {seed}; use 0 or more")
-    if not dataset.table["inputs"].any():
+    if not dataset.table["input_length"].any():
         raise ValueError(
             f"none of {len(dataset)} rows has a trained token; "
             "check that rows have an assistant message that fits into max_length"
@@ -302,7 +302,7 @@ class Batches(Iterable[Batch]):
 
     def __init__(self, dataset: Dataset, tokens_per_batch: int) -> None:
         self.dataset, self.tokens_per_batch = dataset, tokens_per_batch
-        lengths = dataset.table["inputs"]
+        lengths = dataset.table["input_length"]
         self.rows = np.flatnonzero(lengths)
         _check_longest(lengths, tokens_per_batch)
         self._rank, self._ranks = 0, 1
@@ -313,7 +313,7 @@ class Batches(Iterable[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, len(self.rows), BLOCK_ROWS // 4):
             rows = self.rows[first : first + BLOCK_ROWS // 4]
-            lengths = self.dataset.table.take("inputs", rows).astype(np.int64)
+            lengths = self.dataset.table.take("input_length", rows).astype(np.int64)
             groups = cut(rows, lengths, self.tokens_per_batch, self._ranks)
             for group in groups[self._rank :: self._ranks]:
                 yield make_batch(self.dataset, group)
@@ -341,7 +341,7 @@ def _check_longest(lengths: Array, tokens_per_batch: int) -> None:
 
 def _shares(dataset: Dataset, mix: Sequence[float]) -> list[float]:
     shares = shares_of(mix)
-    tokens = np.bincount(dataset.table["file"], dataset.table["inputs"], len(shares))
+    tokens = np.bincount(dataset.table["file"], dataset.table["input_length"], len(shares))
     if len(tokens) > len(shares):
         raise ValueError(f"the mix has {len(mix)} weights for {len(tokens)} files; give each one")
     if not tokens.all():
@@ -360,7 +360,7 @@ def make_batch(dataset: Dataset, rows: Ints) -> Batch:
     """
     if not len(rows):
         return _IDLE
-    counts = dataset.table.take("inputs", rows).astype(np.int64)
+    counts = dataset.table.take("input_length", rows).astype(np.int64)
     starts = dataset.table.take("start", rows).astype(np.int64)
     ends = np.cumsum(counts)
     positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts)

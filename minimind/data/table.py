@@ -13,8 +13,8 @@ Array: TypeAlias = "npt.NDArray[Any]"
 COLUMNS: dict[str, np.dtype[Any]] = {
     "start": np.dtype("<u8"),  # where the row begins in the flat arrays
     "length": np.dtype("<u4"),  # tokens
-    "inputs": np.dtype("<u4"),  # tokens before the last trained one: what training reads
-    "trained": np.dtype("<u4"),  # trained tokens
+    "input_length": np.dtype("<u4"),  # tokens before the last trained one: what training reads
+    "supervised": np.dtype("<u4"),  # trained tokens
     "key": np.dtype("<u8"),  # equal for rows whose prompt is the same text
     "file": np.dtype("<u2"),  # index among the files
     "line": np.dtype("<u4"),

@@ -11,19 +11,19 @@ from minimind.model.attention import Documents, cached_attention, packed_attenti
 from minimind.model.config import ModelConfig
 
 
-class Now(NamedTuple):
+class DecodeStep(NamedTuple):
     """Where a pass of one token per row stands; the same for all layers.
 
     Attributes:
         positions: (rows,) of the new tokens.
         rows: (rows,) 0, 1, 2, ...
-        horizon: tokens of the longest row, the new one included.
-        mask: (rows, 1, 1, horizon) bool, True where a row is filled; None if all are equally long.
+        kv_len: tokens of the longest row, the new one included.
+        mask: (rows, 1, 1, kv_len) bool, True where a row is filled; None if all are equally long.
     """
 
     positions: Tensor
     rows: Tensor
-    horizon: int
+    kv_len: int
     mask: Tensor | None
 
 
@@ -80,14 +80,14 @@ class KVCache:
             self.values[layer][row, :, : len(value)] = value.transpose(0, 1)
         return packed_attention(documents, layer, q, k, v)
 
-    def begin_token(self) -> Now:
+    def begin_token(self) -> DecodeStep:
         """Prepare a pass of one token per row: how far to look, and what of it a row has filled."""
-        horizon = max(self.lengths) + 1
+        kv_len = max(self.lengths) + 1
         mask = None
         if min(self.lengths) < max(self.lengths):
-            seen = torch.arange(horizon, device=self.next_positions.device)
+            seen = torch.arange(kv_len, device=self.next_positions.device)
             mask = (seen <= self.next_positions[:, None])[:, None, None, :]
-        return Now(self.next_positions, self._row_index, horizon, mask)
+        return DecodeStep(self.next_positions, self._row_index, kv_len, mask)
 
     def advance(self, by: list[int]) -> None:
         """Count the tokens that a finished pass has written, per row."""
@@ -97,20 +97,22 @@ class KVCache:
         )
 
 
-def attend_token(now: Now, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_token(
+    step: DecodeStep, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
     """Store each row's new key and value in a layer's cache; attend to all of the row.
 
     Args:
-        now: see `KVCache.begin_token`.
+        step: see `KVCache.begin_token`.
         keys, values: (rows, K, capacity, D) of the layer; changed in place.
         q, k, v: of the new tokens, as for `cached_attention`.
     """
-    if now.mask is None:  # all rows are equally long: a plain copy, without an index
-        keys.select(2, now.horizon - 1).copy_(k)
-        values.select(2, now.horizon - 1).copy_(v)
+    if step.mask is None:  # all rows are equally long: a plain copy, without an index
+        keys.select(2, step.kv_len - 1).copy_(k)
+        values.select(2, step.kv_len - 1).copy_(v)
     else:
-        keys[now.rows, :, now.positions] = k.to(keys.dtype)
-        values[now.rows, :, now.positions] = v.to(values.dtype)
-    seen_keys = keys.narrow(2, 0, now.horizon).to(q.dtype)
-    seen_values = values.narrow(2, 0, now.horizon).to(q.dtype)
-    return cached_attention(q, seen_keys, seen_values, now.mask)
+        keys[step.rows, :, step.positions] = k.to(keys.dtype)
+        values[step.rows, :, step.positions] = v.to(values.dtype)
+    seen_keys = keys.narrow(2, 0, step.kv_len).to(q.dtype)
+    seen_values = values.narrow(2, 0, step.kv_len).to(q.dtype)
+    return cached_attention(q, seen_keys, seen_values, step.mask)

@@ -28,8 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minimind.atomic_io import sync, write_tensors
 from minimind.data.chatml import CHAT_TEMPLATE
-from minimind.durable import sync, write_tensors
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer

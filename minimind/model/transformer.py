@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minimind.model.attention import Documents, Tails, packed_attention
-from minimind.model.cache import KVCache, Now, attend_token
+from minimind.model.cache import DecodeStep, KVCache, attend_token
 from minimind.model.config import ModelConfig
 from minimind.model.elementwise import rms_norm, rotate, swiglu
 from minimind.model.linear import Linear, linear
@@ -313,7 +313,7 @@ def read_token(
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
-    now: Now,
+    now: DecodeStep,
     keys: Tensor,
     values: Tensor,
 ) -> Tensor:

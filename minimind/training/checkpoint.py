@@ -26,9 +26,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minimind.durable import sync, write_tensors
+from minimind.atomic_io import sync, write_tensors
 from minimind.model.transformer import Transformer
-from minimind.training.distributed import gather, is_first, spread_like
+from minimind.training.distributed import gather, is_main_process, shard_like
 from minimind.training.loop import TrainState
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -57,7 +57,7 @@ def save_checkpoint(
     """
     target = folder / f"step-{state.step:08d}"
     tensors, plain = _gather(model, state)
-    if not is_first():
+    if not is_main_process():
         return target
     scratch = folder / f".writing-{target.name}"
     for unfinished in folder.glob(".writing-*"):
@@ -143,14 +143,12 @@ def _scatter(
     """Put what `_gather` gave back in its places, in each process what belongs there."""
     now = model.state_dict()
     weights = _under("weights/", tensors)
-    model.load_state_dict(
-        {n: spread_like(now[n], x) if n in now else x for n, x in weights.items()}
-    )
+    model.load_state_dict({n: shard_like(now[n], x) if n in now else x for n, x in weights.items()})
     moments: dict[int, dict[str, Tensor]] = {}
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     for name, tensor in _under("optimizer/", tensors).items():
         index, _, key = name.partition("/")
-        moments.setdefault(int(index), {})[key] = spread_like(trained[int(index)], tensor)
+        moments.setdefault(int(index), {})[key] = shard_like(trained[int(index)], tensor)
     plain["optimizer"] = {"state": moments, "param_groups": plain.pop("groups")}
     state.load_state_dict(plain)
     torch.set_rng_state(tensors["random/cpu"])

@@ -35,7 +35,7 @@ PATIENCE = timedelta(days=7)  # while the first process tokenizes
 _T = TypeVar("_T")
 
 
-def join(device: torch.device) -> None:
+def init_distributed(device: torch.device) -> None:
     """Meet the other processes: over NCCL for CUDA tensors, over gloo for the CPU's."""
     if not _launched() or dist.is_initialized():
         return
@@ -54,19 +54,19 @@ def join(device: torch.device) -> None:
     atexit.register(dist.destroy_process_group)
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many train together; 1 before they have met."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    if processes() > 1:
+    if world_size() > 1:
         return dist.get_rank()
     return int(os.environ["RANK"]) if _launched() else 0
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that prints and writes."""
     return rank() == 0
 
@@ -93,40 +93,40 @@ def _launched() -> bool:
 
 
 @contextmanager
-def first_goes_ahead() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process alone does what follows, then the others: they find it done."""
-    if processes() == 1:
+    if world_size() == 1:
         yield
         return
     group = dist.new_group(timeout=PATIENCE, backend="gloo")
-    if not is_first():
+    if not is_main_process():
         dist.barrier(group)
     yield
-    if is_first():
+    if is_main_process():
         dist.barrier(group)
 
 
-def from_first(value: _T) -> _T:
+def broadcast(value: _T) -> _T:
     """The first process's value, everywhere."""
-    if processes() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
 
 
-def anyone(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it is so in any process; the host waits for the other hosts, not for a device."""
-    if processes() == 1:
+    if world_size() == 1:
         return flag
     flags = torch.tensor([flag], dtype=torch.uint8)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
 
 
-def summed(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over processes, in place."""
-    if processes() > 1:
+    if world_size() > 1:
         dist.all_reduce(x)
     return x
 
@@ -134,7 +134,7 @@ def summed(x: Tensor) -> Tensor:
 def is_loss_of_another(error: RuntimeError) -> bool:
     """Whether an error came up because another process is gone."""
     # gloo's have no type of their own.
-    return processes() > 1 and (isinstance(error, dist.DistError) or "by peer" in str(error))
+    return world_size() > 1 and (isinstance(error, dist.DistError) or "by peer" in str(error))
 
 
 # Spreading
@@ -155,19 +155,19 @@ def shard(model: Transformer, precision: Precision, size: int | None = None) -> 
     Raises:
         ValueError: `size` doesn't divide the processes.
     """
-    size = size or processes()
-    if processes() % size:
+    size = size or world_size()
+    if world_size() % size:
         raise ValueError(
-            f"--shard is {size} and there are {processes()} processes; "
+            f"--shard is {size} and there are {world_size()} processes; "
             "use a number that divides them"
         )
-    if processes() == 1:
+    if world_size() == 1:
         return
     # Slow to import, and seldom needed.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    copies = processes() // size
+    copies = world_size() // size
     mesh = (
         init_device_mesh(model.device.type, (copies, size), mesh_dim_names=("copies", "parts"))
         if copies > 1
@@ -189,15 +189,15 @@ def shard(model: Transformer, precision: Precision, size: int | None = None) -> 
 
 def announce_backward(model: nn.Module, last: bool) -> None:
     """Before each micro-batch: copies of the model exchange gradients after the last one only."""
-    if processes() > 1:
+    if world_size() > 1:
         model.set_is_last_backward(last)  # type: ignore[operator]
         model.set_requires_all_reduce(last)  # type: ignore[operator]
 
 
 @contextmanager
-def whole_weights(layer: nn.Module) -> Iterator[None]:
+def unsharded(layer: nn.Module) -> Iterator[None]:
     """Inside, a layer has all of its weights without its `forward` being called."""
-    if processes() == 1:
+    if world_size() == 1:
         yield
         return
     layer.unshard()  # type: ignore[operator]
@@ -205,7 +205,7 @@ def whole_weights(layer: nn.Module) -> Iterator[None]:
     layer.reshard()  # type: ignore[operator]
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """A tensor that may be spread over processes, in one piece."""
     out: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
     return out
@@ -218,27 +218,27 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {}
     for name, tensor in tensors.items():
-        tensor = whole(tensor.detach())
-        if is_first():
+        tensor = full_tensor(tensor.detach())
+        if is_main_process():
             kept[name] = tensor.cpu().contiguous()
     return kept
 
 
-def gathered(model: Transformer) -> Transformer:
+def gather_model(model: Transformer) -> Transformer:
     """The model in one piece: itself, or a copy on the first process's CPU, empty elsewhere."""
-    if processes() == 1:
+    if world_size() == 1:
         return model
     weights = gather(model.state_dict())
     with torch.device("meta"):
         copy = Transformer(model.config)
-    if is_first():
+    if is_main_process():
         copy.load_state_dict(weights, assign=True)
     return copy
 
 
-def spread_like(other: Tensor, x: Tensor) -> Tensor:
+def shard_like(other: Tensor, x: Tensor) -> Tensor:
     """What of `x`, in one piece in every process, belongs here as `other` is spread."""
-    if processes() == 1 or not x.ndim:
+    if world_size() == 1 or not x.ndim:
         return x
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -15,13 +15,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from minimind.data.packing import Batch, Whole
+from minimind.data.packing import Batch, StepTotals
 from minimind.model.attention import Documents, Tails
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
 from minimind.training.compiling import Compiling, choose_compiling
 from minimind.training.loss import summed_cross_entropy
-from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if
+from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if_finite
 from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
 
@@ -35,8 +35,8 @@ class TrainConfig:
         betas: AdamW's decay rates of the moments.
         weight_decay: on matrices only.
         max_grad_norm: gradients are clipped to this joint L2 norm.
-        warmup: share of the steps over which the learning rate rises.
-        floor_ratio: the last step's learning rate as a share of the peak.
+        warmup_ratio: share of the steps over which the learning rate rises.
+        min_lr_ratio: the last step's learning rate as a share of the peak.
         precision: of the matrix products; weights and moments stay float32.
         compile: compile the parts that work token by token, if a trial is faster for it.
         activation_checkpointing: compute layers again in the backward pass, to save memory.
@@ -46,8 +46,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    warmup: float = 0.03
-    floor_ratio: float = 0.1
+    warmup_ratio: float = 0.03
+    min_lr_ratio: float = 0.1
     precision: Precision = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
@@ -61,12 +61,12 @@ class TrainConfig:
             ),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
             "max_grad_norm": (self.max_grad_norm > 0, "a positive number, inf for no clipping"),
-            "warmup": (0 <= self.warmup <= 1, "a share of the steps, 0 to 1"),
-            "floor_ratio": (0 <= self.floor_ratio <= 1, "a share of the peak, 0 to 1"),
+            "warmup_ratio": (0 <= self.warmup_ratio <= 1, "a share of the steps, 0 to 1"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a share of the peak, 0 to 1"),
             "precision": (self.precision in get_args(Precision), "auto, fp32, bf16 or fp16"),
         }
-        for name, (fine, remedy) in checks.items():
-            if not fine:
+        for name, (ok, remedy) in checks.items():
+            if not ok:
                 raise ValueError(f"{name} is {getattr(self, name)}; use {remedy}")
 
 
@@ -164,11 +164,11 @@ def train(
     config = config or TrainConfig()
     state = state or TrainState(model, config)
     _compile(model, steps, config, state)
-    warmup_steps = min(round(config.warmup * len(steps)), len(steps) - 1)
+    warmup_steps = min(round(config.warmup_ratio * len(steps)), len(steps) - 1)
     model.train()
     while state.step < len(steps):
         rate = learning_rate_at(
-            state.step, len(steps), config.learning_rate, warmup_steps, config.floor_ratio
+            state.step, len(steps), config.learning_rate, warmup_steps, config.min_lr_ratio
         )
         yield train_step(model, steps[state.step], config, state, rate)
 
@@ -183,14 +183,14 @@ def _compile(
     with autocast(state.precision, model.device):
         if state.compiling is None:
             largest = max(len(batch) for batch in steps[state.step])
-            with distributed.whole_weights(model.model.layers[0]):
+            with distributed.unsharded(model.model.layers[0]):
                 mine = choose_compiling(model, largest)
-            state.compiling = distributed.from_first(mine)
+            state.compiling = distributed.broadcast(mine)
             if not state.compiling.compiled:
                 model.use_eager()
                 warnings.warn(f"not compiled: {state.compiling.reason}", stacklevel=2)
         elif state.compiling.compiled:
-            with distributed.whole_weights(model.model.layers[0]):
+            with distributed.unsharded(model.model.layers[0]):
                 model.compile_tokenwise()
 
 
@@ -202,7 +202,7 @@ def train_step(
     Where the loss or a gradient isn't finite, weights and moments stay what they were. Nothing
     here waits for the device: the caller reads what came of it.
     """
-    step = Whole.of(batches)
+    step = StepTotals.of(batches)
     if not step.supervised:
         raise ValueError(
             f"step {state.step + 1} has no supervised token; leave out rows without one"
@@ -213,7 +213,7 @@ def train_step(
         loss = batch_loss(model, batch, config, state.precision) / step.supervised
         state.scaler.scale(loss).backward()
         total += loss.detach()
-    total = distributed.summed(total)
+    total = distributed.all_reduce_sum(total)
 
     state.scaler.unscale_(state.optimizer)
     norm = clip_gradients(model.parameters(), config.max_grad_norm)
@@ -223,7 +223,7 @@ def train_step(
         state.scaler.step(state.optimizer)
         state.scaler.update()
     else:
-        step_if(torch.isfinite(total + norm), state.optimizer)
+        step_if_finite(torch.isfinite(total + norm), state.optimizer)
     state.optimizer.zero_grad()
     state.step += 1
     return StepResult(state.step, total, norm, rate, step.tokens, step.supervised, step.rows)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from minimind.training.distributed import whole
+from minimind.training.distributed import full_tensor
 
 
 def make_optimizer(
@@ -28,22 +28,22 @@ def make_optimizer(
     )
 
 
-def step_if(fine: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step of a fused optimizer where `fine`, else none; decided on the device.
+def step_if_finite(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of a fused optimizer where `ok`, else none; decided on the device.
 
     The host needn't wait to know: the fused kernel takes the flag that GradScaler hands it.
 
     Args:
-        fine: a bool scalar on the weights' device.
-        optimizer: fused; where not `fine`, its weights and moments stay what they were.
+        ok: a bool scalar on the weights' device.
+        optimizer: fused; where not `ok`, its weights and moments stay what they were.
     """
-    optimizer.found_inf = (~fine).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
     optimizer.step()
     del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def learning_rate_at(
-    step: int, steps: int, peak: float, warmup_steps: int, floor_ratio: float
+    step: int, steps: int, peak: float, warmup_steps: int, min_lr_ratio: float
 ) -> float:
     """The learning rate of one optimizer step: a straight line up, then half a cosine down.
 
@@ -53,14 +53,14 @@ def learning_rate_at(
                +--------------  step 0 ... steps - 1
 
     The first step of the warm-up already moves (peak / warmup_steps); the last step of the run
-    gets exactly peak * floor_ratio.
+    gets exactly peak * min_lr_ratio.
 
     Args:
         step: from 0.
         steps: in the whole run.
         peak: the largest learning rate.
         warmup_steps: steps of the straight line; the first step after it is at the peak.
-        floor_ratio: the last step's learning rate as a share of the peak.
+        min_lr_ratio: the last step's learning rate as a share of the peak.
 
     Source: the cosine of Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
     """
@@ -68,7 +68,7 @@ def learning_rate_at(
         return peak * (step + 1) / warmup_steps
     falling = steps - 1 - warmup_steps
     progress = min(1.0, (step - warmup_steps) / falling) if falling > 0 else 1.0
-    floor = peak * floor_ratio
+    floor = peak * min_lr_ratio
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -81,6 +81,6 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Source: Pascanu et al. 2013, arXiv:1211.5063.
     """
     parameters = list(parameters)
-    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from minimind.data.mojibake import broken_text
-from minimind.data.scripts import scripts
-from minimind.data.unsafe import unsafe_text
+from minimind.text.mojibake import broken_text
+from minimind.text.scripts import scripts
+from minimind.text.unsafe import unsafe_text
 
 # Coarse words of reviews, beside data/unsafe's slurs and abuse. Korean has no word borders, so that
 # harmless words that hold one are spelled out.

@@ -24,12 +24,12 @@ import torch
 import tyro
 
 from minimind.base.recipe.pretraining import pretrain
-from minimind.command import fail, prepare_terminal
-from minimind.data.corpus import build_corpus
+from minimind.cli.command import fail, prepare_terminal
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load_tokenizer
-from minimind.model.shapes import qwen3_shape
 from minimind.model.transformer import Transformer
+from minimind.pretrain.corpus import build_corpus
+from minimind.pretrain.shapes import qwen3_shape
 
 HEAD_DIM = 64
 HEADER = (
@@ -58,7 +58,7 @@ class SearchOptions:
     """Tokens per window."""
     tokens_per_step: int = 8192
     """Tokens of one optimizer step."""
-    hold_back: float = 0.01
+    val_fraction: float = 0.01
     """Share of the documents to validate on."""
     at_once: int = 1
     """Runs at a time, each with its part of the cores: small models use few cores better."""
@@ -113,7 +113,7 @@ def search(options: SearchOptions) -> None:
     tokenizer = load_tokenizer()
     shapes = {name: shape_of(name, tokenizer.vocab_size) for name in options.shapes}
     windows, _ = build_corpus(options.files, tokenizer, options.max_length)
-    lengths = windows.table["inputs"].astype(np.float64)
+    lengths = windows.table["input_length"].astype(np.float64)
     attended = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())
     costs = {name: operations_per_token(shape, attended) for name, shape in shapes.items()}
     compute = options.tokens * costs[options.shapes[0]]
@@ -130,7 +130,7 @@ def search(options: SearchOptions) -> None:
             "tokens": round(compute / costs[name]),
             "max-length": options.max_length,
             "tokens-per-step": options.tokens_per_step,
-            "hold-back": options.hold_back,
+            "val-fraction": options.val_fraction,
             "eval-every": 10**9,  # before the first step and after the last alone
         }
         pretrain(options.files, out, choices, options.mix, options.at_once)

@@ -1,0 +1,1 @@
+"""Part good rows from bad ones."""

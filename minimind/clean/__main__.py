@@ -1,0 +1,203 @@
+"""`python -m minimind.clean data.jsonl --out clean.jsonl`: keep good rows, list the others."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from minimind.clean.cleaning import DATASET_RULES, Cleaning, CleaningReport, clean_rows
+from minimind.clean.rules import RULES, Rule, Thresholds
+from minimind.cli.command import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    fail,
+    prepare_terminal,
+)
+from minimind.data.conversation import Conversation, DataError, parse_conversation
+from minimind.data.dataset import cache_directory
+from minimind.data.sources import readable_again
+
+ALL_RULES = (*RULES, *DATASET_RULES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanOptions:
+    """Keep the rows that are worth training on, byte for byte, and list the others with reasons.
+
+    Rules find what is mechanical: repetitions, broken text, leaked templates, duplicates and the
+    like. Whether an answer is true, and most of whether it is safe, no rule can see: read rows.
+
+    Exit codes: 0 done, 1 the run failed, 2 a wrong option, 3 data that can't be used,
+    130 interrupted.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
+    out: Path
+    """Where the kept rows go."""
+    rejected: Path | None = None
+    """Where the others go, with file, line, rule and evidence; default: rejected.jsonl there."""
+    rules: tuple[str, ...] = ALL_RULES
+    """The rules that count."""
+    skip: tuple[str, ...] = ()
+    """Rules of these that don't."""
+    rule: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A rule of your own, module:function, once or several times; see docs/data.md."""
+    similarity: float = 0.85
+    """Share of common 5-grams of letters from which on two rows are near duplicates."""
+    prompt_key: str | None = None
+    """With --answer-key: the key that holds the question."""
+    answer_key: str | None = None
+    """With --prompt-key: the key that holds the answer."""
+    json: bool = False
+    """Print the report as JSON."""
+    overwrite: bool = False
+    """Replace files that exist."""
+    thresholds: Annotated[Thresholds, tyro.conf.OmitArgPrefixes] = field(default_factory=Thresholds)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
+        if (self.prompt_key is None) != (self.answer_key is None):
+            raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
+        for option, names in (("rules", self.rules), ("skip", self.skip)):
+            for name in names:
+                if name not in ALL_RULES:
+                    raise ValueError(f"--{option} has {name}; use some of {', '.join(ALL_RULES)}")
+
+    def cleaning(self) -> Cleaning:
+        """What of it the work needs.
+
+        Raises:
+            ValueError: a rule of one's own can't be imported.
+        """
+        chosen = [name for name in self.rules if name not in self.skip]
+        rules = {name: RULES[name] for name in chosen if name in RULES}
+        rules |= {name: _imported(name) for name in self.rule}
+        return Cleaning(
+            rules=rules,
+            of_the_set=[name for name in chosen if name in DATASET_RULES],
+            thresholds=self.thresholds,
+            similarity=self.similarity,
+            parse=partial(
+                parse_conversation, prompt_key=self.prompt_key, answer_key=self.answer_key
+            ),
+        )
+
+
+def run(options: CleanOptions, cleaning: Cleaning) -> None:
+    """Clean, and tell what came of it."""
+    out = options.out
+    rejected = options.rejected or out.parent / "rejected.jsonl"
+    _check_places(options, out, rejected)
+    with (
+        readable_again(options.files, cache_directory()) as files,
+        tqdm(desc="cleaning", unit="rows", file=sys.stderr, disable=None) as bar,
+    ):
+        names = dict(zip(files, options.files, strict=True))
+        try:
+            report = clean_rows(files, cleaning, out, rejected, bar.update, names)
+        except OSError as error:
+            fact = f"can't be written ({error.strerror or error}), and nothing there is changed"
+            raise OSError(f"{out}: {fact}; make room, or name another place") from None
+    if options.json:
+        print(json.dumps(vars(report), ensure_ascii=False))
+        return
+    print("\n".join(_lines(report, cleaning)))
+    print(f"{out} holds what was kept, {rejected} the rest")
+
+
+def _check_places(options: CleanOptions, out: Path, rejected: Path) -> None:
+    if out.resolve() == rejected.resolve():
+        raise FileExistsError(f"{out}: is named twice; name another --rejected")
+    for path in (out, rejected):
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if str(path) == "-" or (there == path and not path.is_file()):
+            raise FileExistsError(f"{path}: is no file; name one")
+        if there != path and not there.is_dir():
+            raise FileExistsError(f"{path}: {there} is no folder; name another place")
+        if any(Path(file).resolve() == path.resolve() for file in options.files):
+            raise FileExistsError(f"{path}: is the data itself; name another file")
+        if path.exists() and not options.overwrite:
+            raise FileExistsError(f"{path}: exists; --overwrite replaces it, or name another file")
+
+
+def _lines(report: CleaningReport, cleaning: Cleaning) -> list[str]:
+    """The report in words."""
+    lines = [f"{report.rows:,} rows: {report.kept:,} kept, {report.rows - report.kept:,} rejected"]
+    lines += [f"    {name}: {count:,}" for name, count in report.rejected.most_common()]
+    lines += [f"not checked: {name} ({why})" for name, why in report.not_checked.items()]
+    silent = [name for name in cleaning.rules if name not in report.rejected]
+    if silent:
+        lines.append(f"nothing found by: {', '.join(silent)}")
+    for name, before in report.before.items():
+        lines.append(f"{name}: {_figure(before)} before, {_figure(report.after.get(name))} after")
+    return lines
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name!r} {share:.1%}" for name, share in value.items())
+    return "none" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _imported(name: str) -> Rule:
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"--rule {name}: write it as module:function")
+    sys.path.insert(0, "")  # a module in the folder one stands in
+    try:
+        rule = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever its author's module does
+        raise ValueError(f"--rule {name}: can't be imported ({error}); check its name") from None
+    finally:
+        sys.path.remove("")
+    if not callable(rule):
+        raise ValueError(f"--rule {name}: is no function of a conversation and thresholds")
+
+    def guarded(conversation: Conversation, limits: Thresholds) -> str | None:
+        try:
+            evidence: str | None = rule(conversation, limits)
+        except Exception as error:
+            place = f"{conversation.path}:{conversation.line}"
+            fact = f"--rule {name} fails with {type(error).__name__}: {error}"
+            raise ValueError(f"{place}: {fact}; mend it, or leave it out") from error
+        return evidence
+
+    return guarded
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
+    prepare_terminal()
+    try:
+        options = tyro.cli(CleanOptions, args=argv, prog="python -m minimind.clean")
+        cleaning = options.cleaning()
+    except ValueError as error:
+        return fail(EXIT_USAGE, error)
+    try:
+        run(options, cleaning)
+    except DataError as error:
+        return fail(EXIT_DATA, error)
+    except FileExistsError as error:
+        return fail(EXIT_USAGE, error)
+    except (ValueError, OSError) as error:
+        return fail(EXIT_FAILED, error)
+    except KeyboardInterrupt:
+        return fail(EXIT_INTERRUPTED, "interrupted; nothing is written")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

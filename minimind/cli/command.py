@@ -1,0 +1,96 @@
+"""How commands begin and end: their terminal, their exit codes, what they say of an error.
+
+Knows no runs and no models.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from minimind.model.transformer import Transformer
+from minimind.training import distributed
+
+# How commands end; 130 is what shells say of a Ctrl-C.
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class OptionError(ValueError):
+    """An option of a command that can't be followed."""
+
+
+def prepare_terminal() -> None:
+    """Read and print Korean under any locale, and print warnings as one-line notes.
+
+    Of the processes that torchrun started, all but the first keep silent.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            errors = "strict" if stream is sys.stdin else "backslashreplace"
+            stream.reconfigure(encoding="utf-8", errors=errors)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    if not distributed.is_main_process():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        warnings.showwarning = lambda *_: None
+
+
+@contextmanager
+def following_options() -> Iterator[None]:
+    """What can't be done inside is an option's fault.
+
+    Raises:
+        OptionError: for each ValueError and OSError.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise OptionError(str(error)) from error
+
+
+def fail(code: int, error: object) -> int:
+    """Say what went wrong, and hand on the exit code."""
+    where = "" if distributed.is_main_process() else f" in process {distributed.rank()}"
+    print(f"error{where}: {error}", file=sys.stderr)
+    return code
+
+
+def out_of_memory(error: BaseException, remedy: str) -> str:
+    """Say what helps where memory ran out; any other error is raised again."""
+    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
+        raise error
+    return f"out of memory with {remedy} ({error})"
+
+
+def less_to_train_on(tokens_per_batch: int) -> str:
+    """The remedy where training runs out of memory."""
+    return f"--tokens-per-batch {tokens_per_batch}; halve it, or use --activation-checkpointing"
+
+
+def reader_left(code: int) -> int:
+    """Write nothing more to a pipe whose reader has seen enough, as `head` does; hand on `code`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def new_folder(name: str, root: Path = Path("runs")) -> Path:
+    """The first of runs/NAME-1, runs/NAME-2, ... that isn't there."""
+    number = 1
+    while (root / f"{name}-{number}").exists():
+        number += 1
+    return root / f"{name}-{number}"
+
+
+def compile_decoding(model: Transformer, rows: int, say: Callable[[str], None]) -> None:
+    """Compile what decodes a token, or say why it stays eager."""
+    try:
+        model.compile_decoding(rows)
+    except Exception as error:  # whatever the compiler raises, answers can be given without it
+        say(f"not compiled: {type(error).__name__}: {error}".splitlines()[0])

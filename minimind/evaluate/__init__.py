@@ -1,0 +1,1 @@
+"""Judge models by scores and by answers."""

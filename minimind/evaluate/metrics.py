@@ -1,0 +1,113 @@
+"""Measure one answer, mostly against the one expected. Knows no model and no files.
+
+Each metric takes a Case and returns a number, or None where it doesn't apply.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from minimind.evaluate.questions import PATTERN_FLAGS
+from minimind.text.ngrams import repeated_share
+from minimind.text.scripts import main_script
+
+REPEATED_WORDS = 4  # n of the n-grams that `repetition` counts
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question with what was answered, what was expected, and a pattern of right answers."""
+
+    question: str
+    answer: str
+    expected: str | None = None
+    pattern: str | None = None
+
+
+def exact(case: Case) -> float | None:
+    """Whether the answer is the expected one, but for white space and Unicode's form (NFC)."""
+    if case.expected is None:
+        return None
+    return float(_plain(case.answer) == _plain(case.expected))
+
+
+def contains(case: Case) -> float | None:
+    """Whether the expected answer stands in the answer, whatever the case of letters."""
+    if case.expected is None:
+        return None
+    return float(_plain(case.expected).casefold() in _plain(case.answer).casefold())
+
+
+def regex(case: Case) -> float | None:
+    """Whether the row's "pattern" matches in the answer, whatever the case of letters."""
+    if case.pattern is None:
+        return None
+    return float(re.search(case.pattern, case.answer, PATTERN_FLAGS) is not None)
+
+
+def numeric(case: Case) -> float | None:
+    """Whether the last number of the answer is that of the expected one.
+
+    Of the expected answer the number after "####" counts, if it has one.
+    Source: GSM8K (Cobbe et al. 2021, arXiv:2110.14168) for "####" and for taking the last number.
+    """
+    if case.expected is None:
+        return None
+    expected = last_number(case.expected.rpartition("####")[2])
+    return None if expected is None else float(last_number(case.answer) == expected)
+
+
+def chrf(case: Case) -> float | None:
+    """chrF2 by sacrebleu, from 0 to 1. Source: Popović 2015, W15-3049.
+
+    Raises:
+        ValueError: sacrebleu isn't installed.
+    """
+    if case.expected is None:
+        return None
+    try:
+        from sacrebleu import sentence_chrf
+    except ImportError:
+        raise ValueError(
+            "chrf: sacrebleu isn't installed; pip install 'minimind-sft[evaluate]'"
+        ) from None
+    return float(sentence_chrf(case.answer, [case.expected]).score) / 100
+
+
+def repetition(case: Case) -> float:
+    """Share of the answer's runs of four words that it had said before."""
+    return repeated_share(case.answer.split(), REPEATED_WORDS)
+
+
+def language(case: Case) -> float | None:
+    """Whether question and answer are mostly in the same script; None if one has no letters."""
+    scripts = main_script(case.question), main_script(case.answer)
+    return None if None in scripts else float(scripts[0] == scripts[1])
+
+
+ALWAYS: dict[str, Callable[[Case], float | None]] = {
+    "repetition": repetition,
+    "language": language,
+}
+CHOSEN: dict[str, Callable[[Case], float | None]] = {
+    "exact": exact,
+    "contains": contains,
+    "regex": regex,
+    "numeric": numeric,
+    "chrf": chrf,
+}
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number that stands in a text; commas group digits."""
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -1,0 +1,1 @@
+"""Show what a file of conversations trains."""

@@ -1,0 +1,1 @@
+"""Pretrain a small model on text."""

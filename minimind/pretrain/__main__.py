@@ -1,0 +1,336 @@
+"""`python -m minimind.pretrain FILES --out RUN`: train a small model from plain text."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from minimind.cli.command import (
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    fail,
+    less_to_train_on,
+    out_of_memory,
+    prepare_terminal,
+)
+from minimind.cli.summary import describe_plan
+from minimind.data.conversation import DataError
+from minimind.data.dataset import Dataset
+from minimind.data.packing import Steps, make_steps
+from minimind.model.pretrained import load
+from minimind.model.transformer import Transformer
+from minimind.pretrain.corpus import CorpusReport, build_corpus, scripts_of
+from minimind.pretrain.shapes import shape_named
+from minimind.pretrain.summary import describe_corpus, describe_mix
+from minimind.pretrain.trial import steps_within
+from minimind.tokenizer import Tokenizer
+from minimind.training import distributed
+from minimind.training.checkpoint import read_extra
+from minimind.training.environment import choose_device, peak_memory, versions
+from minimind.training.fit import Run, TrainingError, fit
+from minimind.training.loop import TrainConfig
+from minimind.training.precision import Precision, resolve_precision
+from minimind.training.scoring import score
+
+BASE = Path(__file__).parents[1] / "base"
+
+Measure = Callable[[Transformer, Precision], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """Pretrain a model on text files and JSON rows with a "text".
+
+    The budget is --epochs, --tokens or --minutes; the learning rate falls until it is used up.
+    Exit codes: 0 done, or stopped with a checkpoint (the same command goes on), 1 the run failed,
+    2 a wrong option, 3 data that can't be used, 130 interrupted where there was nothing to save.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Text files, one document each; .jsonl and .json files of rows with a "text"; with .gz too."""
+    out: Path
+    """The run's folder; a run that is there goes on from its newest checkpoint."""
+    model: str | None = None
+    """A Hugging Face folder or hub name to go on from; default: random weights of --config."""
+    config: str | None = None
+    """A new model's shape: tiny, small (the default), medium, or a JSON file like a config.json."""
+    tokenizer: Path | None = None
+    """A folder with a new model's tokenizer; default: the embedded base's."""
+    mix: tuple[float, ...] = ()
+    """A weight per file, its share of the tokens trained; default: as much as there is of each."""
+    epochs: int | None = None
+    """Train as many tokens as all files have, this often; the default, once."""
+    tokens: int | None = None
+    """Train this many tokens, a part of the text or several rounds of it."""
+    minutes: float | None = None
+    """Train for about this long: a trial finds how many steps that is, once for the run."""
+    max_length: int = 512
+    """Tokens per window; longer documents are cut into several."""
+    tokens_per_step: int = 8192
+    """Tokens of one optimizer step."""
+    tokens_per_batch: int = 8192
+    """Tokens in memory at once; changes results in their last bits alone."""
+    val_fraction: float = 0.01
+    """Share of the documents to validate on, chosen by their text; 0 for none."""
+    eval_every: int = 200
+    """Steps between two validations."""
+    save_every: int = 100
+    """Steps between two checkpoints, 0 for none before the end."""
+    max_minutes: float | None = None
+    """Stop after this long, with a checkpoint to go on from; the schedule stays what it is."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Decides the first weights and the order."""
+    training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: TrainConfig(learning_rate=1e-3, weight_decay=0.1, warmup_ratio=0.05)
+    )
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("no file; name one, such as text.jsonl")
+        least = {"max_length": 1, "tokens_per_step": 1, "tokens_per_batch": 1, "eval_every": 1}
+        for name, low in {**least, "epochs": 1, "tokens": 1, "save_every": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; use {low} or more")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"--minutes is {self.minutes}; use a positive number")
+        if self.max_minutes is not None and not self.max_minutes >= 0:
+            raise ValueError(f"--max-minutes is {self.max_minutes}; use 0 or more")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
+        if sum(budget is not None for budget in (self.epochs, self.tokens, self.minutes)) > 1:
+            raise ValueError("--epochs, --tokens and --minutes are budgets; use one of them")
+        if self.model is not None and (self.config or self.tokenizer):
+            option = "--config" if self.config else "--tokenizer"
+            raise ValueError(f"--model brings its own shape and tokenizer; drop {option}")
+        if self.mix and len(self.mix) != len(self.files):
+            raise ValueError(
+                f"--mix has {len(self.mix)} weights for {len(self.files)} files; give each one"
+            )
+        if not all(0 < weight < math.inf for weight in self.mix):
+            weights = " ".join(f"{weight:g}" for weight in self.mix)
+            raise ValueError(f"--mix is {weights}; use positive weights, and leave out other files")
+
+
+def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, Transformer]:
+    """Find what the options name, and meet the other processes.
+
+    Raises:
+        ValueError: an option doesn't fit the others, or what there is.
+        OSError: a file that an option names can't be read.
+    """
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is a file; name a folder")
+    model, tokenizer = _start(options)
+    context = model.config.max_position_embeddings
+    if options.max_length > context:
+        raise ValueError(
+            f"--max-length is {options.max_length} and the model's context "
+            f"{context}; lower the one or raise the other"
+        )
+    weights, metrics, record = (
+        (options.out / name).exists() for name in ("model.safetensors", "metrics.jsonl", "run.json")
+    )
+    goes_on = read_extra(options.out / "checkpoints") is not None
+    if weights and not goes_on and (record or not metrics):  # else a run that was killed early
+        raise ValueError(
+            f"{options.out} holds a model, but no checkpoint to go on from; name another --out"
+        )
+    if options.model is not None and options.out.resolve() == Path(options.model).resolve():
+        raise ValueError(f"{options.out} is --model's own folder; name another --out")
+    distributed.init_distributed(device)
+    if options.minutes is not None and distributed.world_size() > 1:
+        raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")
+    return tokenizer, model
+
+
+def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
+    if options.model is not None:
+        return load(options.model)
+    tokenizer = Tokenizer.load(options.tokenizer or BASE)
+    shape = shape_named(options.config or "small", tokenizer.vocab_size)
+    return Transformer(shape).initialize(options.seed), tokenizer
+
+
+def run(
+    options: PretrainOptions, tokenizer: Tokenizer, model: Transformer, device: torch.device
+) -> None:
+    """Train, and leave a Hugging Face folder in `options.out`."""
+    quiet = None if distributed.is_main_process() else True  # None: where there is no terminal
+    with (
+        distributed.main_process_first(),
+        tqdm(desc="reading, twice", unit="documents", file=sys.stderr, disable=quiet) as bar,
+    ):
+        windows, report = build_corpus(
+            options.files, tokenizer, options.max_length, done=bar.update
+        )
+    print("\n".join(describe_corpus(report)))
+    model.to(device)
+    training, validation = windows.split(options.val_fraction)
+    if not len(training):
+        raise DataError(
+            "no_rows",
+            "no text is left to train on",
+            "see the counts above; lower --val-fraction",
+            ", ".join(options.files),
+        )
+    measure = _measure(validation, tokenizer, options.tokens_per_batch)
+    steps = _plan(options, training, model, measure)
+    print("\n".join(describe_mix(steps, options.files)))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
+    identity = {
+        "--model": options.model,
+        "data": training.hash(),
+        "validation data": validation.hash(),
+        "--mix": options.mix,
+        "--tokens-per-step": options.tokens_per_step,
+        "--seed": options.seed,
+    }
+    told = asdict(options)
+    told |= told.pop("training")
+    options.out.mkdir(parents=True, exist_ok=True)
+    outcome = fit(
+        model,
+        tokenizer,
+        steps,
+        options.training,
+        Run(
+            out=options.out,
+            validation=[],
+            eval_every=options.eval_every,
+            save_every=options.save_every,
+            save_dtype=torch.bfloat16,
+            identity=identity,
+            say=print,
+            files=options.files,
+            max_minutes=options.max_minutes,
+            options=told,
+            measure=measure,
+        ),
+    )
+    if not distributed.is_main_process():
+        return
+    _record(options, identity | {"steps": len(steps)}, report, asdict(outcome))
+    if outcome.finished:
+        print(f"fine-tune it with:\n    python -m minimind.sft data.jsonl --model {options.out}")
+    print(f"{outcome.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
+
+
+def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -> Measure | None:
+    """What to measure on held-back documents: bits per byte, in all and by script."""
+    if not len(validation):
+        print("nothing is held back to validate on; give more documents or raise --val-fraction")
+        return None
+    scripts = np.array(scripts_of(validation, tokenizer))
+    documents = len(np.unique(validation.table["key"]))
+    print(f"held back: {documents:,} documents, {validation.table['input_length'].sum():,} tokens")
+
+    def measure(model: Transformer, precision: Precision) -> dict[str, float]:
+        scores = score(
+            model, validation, tokenizer, tokens_per_batch=tokens_per_batch, precision=precision
+        )
+        by_script = {
+            f"bits_per_byte_{script}": scores.select(scripts == script).bits_per_byte
+            for script in np.unique(scripts).tolist()
+        }
+        figures = {"validation_loss": scores.loss, "bits_per_byte": scores.bits_per_byte}
+        return figures | by_script
+
+    return measure
+
+
+def _plan(
+    options: PretrainOptions, training: Dataset, model: Transformer, measure: Measure | None
+) -> Steps:
+    """The steps that the budget pays for; a run that goes on keeps its number of them."""
+    steps = make_steps(
+        training,
+        tokens_per_step=options.tokens_per_step,
+        tokens_per_batch=max(options.tokens_per_batch, options.max_length),
+        seed=options.seed,
+        mix=options.mix or None,
+    )
+    if options.tokens is not None:
+        share = options.tokens / steps.tokens_per_epoch
+        return steps.with_length(max(1, round(share * steps.steps_per_epoch)))
+    if options.minutes is None:
+        return steps.with_length((options.epochs or 1) * steps.steps_per_epoch)
+    saved = (read_extra(options.out / "checkpoints") or {}).get("origin", {})
+    if "planned" in saved and saved.get("options", {}).get("minutes") == options.minutes:
+        return steps.with_length(saved["planned"])
+    precision = resolve_precision(options.training.precision, model.device)
+    count = steps_within(
+        60 * options.minutes,
+        model,
+        steps,
+        options.training,
+        lambda: measure and measure(model, precision),
+        options.eval_every,
+    )
+    return steps.with_length(count)
+
+
+def _record(
+    options: PretrainOptions,
+    identity: dict[str, Any],
+    report: CorpusReport,
+    outcome: dict[str, Any],
+) -> None:
+    metrics = (options.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    figures = [line for line in map(json.loads, metrics) if "validation_loss" in line]
+    record = {
+        "options": asdict(options),
+        "identity": identity,
+        "corpus": asdict(report),
+        "versions": versions(),
+        "outcome": outcome,
+        "validations": figures,
+        "command": [*distributed.launcher(), "-m", "minimind.pretrain", *sys.argv[1:]],
+    }
+    text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
+    (options.out / "run.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
+    prepare_terminal()
+    try:
+        options = tyro.cli(PretrainOptions, args=argv, prog="python -m minimind.pretrain")
+        device = choose_device(options.device)
+        tokenizer, model = prepare(options, device)
+    except (ValueError, OSError) as error:
+        return fail(EXIT_USAGE, error)
+    except KeyboardInterrupt:
+        return fail(EXIT_INTERRUPTED, "interrupted before the first step")
+    try:
+        run(options, tokenizer, model, device)
+    except DataError as error:
+        return fail(EXIT_DATA, error)
+    except (TrainingError, ValueError, OSError) as error:
+        return fail(EXIT_FAILED, error)
+    except (MemoryError, RuntimeError) as error:
+        return fail(EXIT_FAILED, out_of_memory(error, less_to_train_on(options.tokens_per_batch)))
+    except KeyboardInterrupt:
+        return fail(
+            EXIT_INTERRUPTED, "interrupted; the same command goes on from its last checkpoint"
+        )
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Bring plain text to disk: repeats left out, tokenized once. Knows no steps and no model.
+
+    pass 1   each document ---> what it says ---> which ones repeat an earlier one
+    pass 2   each other one ---> windows ---> a Dataset, cached like one of conversations
+
+All windows of a document have its key, 64 bits of its text's hash. So a part that is held back by
+key holds whole documents, and the same ones whatever the tokenizer, the order and the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import compress, groupby, islice, tee
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minimind.data.dataset import (
+    Dataset,
+    DatasetWriter,
+    build_once,
+    cache_directory,
+    read_dataset,
+)
+from minimind.data.plain_text import Document, holds_rows, read_documents, windows_of
+from minimind.data.sources import readable_again
+from minimind.text.near_duplicates import DuplicateFinder, minhash_available
+from minimind.text.scripts import main_script
+from minimind.tokenizer import Tokenizer
+
+SIMILARITY = 0.85  # share of common 5-grams of letters from which on two documents are the same
+BLOCK_ROWS = 2**9
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(kw_only=True)
+class CorpusReport:
+    """What became of the documents, by count.
+
+    Attributes:
+        documents: read.
+        kept: tokenized.
+        empty: nothing but spaces.
+        duplicates: say the same as an earlier one, but for case and spaces.
+        near_duplicates: of the others, say nearly the same as one that is kept; None if datasketch
+            isn't there to look for them.
+    """
+
+    documents: int = 0
+    kept: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    near_duplicates: int | None = None
+
+
+def build_corpus(
+    paths: Sequence[str | os.PathLike[str]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    cache: Path | None = None,
+    done: Callable[[int], object] = lambda documents: None,
+) -> tuple[Dataset, CorpusReport]:
+    """Tokenize files of text once; the second time, map what the first time wrote.
+
+    Args:
+        paths: see `read_documents`.
+        tokenizer: decides the ids.
+        max_length: inputs of a window.
+        cache: folder of cached datasets; default `cache_directory()`.
+        done: told how many documents were looked at, in two passes.
+
+    Returns:
+        The windows, with their file's index, their document's line and key; and the report.
+
+    Raises:
+        DataError: a file or a row can't be used, or a file changes meanwhile.
+    """
+    names = [os.fspath(path) for path in paths]
+    root = cache or cache_directory()
+    decided = [tokenizer.fingerprint, tokenizer.end_of_text_id, max_length]
+    settings = ["documents", *decided, SIMILARITY, minhash_available()]
+    with readable_again(names, root) as files:
+        named = list(zip(files, names, strict=True))
+        kinds = [holds_rows(name) for name in names]
+
+        def write(folder: Path) -> None:
+            with tempfile.TemporaryDirectory(dir=root) as scratch:
+                report, kept = _without_repeats(named, Path(scratch), done)
+            with DatasetWriter(folder, tokenizer.vocab_size) as writer:
+                _tokenize(compress(_documents(named, done), kept), tokenizer, max_length, writer)
+            writer.finish(asdict(report))
+
+        folder = build_once(root, [*settings, kinds], named, write)
+    dataset, report = read_dataset(folder)
+    return dataset, CorpusReport(**report)
+
+
+def documents_of(dataset: Dataset) -> Iterator[tuple[list[int], list[int]]]:
+    """Each document: the rows of its windows, and its ids without what begins and ends it."""
+    for _, group in groupby(range(len(dataset)), dataset.table["key"].__getitem__):
+        rows = list(group)
+        yield rows, [id for row in rows for id in dataset[row].input_ids[1:]][:-1]
+
+
+def scripts_of(dataset: Dataset, tokenizer: Tokenizer) -> list[str]:
+    """For each window the script that most of its document is in, or "none"."""
+    scripts: list[str] = []
+    for rows, ids in documents_of(dataset):
+        scripts += [main_script(tokenizer.decode(ids)) or "none"] * len(rows)
+    return scripts
+
+
+def _documents(
+    files: Sequence[tuple[str, str]], done: Callable[[int], object]
+) -> Iterator[tuple[int, Document]]:
+    """All documents, each with its file's index."""
+    for index, (file, name) in enumerate(files):
+        for document in read_documents(file, name):
+            yield index, document
+            done(1)
+
+
+def _without_repeats(
+    files: Sequence[tuple[str, str]], folder: Path, done: Callable[[int], object]
+) -> tuple[CorpusReport, Mask]:
+    """Which documents say something new."""
+    near = minhash_available()
+    with DuplicateFinder(folder, near) as finder:
+        full = np.array([_add(finder, document.text) for _, document in _documents(files, done)])
+        same = finder.duplicates() >= 0
+        alike = finder.near_duplicates(SIMILARITY) >= 0 if near else np.zeros_like(same)
+    kept = full & ~same & ~alike
+    report = CorpusReport(
+        documents=len(full),
+        kept=int(kept.sum()),
+        empty=int((~full).sum()),
+        duplicates=int(same.sum()),
+        near_duplicates=int((alike & ~same).sum()) if near else None,
+    )
+    return report, kept
+
+
+def _add(finder: DuplicateFinder, text: str) -> bool:
+    """Let the finder know a text; False if it says nothing."""
+    if text.strip():
+        finder.add_text(text)
+        return True
+    finder.add(None)
+    return False
+
+
+def _tokenize(
+    documents: Iterable[tuple[int, Document]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    writer: DatasetWriter,
+) -> None:
+    known, read = tee(documents)
+    windows = windows_of((document.text for _, document in read), tokenizer, max_length)
+    rows = (
+        (example, _key(document.text), file, document.line)
+        for (file, document), examples in zip(known, windows, strict=True)
+        for example in examples
+    )
+    while block := list(islice(rows, BLOCK_ROWS)):
+        examples, keys, files, lines = zip(*block, strict=True)
+        part = Dataset.from_examples(examples)
+        part.table["key"][:] = keys
+        part.table["file"][:] = files
+        part.table["line"][:] = lines
+        writer.add(part.input_ids, part.loss_mask, part.table)
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

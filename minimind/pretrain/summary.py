@@ -1,0 +1,40 @@
+"""Say in words what pretraining reads and trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minimind.data.packing import Steps
+from minimind.pretrain.corpus import CorpusReport
+
+
+def describe_corpus(report: CorpusReport) -> list[str]:
+    """What became of the documents of the files."""
+    out = f"{report.empty:,} empty, {report.duplicates:,} duplicates"
+    if report.near_duplicates is not None:
+        out += f", {report.near_duplicates:,} near duplicates"
+    lines = [f"documents: {report.documents:,} read, {report.kept:,} kept; left out: {out}"]
+    if report.near_duplicates is None:
+        lines.append(
+            "near duplicates: not checked (needs datasketch: pip install 'minimind-sft[clean]')"
+        )
+    return lines
+
+
+def describe_mix(steps: Steps, names: Sequence[str]) -> list[str]:
+    """How much of each file is trained."""
+    whole = np.bincount(steps.dataset.table["file"], steps.lengths, minlength=len(names))
+    planned = np.zeros(len(names))
+    by_file = steps.tokens_by_file()
+    planned[: len(by_file)] = by_file
+    lines = []
+    for index, name in enumerate(names):
+        asked = "" if steps.shares is None else f", {steps.shares[index]:.2%} asked"
+        passes = planned[index] / whole[index] if whole[index] else 0.0
+        lines.append(
+            f"{name}: {planned[index]:,.0f} tokens, {passes:.2f} times its text, "
+            f"{planned[index] / planned.sum():.2%} of the training{asked}"
+        )
+    return lines

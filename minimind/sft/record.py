@@ -1,0 +1,46 @@
+"""The model card and the picture of the losses in a run's folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """A README for the run's folder, from what run.json holds."""
+    options, outcome, identity = record["options"], record["outcome"], record["identity"]
+    base = options["model"] or "minimind's embedded base"
+    losses = "no validation data"
+    if outcome["best_loss"] is not None:
+        losses = (
+            f"{outcome['first_loss']:.4f} before, {outcome['best_loss']:.4f} at its best "
+            f"(step {outcome['best_step']}), {outcome['last_loss']:.4f} at the end"
+        )
+    return (
+        f"# A chat model fine-tuned with minimind {record['versions']['minimind']}\n\n"
+        f"- base: {base}\n"
+        f"- data: {', '.join(options['files'])} (SHA-256 of ids and mask: {identity['data']})\n"
+        f"- validation loss per supervised token: {losses}\n"
+        f"- command: `{shlex.join(record['command'])}`\n"
+        f"- format: ChatML; stops at `<|im_end|>`\n\n"
+        "Options and versions are in run.json, losses by step in metrics.jsonl.\n"
+    )
+
+
+def loss_plot(metrics: Path, picture: Path) -> None:
+    """Draw the losses by step, if the `plot` extra is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, label in (("loss", "training"), ("validation_loss", "validation")):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), label=label) if points else None
+    axes.set(xlabel="optimizer step", ylabel="loss per supervised token")
+    axes.legend()
+    figure.savefig(picture)

@@ -1,0 +1,8 @@
+"""Find text that spells some model's control tokens."""
+
+import re
+
+LOOK_ALIKE = re.compile(
+    r"<\|[\w ]{1,40}\|>|<｜[\w ▁]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"|<(?:unk|pad|bos|eos)>|###(?:bos|eos|pad|unk)_token###"
+)

@@ -1,0 +1,5 @@
+"""Text to token ids and back, and the special tokens."""
+
+from minimind.tokenizer.tokenizer import StreamDecoder, Tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer"]

@@ -1,0 +1,288 @@
+"""Turn text into token ids and back, and keep control tokens out of text. Knows no roles or turns.
+
+    encode("1 + 1 = <|im_end|>")   [48, 6069, 252, 48, ...]   never the control token's id
+    encode_control("<|im_end|>")   2                          the only way to get it
+    decode([48, 2])                "1<|im_end|>"
+
+A text stands in the middle of something: nothing is put in front of it, neither a BOS nor the
+space that sentencepiece puts before a document. So text is the ids' bytes end to end, and can be
+decoded id by id.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from minimind.tokenizer.special_tokens import SPARE
+from minimind.tokenizer.vocabulary import (
+    CONFIG,
+    END,
+    HOLE,
+    JSON,
+    MODEL,
+    START,
+    Files,
+    add_chatml,
+    read_vocabulary,
+)
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """A base's tokenizer: a Hugging Face `tokenizer.json` or a sentencepiece `.model`.
+
+    Attributes:
+        vocab_size: 1 + the largest id.
+        bos_id: what the base's own tokenizer puts first, None if it puts nothing.
+        start_id: the id of `<|im_start|>`.
+        end_id: the id of `<|im_end|>`.
+        stop_ids: where an answer ends: `end_id`, then the base's own end of text.
+        end_of_text_id: what stands between documents: `<|endoftext|>`, else the base's own.
+        pad_id: the base's own, or where an answer could stop at it, a token of no other use.
+        control_ids: every added token, marked special or not. `encode` never yields one of them,
+            except the base's "unknown" for a character that its vocabulary can't write.
+        added_chatml: the ChatML tokens that the base hadn't, so that loading added them.
+        notice: what was done about them, in a sentence; None if nothing.
+        had_chat_template: the base's own chat template, which `save` doesn't write.
+        fingerprint: a hash over all that decides ids.
+    """
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a directory with a `tokenizer.json` or `*.model`, or such a file.
+
+        Raises:
+            FileNotFoundError: it isn't there.
+            ValueError: it isn't what its name says.
+        """
+        files = Files(Path(path))
+        try:
+            return cls(files)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{files.place}: it, or a file beside it, is not laid out as a tokenizer's "
+                f"({error!r}); fetch the tokenizer's files again"
+            ) from error
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.had_chat_template = files.take_template()
+        self.added_chatml, self.notice = add_chatml(files)
+        vocabulary = read_vocabulary(files)
+        named = files.named_tokens()
+
+        self._encode = vocabulary.encode
+        self._spelled = vocabulary.spelled
+        self._spaced = vocabulary.spaced
+        control = vocabulary.control
+        self._control = control
+        self._unknown = vocabulary.unknown
+        self._control_text = re.compile(
+            "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+        )
+        self.control_ids = frozenset(control.values())
+        self._escaping = vocabulary.escaping - {control.get(self._unknown or "", -1)}
+
+        self.vocab_size = len(self._spelled)
+        self.bos_id = vocabulary.bos_id
+        self.start_id = control[START]
+        self.end_id = control[END]
+        self._eos = named.get("eos_token") or vocabulary.eos or END
+        stops = (END, END_OF_TEXT, self._eos)
+        self.stop_ids = tuple(dict.fromkeys(control[t] for t in stops if t in control))
+        self.end_of_text_id = next(control[t] for t in (*stops[1:], END) if t in control)
+        self.pad_id = self._find_pad(named.get("pad_token"))
+
+        beside = json.dumps([sorted(control.items()), self.bos_id, self._unknown])
+        main = files.contents[JSON if JSON in files else MODEL]
+        self.fingerprint = hashlib.sha256(main + beside.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Encode plain text. What spells a control token becomes ordinary tokens.
+
+        Raises:
+            ValueError: the text has a lone surrogate, which UTF-8 can't write.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode many texts at once: the same ids, faster.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        texts = list(texts)
+        try:
+            rows = self._encode(texts)
+        except (TypeError, UnicodeError):
+            for text in texts:
+                _check_text(text)
+            raise
+        if self._escaping or self._unknown:
+            for index, (text, ids) in enumerate(zip(texts, rows, strict=True)):
+                spelled = self._unknown is not None and self._unknown in text
+                if not (self.control_ids if spelled else self._escaping).isdisjoint(ids):
+                    rows[index] = self._encode_apart(text)
+        return rows
+
+    def encode_control(self, token: str) -> int:
+        """Give the id of a control token.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        if token not in self._control:
+            names = sorted(self._control, key=self._control.__getitem__)
+            raise ValueError(
+                f"{token!r}: not a control token of this tokenizer; it has "
+                f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+            )
+        return self._control[token]
+
+    def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
+        """Turn ids into text; bytes that aren't UTF-8 become U+FFFD.
+
+        Args:
+            ids: an id without a token (a model may have spare rows) becomes U+FFFD too.
+            skip_control: leave control tokens out instead of spelling them.
+
+        Raises:
+            ValueError: an id is negative.
+        """
+        text = b"".join(self._bytes(id, skip_control) for id in ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._spaced else text
+
+    def token_bytes(self, id: int) -> bytes:
+        """Give the bytes that a token stands for in a text; a control token spells its name.
+
+        A character may be spread over several tokens: their bytes joined are the text's.
+
+        Raises:
+            ValueError: the id is negative.
+        """
+        return self._bytes(id, skip_control=False)
+
+    def stream_decoder(self, skip_control: bool = False) -> StreamDecoder:
+        """Start to decode id by id."""
+        return StreamDecoder(self, skip_control)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the files: the base's own, byte for byte where ChatML needn't be added.
+
+        The chat template isn't among them.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if CONFIG not in self._files:
+            self._files.write(CONFIG, self._config())
+        for name, content in self._files.contents.items():
+            (directory / name).write_bytes(content)
+
+    def _config(self) -> dict[str, object]:
+        """What transformers must be told of a tokenizer that came without a config."""
+        names = {id: name for name, id in self._control.items()}
+        config = {
+            # Any other class would cut text its own way, and the ids would differ.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": names.get(-1 if self.bos_id is None else self.bos_id),
+            "eos_token": self._eos,
+            "pad_token": names.get(self.pad_id),
+            "clean_up_tokenization_spaces": False,
+        }
+        return {key: value for key, value in config.items() if value is not None}
+
+    def _bytes(self, id: int, skip_control: bool) -> bytes:
+        if id < 0:
+            raise ValueError(f"{id}: not a token id; leave out labels of -100")
+        if skip_control and id in self.control_ids:
+            return b""
+        return self._spelled[id] if id < self.vocab_size else HOLE
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """Encode a text that came out with a control token: cut inside each, and try again.
+
+        "a<|im_end|>b"  ->  "a<", "|im_end|>b"
+        """
+        if len(text) == 1:
+            return self._encode_bytes(text)
+        cuts = [m.start() + 1 for m in self._control_text.finditer(text) if len(m[0]) > 1]
+        # None is spelled: the base's normalizer made it of something else. Halves, then.
+        cuts = cuts or [len(text) // 2]
+        parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+        return [id for ids in self.encode_batch(parts) for id in ids]
+
+    def _encode_bytes(self, character: str) -> list[int]:
+        """Encode a character that is a control token by itself."""
+        by_bytes = {s: id for id, s in enumerate(self._spelled) if id not in self.control_ids}
+        encoded = [bytes([byte]) for byte in character.encode()]
+        if not by_bytes.keys() >= set(encoded):
+            raise ValueError(
+                f"{character!r}: in this vocabulary only a control token writes it; "
+                "take it out of the text"
+            )
+        return [by_bytes[byte] for byte in encoded]
+
+    def _find_pad(self, own: str | None) -> int:
+        taken = {*self.stop_ids, self.start_id}
+        by_id = sorted(self._control, key=self._control.__getitem__)
+        padding = [name for name in by_id if "pad" in name.lower()]
+        spare = [name for name in by_id if SPARE.fullmatch(name)]
+        for name in [own, *padding, *spare]:
+            if name and self._control.get(name, self.end_id) not in taken:
+                return self._control[name]
+        # Nothing is meant for it. What is padded is never seen, so that any id serves.
+        taken |= {self.bos_id or 0, self._control.get(self._unknown or "", 0)}
+        by_use: list[int] = [*sorted(self.control_ids, reverse=True), *range(self.vocab_size)]
+        return next(id for id in by_use if id not in taken)
+
+
+class StreamDecoder:
+    """Decodes ids one at a time; a character appears once all of its bytes have.
+
+        push(837) ""   push(275) "녕"   push(32) "!"   finish() ""
+
+    The pieces joined are `Tokenizer.decode` of all the ids. After `finish` it can be used again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_control: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._skip_control = skip_control
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._first = True
+
+    def push(self, id: int) -> str:
+        """Take the next id and return the text that is now certain.
+
+        Raises:
+            ValueError: the id is negative.
+        """
+        return self._emit(self._utf8.decode(self._tokenizer._bytes(id, self._skip_control)))
+
+    def finish(self) -> str:
+        """Return what is left: U+FFFD if a character was cut short."""
+        rest = self._emit(self._utf8.decode(b"", final=True))
+        self._first = True
+        return rest
+
+    def _emit(self, text: str) -> str:
+        if not (self._first and text):
+            return text
+        self._first = False
+        return text.removeprefix(" ") if self._tokenizer._spaced else text
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"text: is {type(text).__name__}; give a str")
+    for at, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise ValueError(
+                f"text: half a character (U+{ord(character):04X}, a lone surrogate) at {at}; "
+                "repair the text where it was made"
+            )

@@ -1,0 +1,99 @@
+"""What any file must come to: rows that train the assistant's words and ends alone, or DataErrors.
+
+The answers are taken from the rows' JSON once more and plainly, so that a reader, a renderer or a
+mask that goes wrong is caught. Hypothesis asks it in the suite, tests/support/fuzz_rows.py
+millions of times.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from minimind.data.conversation import Conversation, DataError, parse_conversation
+from minimind.data.masking import Example, encode_rows
+from minimind.data.reader import Row, read_rows
+from minimind.tokenizer import Tokenizer
+
+END = "<|im_end|>"
+
+
+def check_file(data: bytes, tokenizer: Tokenizer) -> int:
+    """Read `data` as a file, tokenize what can be trained, and fail where the mask is wrong.
+
+    Returns:
+        How many conversations it holds.
+    """
+    stdin, sys.stdin = sys.stdin, SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(data)))
+    try:
+        rows = list(read_rows("-"))
+    finally:
+        sys.stdin = stdin
+    assert rows, "a file was passed over in silence"
+    good: list[tuple[Any, Conversation]] = []
+    for row in rows:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            good.append((row.value, _parse(row)))
+        except DataError as error:
+            check_message(error)
+    examples = encode_rows([conversation for _, conversation in good], tokenizer) if good else []
+    for (value, conversation), example in zip(good, examples, strict=True):
+        check_mask(value, conversation, example, tokenizer)
+    return len(good)
+
+
+def check_message(error: DataError) -> None:
+    """An error is one printable line, and one more with the excerpt."""
+    assert error.kind
+    assert error.fact
+    assert error.remedy
+    assert len(error.excerpt) <= 80
+    assert str(error).replace("\n    ", "", 1).isprintable()
+
+
+def check_mask(
+    value: Any, conversation: Conversation, example: Example, tokenizer: Tokenizer
+) -> None:
+    """What is trained decodes to the answers and their ends, and all ids to all of the turns."""
+    marked = list(zip(example.input_ids, example.loss_mask, strict=True))
+    trained = [id for id, mark in marked if mark]
+    answers = trained_answers(value, conversation.shape)
+    assert tokenizer.decode(trained) == "".join(answer + END for answer in answers)
+    assert [id for id in trained if id in tokenizer.control_ids] == [tokenizer.end_id] * len(
+        answers
+    )
+    assert tokenizer.decode(example.input_ids) == "".join(
+        f"<|im_start|>{message.role}\n{message.content}{END}\n" for message in conversation.messages
+    )
+
+
+def trained_answers(row: Any, shape: str) -> list[str]:
+    """A good row's answers, read off its JSON."""
+    if shape == "instruction/output":
+        return [pair[1] for pair in row.get("history") or []] + [row["output"]]
+    if shape == "prompt/completion":
+        answer = row["completion"]
+        answers = [answer] if isinstance(answer, str) else _answers_of(answer)
+        return (_answers_of(row["prompt"]) if isinstance(row["prompt"], list) else []) + answers
+    return _answers_of(row[shape])
+
+
+def _answers_of(messages: list[Any]) -> list[str]:
+    answers = []
+    for message in messages:
+        role = message["from"] if message.get("role") is None else message["role"]
+        if role in ("assistant", "gpt") and message.get("weight") != 0:
+            first = message.get("content")
+            content = message.get("value") if first is None else first
+            if isinstance(content, list):
+                content = "".join(part["text"] for part in content)
+            answers.append(content)
+    return answers
+
+
+def _parse(row: Row) -> Conversation:
+    return parse_conversation(row.value, path=row.path, line=row.line, text=row.text)
