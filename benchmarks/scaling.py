@@ -35,7 +35,7 @@ import minimind
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, markdown, peak_memory, ratio, spread
 from minimind.data.dataset import DataOptions, DataReport, build_dataset, read_dataset
-from minimind.data.packing import make_steps
+from minimind.data.plan import make_steps
 from minimind.data.sources import SETTLED_NS
 from minimind.data.table import COLUMNS, Table
 from minimind.tokenizer import Tokenizer

@@ -95,7 +95,7 @@ def from_full_logits(
     rng = torch.Generator().manual_seed(config.seed or 0)
     for _ in range(config.max_new_tokens):
         with torch.no_grad():
-            logits = model.logits(torch.tensor([ids]))[0, -1].double().numpy()
+            logits = model(torch.tensor([ids]))[0, -1].double().numpy()
         for token in set(ids):
             penalty = config.repetition_penalty
             logits[token] = (
@@ -421,7 +421,7 @@ def test_a_model_that_has_answered_can_be_trained_as_if_it_had_not(training) -> 
         if answers:
             list(generate(model, [1, 2, 3]))
         assert model.training == training
-        model.logits(torch.arange(12).view(2, 6)).logsumexp(-1).sum().backward()
+        model(torch.arange(12).view(2, 6)).logsumexp(-1).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(map(torch.equal, *gradients))
 
@@ -430,7 +430,7 @@ def test_a_half_precision_model_answers_in_its_own_precision() -> None:
     model = random_model().to(torch.bfloat16)
     answer = list(generate(model, [1, 2, 3], temperature=0, max_new_tokens=10))
     with torch.no_grad():
-        first = model.logits(torch.tensor([[1, 2, 3]]))[0, -1].argmax().item()
+        first = model(torch.tensor([[1, 2, 3]]))[0, -1].argmax().item()
     assert (len(answer), answer[0]) == (10, first)
 
 

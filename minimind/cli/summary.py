@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minimind.data.dataset import REJECTED, DataReport, Dataset
-from minimind.data.packing import Steps
+from minimind.data.plan import Steps
 from minimind.data.selection import Selection
 
 BARS, WIDTH = 10, 30  # of a drawing of lengths, in lines and in characters

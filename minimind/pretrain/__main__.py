@@ -29,7 +29,7 @@ from minimind.cli.command import (
 from minimind.cli.summary import describe_plan
 from minimind.data.conversation import DataError
 from minimind.data.dataset import Dataset
-from minimind.data.packing import Steps, make_steps
+from minimind.data.plan import Steps, make_steps
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.pretrain.corpus import CorpusReport, build_corpus, scripts_of

@@ -32,7 +32,7 @@ from minimind.cli.command import (
 from minimind.cli.summary import describe_plan, describe_selection, describe_tokens
 from minimind.data.conversation import DataError
 from minimind.data.dataset import REJECTED, DataOptions, Dataset
-from minimind.data.packing import Steps, batches_of, make_steps
+from minimind.data.plan import Batches, Steps, make_steps
 from minimind.data.selection import select_rows
 from minimind.data.show import prompt_of, show_row
 from minimind.model.pretrained import load
@@ -185,7 +185,7 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
         options.training,
         Run(
             out=out,
-            validation=batches_of(validation, _budget(options)),
+            validation=Batches(validation, _budget(options)),
             eval_every=options.eval_every or per_epoch,
             save_every=options.save_every or per_epoch,
             save_dtype=torch.bfloat16 if options.save_dtype == "bf16" else torch.float32,

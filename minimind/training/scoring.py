@@ -126,7 +126,7 @@ def score(
                 losses, correct = token_scores(states, model.head_weight, labels)
                 nats = losses.double().cpu().numpy()
                 spelled = text_bytes[labels.cpu().numpy()]
-                ends = np.cumsum(batch.lengths)
+                ends = np.cumsum(batch.documents.lengths)
                 owner = np.searchsorted(ends, batch.supervised.cpu().numpy(), side="right")
                 text_nats = np.where(spelled >= 0, nats, 0.0)
                 columns = (np.ones_like(nats), correct.cpu().numpy(), spelled.clip(0))
