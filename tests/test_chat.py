@@ -31,10 +31,13 @@ GREEDY = SampleConfig(temperature=0, max_new_tokens=40)
 class Talk(Chat):
     """A chat with a scripted model that remembers what a person would see."""
 
-    def __init__(self, tokenizer: Tokenizer, *script: object, config=GREEDY, system=None) -> None:
-        self.pieces, self.notes, self.paces = [], [], []
-        sinks = self.pieces.append, self.notes.append, self.paces.append
-        super().__init__(Scripted(tokenizer, *script), tokenizer, config, system, *sinks)
+    def __init__(
+        self, tokenizer: Tokenizer, *script: object, config=GREEDY, system=None, show_speed=False
+    ) -> None:
+        self.pieces, self.notes = [], []
+        sinks = self.pieces.append, self.notes.append
+        model = Scripted(tokenizer, *script)
+        super().__init__(model, tokenizer, config, system, *sinks, show_speed)
 
     @property
     def shown(self) -> str:
@@ -230,10 +233,11 @@ def test_an_error_within_an_answer_does_not_end_the_conversation(tokenizer) -> N
 
 
 def test_an_answer_is_followed_by_its_length_and_speed(tokenizer) -> None:
-    talk = Talk(tokenizer, "하나", "", ["둘", KeyboardInterrupt()]).say("1?", "2?", "3?")
-    (pace,) = talk.paces  # of the answer that came, and came to its end
+    script = "하나", "", ["둘", KeyboardInterrupt()]
+    speed, *others = Talk(tokenizer, *script, show_speed=True).say("1?", "2?", "3?").notes
+    assert others == ["no answer; the question isn't kept", "stopped; /undo removes it"]
     count = len(tokenizer.encode("하나")) + 1
-    assert re.fullmatch(rf"{count} tokens, [\d,]+\.\d tokens/s", pace)
+    assert re.fullmatch(rf"{count} tokens, [\d,]+\.\d tokens/s", speed)
 
 
 FAMILY, BYTES = "👨‍👩‍👧", "뷁"  # several code points; a syllable of several tokens
@@ -462,8 +466,8 @@ def test_a_terminal_never_gets_half_an_emoji_or_half_a_syllable(tmp_path) -> Non
         for answer in answers:
             terminal.wait_for("> ")
             terminal.type("!\r")
-            terminal.wait_for(f"{answer}\r\n\x1b[2m(")
-            terminal.wait_for(" tokens/s)\x1b[0m")
+            terminal.wait_for(f"{answer}\r\n(")
+            terminal.wait_for(" tokens/s)")
     assert not Path(state).exists()
 
 

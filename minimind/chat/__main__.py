@@ -36,8 +36,6 @@ HELP = f"""\
 Ctrl-C stops an answer and keeps its text so far; Ctrl-D quits. To begin a question with "/", put a
 space before it."""
 
-FAINT, RESET = "\033[2m", "\033[0m"
-
 # Control characters are printed as escapes, so that they can't move the cursor or change colours.
 VISIBLE = {
     code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
@@ -79,7 +77,7 @@ class Chat:
         config: how the model answers.
         write: takes pieces of answers.
         note: takes sentences about the conversation.
-        report_speed: takes an answer's length and speed, in words.
+        show_speed: whether to note each answer's length and speed.
         turns: user, assistant, user, assistant, ...: the whole conversation.
         dropped: messages at the beginning of `turns` that no longer fit the context.
     """
@@ -90,7 +88,7 @@ class Chat:
     system: str | None
     write: Callable[[str], None]
     note: Callable[[str], None]
-    report_speed: Callable[[str], None]
+    show_speed: bool
     turns: list[Message] = field(default_factory=list)
     dropped: int = 0
 
@@ -152,7 +150,8 @@ class Chat:
         if not text:
             self.note("no answer; the question isn't kept")
             return
-        self.report_speed(f"{ending.tokens:,} tokens, {speed:,.1f} tokens/s")
+        if self.show_speed:
+            self.note(f"{ending.tokens:,} tokens, {speed:,.1f} tokens/s")
         if ending.finish_reason == "length":
             self.note(
                 f"cut: an answer has at most {self.config.max_new_tokens} tokens "
@@ -161,7 +160,6 @@ class Chat:
 
     @property
     def context(self) -> int:
-        """Tokens of the prompt and the answer together, at most."""
         return self.model.config.max_position_embeddings
 
     def _prompt(self, turns: list[Message], dropped: int) -> list[Message]:
@@ -229,11 +227,7 @@ def converse(chat: Chat, prompt_line: PromptLine) -> None:
 
 
 def answer_lines(lines: Iterable[bytes], new_chat: Callable[[], Chat]) -> None:
-    """Answer each line on its own; empty lines are skipped.
-
-    Raises:
-        ValueError: a line isn't UTF-8, or can't be answered. Earlier answers are written.
-    """
+    """Answer each line on its own; empty lines are skipped, and errors name their line."""
     for number, line in enumerate(lines, start=1):
         try:
             prompt = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -266,13 +260,8 @@ def run(options: ChatOptions) -> None:
         else:
             print(f"note: {text}", file=sys.stderr)
 
-    def report_speed(text: str) -> None:
-        if terminal and sys.stdout.isatty():
-            faint, reset = ("", "") if os.environ.get("TERM") == "dumb" else (FAINT, RESET)
-            print(f"{faint}({text}){reset}")
-
     def new_chat() -> Chat:
-        return Chat(model, tokenizer, options.sampling, options.system, write, note, report_speed)
+        return Chat(model, tokenizer, options.sampling, options.system, write, note, terminal)
 
     if options.compile:
         compile_decoding(model, 1, note)
