@@ -82,8 +82,8 @@ def test_text_becomes_a_model_and_its_bits_per_byte_are_those_that_evaluation_fi
     model, _ = load(out / "last")  # in bfloat16; what was measured were float32 weights
     for name, file in (("", None), ("_hangul", 0), ("_latin", 1)):
         chosen = held_back if file is None else held_back.select(held_back.table["file"] == file)
-        values = score_documents(model, tokenizer, chosen, "").values
-        found_here = values["text_bits"] / values["text_bytes"]
+        bits, text_bytes = score_documents(model, tokenizer, chosen, "").sums["bits_per_byte"]
+        found_here = bits / text_bytes
         assert last[f"bits_per_byte{name}"] == pytest.approx(found_here, rel=2e-3)
 
 
