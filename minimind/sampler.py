@@ -168,7 +168,7 @@ def stream_reply(
 ) -> Generator[str, None, Ending]:
     """Answer a conversation piece by piece; no piece ends within a character.
 
-    The answer ends at one of the tokenizer's stop ids. Its other control tokens aren't in the text.
+    The answer ends at one of the tokenizer's stop ids. Control tokens are left out of the text.
 
     Args:
         model: a model that was trained on ChatML.
@@ -241,7 +241,7 @@ def _decode(
 
 
 def choose(logits: Tensor, config: SampleConfig, draws: Tensor) -> Tensor:
-    """Choose a token per row of logits (R, V): the one at `draws`, (R,), in its distribution."""
+    """Choose a token per row of logits (R, V) by draws (R,) in [0, 1) from its distribution."""
     best, token = logits.max(-1)
     if not bool(best.isfinite().all()):
         raise ValueError(
@@ -258,7 +258,7 @@ def choose(logits: Tensor, config: SampleConfig, draws: Tensor) -> Tensor:
 
 
 def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
-    """Probabilities (R, N) and their tokens (R, N); 0 where top-p or min-p drop a token."""
+    """Probabilities (R, N), 0 for what top-p or min-p drop, and their tokens (R, N)."""
     if config.top_k:
         logits, ids = logits.topk(min(config.top_k, logits.size(-1)))
     else:
@@ -280,7 +280,7 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that were seen, (R, V) bool, less likely by a penalty above 1."""
+    """Make tokens less likely that a row has seen, (R, V) bool, if the penalty is above 1."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

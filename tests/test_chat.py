@@ -392,15 +392,6 @@ def test_running_out_of_memory_is_one_line(base, monkeypatch, capsys) -> None:
     assert "out of memory with this model; use a smaller --model" in capsys.readouterr().err
 
 
-def test_help_gives_every_option_with_its_default(command) -> None:
-    code, out, _ = command("--help")
-    assert code == 0
-    own = ("model", "prompt", "system", "history", "device")
-    for name in (*own, *SampleConfig.__dataclass_fields__):
-        assert f"--{name.replace('_', '-')}" in out
-    assert "(default: 0.9)" in out
-
-
 # The real thing
 
 

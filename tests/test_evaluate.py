@@ -16,11 +16,9 @@ import pytest
 import torch
 
 from minimind.evaluate import __main__ as evaluate
-from minimind.evaluate import evaluation
 from minimind.model.pretrained import BASE, save
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
-from minimind.training.scoring import score
 from tests.support.browser import ask
 from tests.support.tiny import CONFIG, write_base
 
@@ -274,18 +272,6 @@ def test_a_terminal_is_not_disturbed_by_what_a_row_says(base, tmp_path, capsys) 
     path.write_text("\x1b[2Jhello\n")
     assert main([str(path), "--model", str(base), "--out", str(tmp_path / "out"), *FAST]) == 0
     assert "question: \\x1b[2Jhello\n" in capsys.readouterr().out
-
-
-def test_tokens_per_batch_bounds_documents_too(base, tmp_path, monkeypatch) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("some words " * 200)
-    seen = []
-    monkeypatch.setattr(
-        evaluation, "score", lambda *given, **named: seen.append(named) or score(*given, **named)
-    )
-    common = [str(text), "--documents", "--model", str(base), "--out", str(tmp_path / "out")]
-    assert main([*common, "--tokens-per-batch", "300"]) == 0
-    assert {"tokens_per_batch": 300} in seen
 
 
 def test_no_file_and_no_rows_are_told(base, tmp_path, capsys) -> None:

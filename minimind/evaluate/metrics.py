@@ -30,7 +30,7 @@ class Case:
 
 
 def exact(case: Case) -> float | None:
-    """Whether the answer is the expected one, ignoring white space and Unicode's form (NFC)."""
+    """Whether both answers are the same after normalizing white space and Unicode (NFC)."""
     if case.expected is None:
         return None
     return float(_plain(case.answer) == _plain(case.expected))

@@ -9,7 +9,7 @@ from minimind.evaluate.figures import describe_counts
 
 STYLE = """
 .answers { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)) }
-.answers > div { white-space: pre-wrap } .row h3 { font-size: 1rem; margin: .25rem 0 }
+.answers > div { white-space: pre-wrap }
 .row { white-space: normal } .question { white-space: pre-wrap; font-weight: 600 }
 .wrong { border-left: .3rem solid var(--bad); padding-left: .5rem }
 .right { border-left: .3rem solid var(--good); padding-left: .5rem }
