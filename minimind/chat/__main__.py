@@ -160,6 +160,7 @@ class Chat:
 
     @property
     def context(self) -> int:
+        """Tokens of the prompt and the answer together, at most."""
         return self.model.config.max_position_embeddings
 
     def _prompt(self, turns: list[Message], dropped: int) -> list[Message]:

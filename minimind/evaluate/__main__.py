@@ -101,6 +101,7 @@ class EvaluateOptions:
 
     @property
     def evaluation(self) -> Evaluation:
+        """The options that `evaluate` takes."""
         return Evaluation(
             sampling=self.sampling if self.generate else None,
             scoring=self.score,

@@ -37,11 +37,13 @@ class Question:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
+        """The messages that a model answers."""
         messages = self.conversation.messages
         return messages[:-1] if messages[-1].role == "assistant" else messages
 
     @property
     def expected(self) -> str | None:
+        """The row's own answer."""
         last = self.conversation.messages[-1]
         return last.content if last.role == "assistant" else None
 
