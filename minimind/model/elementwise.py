@@ -1,9 +1,8 @@
-"""What a decoder does element by element, in fewer passes over memory. Knows no weights' names.
+"""What a decoder does element by element: norm, SwiGLU, rotation.
 
-Each function here writes its backward pass out, working in place where autograd would keep copies:
-on a CPU such passes are a good part of what a step spends beside its matrix products. The compiler
-and CUDA's own kernels fuse better still: there, PyTorch's formulas are used. Without gradients, as
-in decoding, each is a few plain operations, spared the cost of calling an autograd function.
+The norm and SwiGLU have a backward pass of their own, which works in place and keeps less than
+autograd would. The compiler and CUDA's kernels do better still: there PyTorch's formulas are used.
+Without gradients, as in decoding, each is a few plain operations.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up. Source: Shazeer 2020, arXiv:2002.05202."""
+    """silu(gate) * up, all of one shape. Source: Shazeer 2020, arXiv:2002.05202."""
     if torch.compiler.is_compiling():
         return F.silu(gate) * up
     if not torch.is_grad_enabled():
@@ -46,7 +45,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle. Source: Su et al., 2104.09864.
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle.
 
     Args:
         x: (T, heads, D)
@@ -55,15 +54,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Returns:
         (T, heads, D), of x's type; computed in that of cos and sin.
+
+    Source: Su et al. 2021, arXiv:2104.09864.
     """
-    if torch.compiler.is_compiling():
-        first, second = x.chunk(2, dim=-1)
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat(turned, dim=-1).to(x.dtype)
-    if not torch.is_grad_enabled():
-        return _turn(x, cos, sin)
-    out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return out
+    first, second = x.chunk(2, dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def _norm_scale(x: Tensor, eps: float) -> Tensor:
@@ -99,7 +95,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps gate and up; silu(gate) is computed again."""
+    """Keeps gate and up, not silu(gate), which is as large and cheap to compute again."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -111,27 +107,3 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation back: nothing of x is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = torch.empty_like(x, dtype=cos.dtype)
-    first, second = x.chunk(2, dim=-1)
-    upper, lower = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=upper).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=lower).addcmul_(first, sin)
-    return out.to(x.dtype)

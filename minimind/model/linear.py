@@ -1,4 +1,4 @@
-"""Linear layers, also for few rows at the speed of memory. Knows no model."""
+"""Linear layers, with a faster CPU path for up to 16 rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, without gradients and on CPU in another order of memory.
+    """x @ weight.T + bias.
 
-    To decode is to read every weight once for a few rows. One product per block of the weight,
-    blocks shared out among the cores, reads it faster than F.linear's one product for all. The
-    weight isn't copied.
+    Decoding reads every weight once for a few rows. On a CPU and without gradients, one product per
+    block of the weight reads it faster than F.linear's one product for all: the blocks are shared
+    out among the cores. The weight isn't copied.
 
     Args:
         x: (R, I)
@@ -37,14 +37,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (R, O), equal to F.linear's but for rounding.
     """
-    # Python's own time counts here: the cheapest question that mostly decides comes first.
+    # Python's own time counts here: the cheapest check that mostly decides comes first.
     if torch.is_grad_enabled() or x.size(0) > FEW_ROWS or not _blocks_serve(x, weight):
         return F.linear(x, weight, bias)
     rows, (outputs, inputs) = x.size(0), weight.shape
     count = _block_count(outputs)
     blocks = weight.view(count, outputs // count, inputs)
     if rows == 1:
-        # Each block is a matrix-vector product. As `x.t()`: its strides decide which kernel runs.
+        # Each block is a matrix-vector product. `x.t()` has the strides for which that kernel runs.
         out = torch.bmm(blocks, x.t().expand(count, inputs, 1)).view(1, outputs)
     else:
         out = torch.bmm(x.expand(count, rows, inputs), blocks.transpose(1, 2))  # (B, R, O/B)
