@@ -307,7 +307,7 @@ def test_chatml_may_take_rows_that_the_base_left_spare(tmp_path) -> None:
     write_checkpoint(tmp_path, "llama")
     write_tokenizer(tmp_path, special=("<|endoftext|>", *reserved))
     with pytest.warns(
-        UserWarning, match=r"took the place of <\|reserved_special_token_0\|>"
+        UserWarning, match=r"added in place of <\|reserved_special_token_0\|>"
     ) as caught:
         model, tokenizer = load(tmp_path)
     assert "rows were added" not in str(caught[0].message)

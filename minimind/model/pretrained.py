@@ -128,7 +128,7 @@ def save(
             f"{directory}: holds a sharded model, and some readers would go on reading its shards; "
             "save to another directory"
         )
-    if tokenizer.had_chat_template not in (None, _chat_template(tokenizer)):
+    if tokenizer.base_chat_template not in (None, _chat_template(tokenizer)):
         warnings.warn(
             f"{directory}: the base's own chat template is replaced; the model is trained with "
             "plain ChatML, without a system prompt that no one asked for",
