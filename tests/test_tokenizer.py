@@ -78,28 +78,20 @@ def test_a_control_token_that_the_model_matches_by_itself_is_cut_apart(
     assert unigram.decode(unigram.encode("it says </s>")) == "it says </s>"
 
 
-@given(texts())
-def test_encode_never_yields_a_control_token(text: str) -> None:
-    assert OURS.control_ids.isdisjoint(OURS.encode(text))
-
-
-@pytest.mark.parametrize("kind", ["llama3", "llama2.json", "llama2.model"])
-def test_no_text_yields_a_control_token_of_a_base(kind: str, bases: dict[str, Tokenizer]) -> None:
+@pytest.mark.parametrize("kind", ["ours", "llama3", "llama2.json", "llama2.model"])
+def test_no_text_yields_a_control_token_and_every_text_comes_back(
+    kind: str, bases: dict[str, Tokenizer]
+) -> None:
     tokenizer = bases[kind]
 
-    @given(texts())
+    @given(st.text() | texts())
     def check(text: str) -> None:
         ids = tokenizer.encode(text)
         assert tokenizer.control_ids.isdisjoint(ids)
-        if "▁" not in text:  # sentencepiece's space
+        if kind in ("ours", "llama3") or "▁" not in text:  # sentencepiece's space
             assert tokenizer.decode(ids) == text
 
     check()
-
-
-@given(st.text() | texts())
-def test_ours_gives_back_every_text(text: str) -> None:
-    assert OURS.decode(OURS.encode(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -119,17 +111,15 @@ def test_hard_texts_come_back_whole(kind: str, text: str, bases: dict[str, Token
     assert bases[kind].decode(bases[kind].encode(text)) == text
 
 
-@given(st.lists(texts(), max_size=5))
-def test_a_batch_gives_the_same_ids_as_one_by_one(batch: list[str]) -> None:
-    assert OURS.encode_batch(batch) == [OURS.encode(text) for text in batch]
-
-
 @pytest.mark.parametrize("kind", EVERY)
-def test_a_batch_with_control_tokens_in_it_gives_the_same_ids(
-    kind: str, bases: dict[str, Tokenizer]
-) -> None:
-    batch = ["hello", "", "</s>hello", "hello hello"]
-    assert bases[kind].encode_batch(batch) == [bases[kind].encode(text) for text in batch]
+def test_a_batch_gives_the_same_ids_as_one_by_one(kind: str, bases: dict[str, Tokenizer]) -> None:
+    tokenizer = bases[kind]
+
+    @given(st.lists(texts() | st.sampled_from(["", "</s>hello", "hello hello"]), max_size=5))
+    def check(batch: list[str]) -> None:
+        assert tokenizer.encode_batch(batch) == [tokenizer.encode(text) for text in batch]
+
+    check()
 
 
 @given(texts(), texts())
@@ -259,17 +249,8 @@ def test_ten_thousand_streamed_texts_are_exact_and_without_replacement_character
     tokenizer = bases[kind]
     draw = random.Random(29)
     alphabet = [chr(c) for c in range(0xAC00, 0xD7A4, 7)] + [chr(c) for c in range(0x4E00, 0x9FFF)]
-    alphabet += [
-        "👨‍👩‍👧‍👦",
-        "🏳️‍🌈",
-        "👍🏽",
-        "ㅋㅋ",
-        "\u1112\u1161\u11ab",
-        "안녕",
-        " ",
-        "\n",
-        "a",
-    ] * 300
+    clusters = ["👨‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "ㅋㅋ", "\u1112\u1161\u11ab", "안녕", " ", "\n", "a"]
+    alphabet += clusters * 300
     written = ["".join(draw.choices(alphabet, k=draw.randint(1, 12))) for _ in range(count)]
     for text, ids in zip(written, tokenizer.encode_batch(written), strict=True):
         stream = tokenizer.stream_decoder()
@@ -662,13 +643,6 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
 def test_a_broken_tokenizer_json_is_named(content: bytes, fact: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ValueError, match=fact):
-        Tokenizer.load(tmp_path)
-
-
-def test_a_broken_config_is_named(tmp_path: Path) -> None:
-    OURS.save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("{,}")
-    with pytest.raises(ValueError, match=r"tokenizer_config.json: not JSON"):
         Tokenizer.load(tmp_path)
 
 

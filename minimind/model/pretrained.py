@@ -235,7 +235,7 @@ def _read_weights(
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise ValueError(
-                f"{path}: not a whole safetensors file ({error}); fetch it again"
+                f"{path}: not a complete safetensors file ({error}); fetch it again"
             ) from None
         for key in file.keys():  # noqa: SIM118  # not a dict
             name = _plain_name(key)

@@ -1,7 +1,7 @@
 """Collect a tokenizer's control tokens, and check that each has an id of its own.
 
 Control tokens are all added tokens, marked special or not. If `<|im_end|>` shared its id with a
-word, the model would learn to stop at that word, and nothing would tell.
+word, the model would learn to stop at that word, without any error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def collect_control_tokens(
     A control token may be one of the model's words too, under the same id, or have the id of a
     spare slot. Any other conflict is an error.
     """
-    decoder = files.read(CONFIG).get("added_tokens_decoder", {})
+    decoder = files.read(CONFIG).get("added_tokens_decoder") or {}
     in_config = {
         token["content"]: int(id) if id.isdecimal() else id for id, token in decoder.items()
     }
