@@ -137,7 +137,7 @@ def test_every_digit_stands_alone(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama2.json", "llama2.model", "unigram.model"])
-def test_nothing_is_put_before_a_text(kind: str, bases: dict[str, Tokenizer]) -> None:
+def test_encode_puts_nothing_before_a_text(kind: str, bases: dict[str, Tokenizer]) -> None:
     tokenizer = bases[kind]
     assert tokenizer.encode("hello") != tokenizer.encode(" hello")
     assert tokenizer.encode("\nhello") == tokenizer.encode("\n") + tokenizer.encode("hello")
@@ -361,7 +361,7 @@ def test_chatml_takes_spare_slots_where_there_are_any(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama2.json", "llama2.model"])
-def test_chatml_comes_in_at_the_end_of_a_base_without_spare_slots(
+def test_chatml_is_added_at_the_end_of_a_base_without_spare_slots(
     kind: str, bases: dict[str, Tokenizer]
 ) -> None:
     tokenizer = bases[kind]
