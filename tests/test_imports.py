@@ -92,7 +92,16 @@ def loaded() -> set[str]:
 
 @pytest.mark.parametrize(
     "absent",
-    ["transformers", "datasets", "pyarrow", "matplotlib", "tyro", "huggingface_hub", "jinja2"],
+    [
+        "transformers",
+        "datasets",
+        "pyarrow",
+        "matplotlib",
+        "tyro",
+        "huggingface_hub",
+        "jinja2",
+        "sentencepiece",
+    ],
 )
 def test_importing_minimind_does_not_import(absent: str, loaded: set[str]) -> None:
     assert "minimind.sampler" in loaded

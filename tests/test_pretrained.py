@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -169,26 +168,12 @@ def test_a_tied_head_that_is_stored_again_must_equal_the_embedding(checkpoint) -
     edit_weights(checkpoint, **{HEAD: embedding})
     model, _ = load(checkpoint)
     assert model.head_weight is model.model.embed_tokens.weight
-    edit_weights(checkpoint, **{HEAD: embedding * 2})
-    with pytest.raises(ValueError, match=r"lm_head\.weight differs .* set tie_word_embeddings to"):
-        load(checkpoint)
+    for other in (embedding[:5], torch.tensor(1.0), embedding * 2):
+        edit_weights(checkpoint, **{HEAD: other})
+        with pytest.raises(ValueError, match=r"lm_head\.weight differs .* set tie_word_embeddings"):
+            load(checkpoint)
     edit_json(checkpoint / "config.json", tie_word_embeddings=False)
     assert torch.equal(load(checkpoint)[0].head_weight, embedding * 2)
-
-
-def test_a_torn_weights_file_is_named(checkpoint) -> None:
-    path = checkpoint / "model.safetensors"
-    for size in (0, 100, path.stat().st_size // 2):
-        path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
-            load(checkpoint)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "model.pt"])
-def test_a_pickle_is_refused_unread(checkpoint, name: str) -> None:
-    (checkpoint / "model.safetensors").rename(checkpoint / name)
-    with pytest.raises(FileNotFoundError, match=f"only {name}, a pickle, which could run any code"):
-        load(checkpoint)
 
 
 def test_the_command_that_a_refused_pickle_comes_with_converts_it(checkpoint) -> None:
@@ -209,29 +194,14 @@ def test_a_directory_without_weights_or_config_says_so(checkpoint) -> None:
     with pytest.raises(FileNotFoundError, match=r"base: no model\.safetensors; give a directory"):
         load(checkpoint)
     (checkpoint / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"base: no config\.json; give a directory in"):
+    with pytest.raises(FileNotFoundError, match=r"base: no config\.json; give a directory that"):
         load(checkpoint)
 
 
-def test_a_broken_config_is_named(checkpoint) -> None:
-    path = checkpoint / "config.json"
-    for text, fact in (("{", "not JSON"), ("[]", "holds no JSON object"), ("\xff", "not JSON")):
-        path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(ValueError, match=rf"base/config\.json: {fact}.*; fetch the file again"):
-            load(checkpoint)
-
-
-def test_a_broken_index_is_named(checkpoint) -> None:
+def test_an_index_without_a_weight_map_is_named(checkpoint) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "model-1.safetensors")
-    index = checkpoint / "model.safetensors.index.json"
-    write_json(index, {"weight_map": {}})
+    write_json(checkpoint / "model.safetensors.index.json", {"weight_map": {}})
     with pytest.raises(ValueError, match=r"index\.json: has no weight_map; fetch"):
-        load(checkpoint)
-    write_json(index, {"weight_map": {EMBEDDING: "../elsewhere.safetensors"}})
-    with pytest.raises(ValueError, match=r"names '\.\./elsewhere.*; a shard lies in the same"):
-        load(checkpoint)
-    write_json(index, {"weight_map": {EMBEDDING: "model-2.safetensors"}})
-    with pytest.raises(FileNotFoundError, match=r"no model-2\.safetensors, which .* lists; fetch"):
         load(checkpoint)
 
 
@@ -282,7 +252,7 @@ def test_a_base_without_chatml_gets_rows_that_are_the_mean_of_its_own(tmp_path) 
         write_checkpoint(base, "llama", vocab_size=258, tie_word_embeddings=tied)
         write_tokenizer(base, special=("<|endoftext|>",))
         before = load_file(base / "model.safetensors")
-        with pytest.warns(UserWarning, match=r"no <\|im_start\|> and <\|im_end\|> .*; 2 rows"):
+        with pytest.warns(UserWarning, match=r"no <\|im_start\|> and <\|im_end\|>; .*2 new rows"):
             model, tokenizer = load(base)
         rows = tokenizer.vocab_size - 258
         assert rows >= 2
@@ -307,10 +277,10 @@ def test_chatml_may_take_rows_that_the_base_left_spare(tmp_path) -> None:
     write_checkpoint(tmp_path, "llama")
     write_tokenizer(tmp_path, special=("<|endoftext|>", *reserved))
     with pytest.warns(
-        UserWarning, match=r"took the place of <\|reserved_special_token_0\|>"
+        UserWarning, match=r"added in place of <\|reserved_special_token_0\|>"
     ) as caught:
         model, tokenizer = load(tmp_path)
-    assert "rows were added" not in str(caught[0].message)
+    assert "new rows" not in str(caught[0].message)
     assert caught[0].filename == __file__
     assert model.config.vocab_size == TINY["vocab_size"]
     assert torch.equal(model.head_weight, load_file(tmp_path / "model.safetensors")[HEAD])
@@ -602,9 +572,3 @@ def test_the_files_hold_nothing_that_transformers_complains_of(
     assert generation.do_sample in (None, False)
     assert generation.temperature in (None, 1.0)
     assert [record.getMessage() for record in caplog.records] == []
-
-
-def test_the_saved_config_has_every_size(trained) -> None:
-    _, tokenizer, saved = trained
-    config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
-    assert config | TINY | {"vocab_size": tokenizer.vocab_size} == config

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, cast
+from typing import Any, Literal
 
 ModelType = Literal["llama", "qwen2", "qwen3"]
 RopeType = Literal["llama3", "yarn"]
@@ -37,7 +37,7 @@ FAMILIES: Mapping[str, Family] = {
 _SWITCHES = ("qkv_bias", "o_bias", "mlp_bias", "qk_norm")
 
 # Wider than any published model of these families, far below what would exhaust a machine.
-_SIZES = {
+_MAX_SIZES = {
     "vocab_size": 2**22,
     "hidden_size": 2**16,
     "intermediate_size": 2**19,
@@ -46,6 +46,14 @@ _SIZES = {
     "num_key_value_heads": 1024,
     "head_dim": 1024,
     "max_position_embeddings": 2**24,
+}
+
+_COMMON = frozenset({"rope_type", "factor", "original_max_position_embeddings"})
+_YARN = {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"}
+_ROPE_FIELDS: Mapping[str, frozenset[str]] = {
+    "default": frozenset(),
+    "llama3": _COMMON | {"low_freq_factor", "high_freq_factor"},
+    "yarn": _COMMON | _YARN,
 }
 
 
@@ -61,9 +69,6 @@ class RopeScaling:
         attention_factor: yarn's scale of cos and sin; None derives it from `factor`.
         mscale, mscale_all_dim: yarn's other way to derive it (DeepSeek); both or neither count.
         truncate: whether yarn rounds its bounds outwards to whole dimensions.
-
-    Raises:
-        ValueError: a field is missing, out of range, or belongs to the other type.
     """
 
     rope_type: RopeType
@@ -79,41 +84,25 @@ class RopeScaling:
     truncate: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.rope_type not in _ROPE_FIELDS:
-            raise ValueError(f'rope_type is "{self.rope_type}"; use one of {_list(_ROPE_FIELDS)}')
-        _check_number("rope factor", self.factor, 1.0, 2.0**20)
-        _check_size(
-            "original_max_position_embeddings",
-            self.original_max_position_embeddings,
-            _SIZES["max_position_embeddings"],
-        )
-        foreign = sorted(set(self.to_hf()) - _ROPE_FIELDS[self.rope_type])
-        if foreign:
-            raise ValueError(f"rope_type {self.rope_type} has no {_list(foreign)}; leave it out")
+        _check_rope_fields(self.rope_type, self.to_hf())
+        _check_number(self, "factor", 1.0, 2.0**20)
+        _check_size("original_max_position_embeddings", self.original_max_position_embeddings)
         if self.rope_type == "llama3":
-            low = _check_number("low_freq_factor", self.low_freq_factor, 1e-6, 1e6)
-            high = _check_number("high_freq_factor", self.high_freq_factor, 1e-6, 1e6)
+            low = _check_number(self, "low_freq_factor", 1e-6, 1e6)
+            high = _check_number(self, "high_freq_factor", 1e-6, 1e6)
             if low >= high:
                 raise ValueError(
                     f"low_freq_factor {low:g} is not below high_freq_factor {high:g}; swap them"
                 )
         for name in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
-            value = getattr(self, name)
-            if value is not None:
-                _check_number(name, value, 0.0, 1e6)
+            if getattr(self, name) is not None:
+                _check_number(self, name, 0.0, 1e6)
+        if self.truncate is not None:
+            _check_boolean("truncate", self.truncate)
 
     def to_hf(self) -> dict[str, object]:
         """The fields that are set, under config.json's names."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-_COMMON = frozenset({"rope_type", "factor", "original_max_position_embeddings"})
-_ROPE_FIELDS: Mapping[str, frozenset[str]] = {
-    "llama3": _COMMON | {"low_freq_factor", "high_freq_factor"},
-    "yarn": _COMMON
-    | {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
-}
+        return _without_null({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,10 +144,10 @@ class ModelConfig:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in _SIZES.items():
-            _check_size(name, getattr(self, name), most)
-        _check_number("rms_norm_eps", self.rms_norm_eps, 1e-12, 1.0)
-        _check_number("rope_theta", self.rope_theta, 2.0, 1e12)
+        for name in _MAX_SIZES:
+            _check_size(name, getattr(self, name))
+        _check_number(self, "rms_norm_eps", 1e-12, 1.0)
+        _check_number(self, "rope_theta", 2.0, 1e12)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} attention heads cannot share "
@@ -167,16 +156,12 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; RoPE turns pairs, so use an even one")
         for name in ("tie_word_embeddings", *_SWITCHES):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use true or false")
-        self._check_family()
-
-    def _check_family(self) -> None:
+            _check_boolean(name, getattr(self, name))
         family = _family(self.model_type)
-        written: dict[str, bool] = {}
+        in_json: dict[str, bool] = {}
         for name in _SWITCHES:
             value, rule = getattr(self, name), getattr(family, name)
-            expected = written.setdefault(rule, value) if isinstance(rule, str) else rule
+            expected = in_json.setdefault(rule, value) if isinstance(rule, str) else rule
             if value != expected:
                 raise ValueError(
                     f"a {self.model_type} model with {name}={value} cannot be written as "
@@ -184,7 +169,7 @@ class ModelConfig:
                 )
 
     @classmethod
-    def from_hf(cls, data: Mapping[str, object], place: str = "config.json") -> ModelConfig:
+    def from_hf(cls, data: Mapping[str, Any], place: str = "config.json") -> ModelConfig:
         """Read a parsed config.json, of transformers 4 or 5.
 
             {"rope_theta": 1e4, "rope_scaling": {"type" or "rope_type": ...}}       transformers 4
@@ -196,32 +181,20 @@ class ModelConfig:
             ValueError: a field is missing or malformed, or asks for what this model can't do.
         """
         try:
-            _refuse_what_we_lack(data)
-            family = _family(_text(data, "model_type"))
-            rope_theta, rope_scaling = _read_rope(data)
-            heads = _integer(data, "num_attention_heads")
-            hidden_size = _integer(data, "hidden_size")
-            head_dim = family.head_dim or hidden_size // max(heads, 1)
-            switches = {
-                name: _boolean(data, rule) if isinstance(rule, str) else rule
-                for name, rule in ((name, getattr(family, name)) for name in _SWITCHES)
-            }
-            return cls(
-                model_type=cast(ModelType, data["model_type"]),
-                vocab_size=_integer(data, "vocab_size"),
-                hidden_size=hidden_size,
-                intermediate_size=_integer(data, "intermediate_size"),
-                num_hidden_layers=_integer(data, "num_hidden_layers"),
-                num_attention_heads=heads,
-                num_key_value_heads=_integer(data, "num_key_value_heads", heads),
-                head_dim=_integer(data, "head_dim", head_dim),
-                max_position_embeddings=_integer(data, "max_position_embeddings"),
-                rms_norm_eps=_number(data, "rms_norm_eps", 1e-6),
-                rope_theta=rope_theta,
-                rope_scaling=rope_scaling,
-                tie_word_embeddings=_boolean(data, "tie_word_embeddings"),
-                **switches,
-            )
+            _refuse_unsupported(data)
+            data = _without_null(data)
+            family = _family(data.get("model_type"))
+            heads = _check_size("num_attention_heads", data.get("num_attention_heads"))
+            hidden_size = _check_size("hidden_size", data.get("hidden_size"))
+            values: dict[str, Any] = dict.fromkeys(_MAX_SIZES)
+            values["num_key_value_heads"] = heads
+            values["head_dim"] = family.head_dim or hidden_size // heads
+            values |= {key: data[key] for key in data.keys() & {f.name for f in fields(cls)}}
+            for name in _SWITCHES:
+                rule = getattr(family, name)
+                values[name] = data.get(rule, False) if isinstance(rule, str) else rule
+            values["rope_theta"], values["rope_scaling"] = _read_rope(data)
+            return cls(**values)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
 
@@ -240,7 +213,7 @@ class ModelConfig:
         return {
             "architectures": [family.architecture],  # llama.cpp's converter chooses by this
             "model_type": self.model_type,
-            **{name: getattr(self, name) for name in _SIZES},
+            **{name: getattr(self, name) for name in _MAX_SIZES},
             "hidden_act": "silu",
             "rms_norm_eps": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,
@@ -255,116 +228,83 @@ class ModelConfig:
         }
 
 
-def _family(model_type: str) -> Family:
-    if model_type not in FAMILIES:
-        raise ValueError(f'model_type "{model_type}" is not supported; use {_list(FAMILIES)}')
+def _family(model_type: object) -> Family:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not supported; use {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
-def _refuse_what_we_lack(data: Mapping[str, object]) -> None:
+def _refuse_unsupported(data: Mapping[str, Any]) -> None:
     """Name what a checkpoint asks for that `Transformer` doesn't compute."""
     for key in ("num_experts", "num_local_experts", "n_routed_experts"):
         if data.get(key):
             raise ValueError(f"{key} is {data[key]!r}: a mixture of experts; use a dense model")
-    if str(data.get("model_type")).endswith("_moe"):
-        raise ValueError(f"{data['model_type']} is a mixture of experts; use a dense model")
     if data.get("use_sliding_window"):
         raise ValueError(
             "use_sliding_window is true, and every layer here sees its whole context; use a model "
             "without sliding windows (if none of its layers has one, set it to false)"
         )
     layer_types = data.get("layer_types") or []
-    if not isinstance(layer_types, list):
-        raise ValueError(f"layer_types is {layer_types!r}; use a list or leave it out")
-    for layer_type in layer_types:
-        if layer_type != "full_attention":
-            raise ValueError(
-                f'layer_types has "{layer_type}", and every layer here sees its whole context; '
-                "use a model whose layers are all full_attention"
-            )
+    if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
+        raise ValueError(
+            f"layer_types is {layer_types!r:.80}, and every layer here sees its whole context; "
+            "use a model whose layers are all full_attention"
+        )
     if (activation := data.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"hidden_act is {activation!r}; only silu (SwiGLU) is supported")
     if data.get("quantization_config"):
         raise ValueError("quantization_config is set; use the checkpoint before quantization")
 
 
-def _read_rope(data: Mapping[str, object]) -> tuple[float, RopeScaling | None]:
+def _read_rope(data: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
     """(rope_theta, scaling) from either form, with transformers' precedence where both stand."""
     rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_scaling is {rope!r}; use an object or null")
-    for source in (data, rope):
-        if (share := source.get("partial_rotary_factor")) not in (None, 1):
+    rope = _without_null(rope)
+    for share in (data.get("partial_rotary_factor", 1), rope.pop("partial_rotary_factor", 1)):
+        if share != 1:
             raise ValueError(f"partial_rotary_factor is {share!r}; only whole heads are rotated")
-    theta = _number(_present(data) | _present(rope), "rope_theta", 10_000.0)
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"  # "type" is the oldest form
-    rest = _present(rope, "rope_type", "type", "rope_theta", "partial_rotary_factor")
+    theta = rope.pop("rope_theta", data.get("rope_theta", 10_000.0))
+    rope_type = rope.pop("rope_type", rope.pop("type", "default"))  # "type" is the oldest form
+    _check_rope_fields(rope_type, rope)
     if rope_type == "default":
-        if rest:
-            raise ValueError(f"rope type default has no {_list(sorted(rest))}; leave it out")
         return theta, None
-    if not isinstance(rope_type, str) or rope_type not in _ROPE_FIELDS:
-        raise ValueError(f"rope type {rope_type!r} is not supported; use {_list(_ROPE_FIELDS)}")
-    if unknown := sorted(rest.keys() - _ROPE_FIELDS[rope_type]):
-        raise ValueError(f"rope type {rope_type} has no {_list(unknown)}; leave it out")
     # A length beside rope_scaling wins over the one inside (Phi); without any, it is the maximum.
     name = "original_max_position_embeddings"
-    original = _integer(rest | _present(data), name, _integer(data, "max_position_embeddings"))
-    truncate = _boolean(rest, "truncate") if "truncate" in rest else None
-    numbers = {key: _number(rest, key) for key in rest.keys() - {name, "truncate"}}
-    if "factor" not in numbers:
-        raise ValueError(f"rope type {rope_type} needs a factor; add it")
-    return theta, RopeScaling(
-        rope_type=cast(RopeType, rope_type),
-        original_max_position_embeddings=original,
-        truncate=truncate,
-        **numbers,
-    )
+    original = data.get(name, rope.get(name, data.get("max_position_embeddings")))
+    return theta, RopeScaling(rope_type=rope_type, **{"factor": None, **rope, name: original})
 
 
-def _present(data: Mapping[str, object], *without: str) -> dict[str, object]:
+def _check_rope_fields(rope_type: object, names: Iterable[str]) -> None:
+    if not isinstance(rope_type, str) or rope_type not in _ROPE_FIELDS:
+        raise ValueError(f"rope_type {rope_type!r} is not supported; use {', '.join(_ROPE_FIELDS)}")
+    if unknown := sorted(set(names) - _ROPE_FIELDS[rope_type]):
+        raise ValueError(f"rope_type {rope_type} has no {', '.join(unknown)}; leave it out")
+
+
+def _without_null(data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that aren't null: transformers writes null for "the default"."""
-    return {key: value for key, value in data.items() if value is not None and key not in without}
+    return {key: value for key, value in data.items() if value is not None}
 
 
-def _text(data: Mapping[str, object], name: str) -> str:
-    if not isinstance(value := data.get(name), str):
-        raise ValueError(f"{name} is {value!r}; use a string")
-    return value
-
-
-def _integer(data: Mapping[str, object], name: str, default: int | None = None) -> int:
-    value = default if data.get(name) is None else data[name]
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}; use an integer")
-    return value
-
-
-def _number(data: Mapping[str, object], name: str, default: float | None = None) -> float:
-    value = default if data.get(name) is None else data[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300:
-        raise ValueError(f"{name} is {value!r}; use a number")
-    return float(value)
-
-
-def _boolean(data: Mapping[str, object], name: str) -> bool:
-    value = False if data.get(name) is None else data[name]
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; use true or false")
-    return value
-
-
-def _check_size(name: str, value: int, most: int) -> None:
+def _check_size(name: str, value: Any) -> int:
+    most = _MAX_SIZES[name.removeprefix("original_")]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ValueError(f"{name} is {value!r}; use an integer from 1 to {most:,}")
+    return value
 
 
-def _check_number(name: str, value: float | None, least: float, most: float) -> float:
+def _check_number(config: object, name: str, least: float, most: float) -> float:
+    """Check a field, and store an integer as a float: transformers warns of integers."""
+    value = getattr(config, name)
     # Written so that NaN fails too.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise ValueError(f"{name} is {value!r}; use a number from {least:g} to {most:g}")
+    object.__setattr__(config, name, float(value))
     return float(value)
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
+def _check_boolean(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; use true or false")

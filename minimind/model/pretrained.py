@@ -7,7 +7,7 @@
     chat_template.jinja         our chat template, where newer readers look
     generation_config.json      where to stop
 
-Reading is strict: every weight the config asks for, in its shape, and no other.
+Reading is strict: every weight that the config asks for, in its shape, and no other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +33,7 @@ from minimind.data.chatml import CHAT_TEMPLATE
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
+from minimind.tokenizer.files import parse_object
 
 BASE = Path(__file__).parents[1] / "base"
 
@@ -42,19 +43,8 @@ _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors spells them; the rest is quantized
 
-# What a hub repository is asked for: neither .bin files nor copies in other formats.
-_WANTED = [
-    "config.json",
-    "model*.safetensors",
-    _INDEX,
-    "tokenizer*",
-    "*.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template*",
-]
+# What is fetched of a hub repository: neither pickles nor copies in other formats.
+_FETCHED = ["*.json", "model*.safetensors", "*.model", "merges.txt", "*.jinja"]
 
 
 def load(
@@ -62,7 +52,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Transformer, Tokenizer]:
-    """Load a pretrained model and its tokenizer.
+    """Load a pretrained model, onto `device` and in `dtype`, and its tokenizer.
 
         load()                                    the base that is part of this package
         load("runs/sft-1")                        a directory
@@ -76,9 +66,10 @@ def load(
         ValueError: the config asks for what `Transformer` can't do, or the weights don't fit it.
     """
     directory = _locate(path_or_name)
-    config = ModelConfig.from_hf(
-        _read_json(directory / "config.json"), str(directory / "config.json")
-    )
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory}: no config.json; give a directory that holds a model")
+    config = ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
     tokenizer = Tokenizer.load(directory)
     weights = _read_weights(directory, config, torch.device(device), dtype)
     config = _fit_vocabulary(config, weights, tokenizer, directory)
@@ -101,9 +92,9 @@ def save(
 ) -> None:
     """Write a directory in Hugging Face's layout: `load` and transformers open it as it is.
 
-    The files are written beside their places, synced, and moved there at the end: wherever that is
-    cut off, the directory holds what it held, or the new model, or (where it held another model)
-    no weights for a moment; never a mix of two. The chat template is always ours.
+    The files are written to a folder inside the directory, synced, and moved to their places at
+    the end. If saving is cut off at any point, the directory holds the old model or the new one, or
+    (where the old one was another model) no weights; never a mix of two. The chat template is ours.
 
     Args:
         directory: is made if absent; what a model directory consists of is replaced in it.
@@ -125,10 +116,10 @@ def save(
         )
     if (directory / _INDEX).exists():
         raise FileExistsError(
-            f"{directory}: holds a sharded model, and some readers would go on reading its shards; "
+            f"{directory}: holds a sharded model, and some readers would still read its shards; "
             "save to another directory"
         )
-    if tokenizer.had_chat_template not in (None, _chat_template(tokenizer)):
+    if tokenizer.base_chat_template not in (None, _chat_template(tokenizer)):
         warnings.warn(
             f"{directory}: the base's own chat template is replaced; the model is trained with "
             "plain ChatML, without a system prompt that no one asked for",
@@ -138,10 +129,20 @@ def save(
     for unfinished in directory.glob(".saving-*"):  # by a process that was killed
         shutil.rmtree(unfinished, ignore_errors=True)
     dtype = dtype or model.head_weight.dtype
+    dtype_name = str(dtype).removeprefix("torch.")
+    config_json = {
+        **config.to_hf(),
+        # Named even where null: Llama's defaults in transformers are 1 and 2.
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.end_id,
+        "pad_token_id": tokenizer.pad_id,
+        "torch_dtype": dtype_name,  # transformers before 4.56
+        "dtype": dtype_name,
+    }
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as name:
         staging = Path(name)
         save_tokenizer(staging, tokenizer)
-        _write_json(staging / "config.json", _config_json(config, tokenizer, dtype))
+        _write_json(staging / "config.json", config_json)
         weights = {
             _plain_name(key): value.detach().to("cpu", dtype).contiguous()
             for key, value in model.state_dict().items()
@@ -153,20 +154,32 @@ def save(
 
 
 def save_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
-    """Write what of a model directory isn't the model: tokenizer, chat template, stop tokens.
-
-    Args:
-        directory: exists.
-        tokenizer: to be saved.
-    """
+    """Write what a model directory holds besides the model."""
     directory = Path(directory)
     tokenizer.save(directory)
-    _write_chat_template(directory, tokenizer)
-    _write_json(directory / "generation_config.json", _generation_json(tokenizer))
+    template = _chat_template(tokenizer)
+    (directory / "chat_template.jinja").write_bytes(template.encode())  # for transformers 5
+    path = directory / "tokenizer_config.json"  # for transformers 4 and llama.cpp's converter
+    _write_json(path, parse_object(path.read_bytes(), path) | {"chat_template": template})
+    # Nothing about sampling: the base's own settings were meant for the base.
+    generation = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    _write_json(directory / "generation_config.json", generation)
+
+
+def _chat_template(tokenizer: Tokenizer) -> str:
+    return ("{{ bos_token }}" if tokenizer.bos_id is not None else "") + CHAT_TEMPLATE
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_bytes((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
 
 
 def _move(staging: Path, directory: Path) -> None:
-    """Put new files in the places of old ones; within a run only the weights differ, one rename."""
+    """Move new files over the old ones; within a run only the weights differ, one rename."""
     weights = directory / _WEIGHTS
     changed = []
     for file in staging.iterdir():
@@ -184,9 +197,6 @@ def _move(staging: Path, directory: Path) -> None:
     sync(directory)
 
 
-# Finding
-
-
 def _locate(path_or_name: str | Path | None) -> Path:
     if path_or_name is None:
         return BASE
@@ -195,19 +205,16 @@ def _locate(path_or_name: str | Path | None) -> Path:
         return path
     if path.exists():
         raise FileNotFoundError(f"{path_or_name}: is a file; give the model's directory")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path_or_name)):
-        return _download(str(path_or_name))
-    raise FileNotFoundError(
-        f"{path_or_name}: no such directory; give a model directory or a hub name like org/model"
-    )
-
-
-def _download(name: str) -> Path:
+    name = str(path_or_name)
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise FileNotFoundError(
+            f"{name}: no such directory; give a model directory or a hub name like org/model"
+        )
     from huggingface_hub import snapshot_download  # slow to import, and seldom needed
 
     try:
         # Asks the hub for the newest version; offline (HF_HUB_OFFLINE=1) it takes the cache's.
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=_FETCHED))
     except (OSError, ValueError) as error:  # all of the hub's errors are one of the two
         fact = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(
@@ -216,65 +223,43 @@ def _download(name: str) -> Path:
         ) from error
 
 
-# Reading
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent}: no {path.name}; give a directory in Hugging Face's layout"
-        )
-    try:
-        value = json.loads(path.read_bytes())
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); fetch the file again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds no JSON object; fetch the file again")
-    return value
-
-
 def _read_weights(
     directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Every parameter under its name; the files' headers are checked before a tensor is read."""
     with torch.device("meta"):
         expected = {key: value.shape for key, value in Transformer(config).state_dict().items()}
-    with ExitStack() as stack:
-        sources = {}  # plain name -> (open file, name in the file)
-        for path in _weight_files(directory):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as error:
-                raise ValueError(
-                    f"{path}: not a whole safetensors file ({error}); fetch it again"
-                ) from None
-            for key in file.keys():  # noqa: SIM118  # not a dict
-                name = _plain_name(key)
-                if name in sources:
-                    raise ValueError(f"{path}: {name} is there twice; keep one of the two")
-                sources[name] = file, key
-        extra_head = config.tie_word_embeddings and _HEAD in sources
-        found = {}
-        for name, (file, key) in sources.items():
-            # Old Llama files hold the rotary frequencies; they are computed here.
-            if name.endswith("rotary_emb.inv_freq") or (extra_head and name == _HEAD):
-                continue
-            header = file.get_slice(key)
-            found[name] = torch.Size(header.get_shape()), header.get_dtype()
-        _check(expected, found, directory)
-        if extra_head and not torch.equal(*(_tensor(*sources[n]) for n in (_HEAD, _EMBEDDING))):
+    stored = {}  # plain name -> what reads the tensor, when it is indexed
+    for path in _weight_files(directory):
+        try:
+            file = safe_open(path, framework="pt")
+        except SafetensorError as error:
             raise ValueError(
-                f"{directory}: {_HEAD} differs from {_EMBEDDING}, but config.json ties them; "
-                "set tie_word_embeddings to false to keep both"
-            )
-        # A copy, never a view of the file: what happens to the file later is no concern of ours.
-        return {name: _tensor(*sources[name]).to(device, dtype, copy=True) for name in expected}
-
-
-def _tensor(file: safe_open, key: str) -> Tensor:
-    tensor = file.get_tensor(key)
-    assert isinstance(tensor, Tensor)
-    return tensor
+                f"{path}: not a complete safetensors file ({error}); fetch it again"
+            ) from None
+        for key in file.keys():  # noqa: SIM118  # not a dict
+            name = _plain_name(key)
+            if name in stored:
+                raise ValueError(f"{path}: {name} is there twice; keep one of the two")
+            # Old Llama files hold the rotary frequencies, which are computed here.
+            if not name.endswith("rotary_emb.inv_freq"):
+                stored[name] = file.get_slice(key)
+    head = stored.pop(_HEAD, None) if config.tie_word_embeddings else None
+    if problems := _misfits(expected, stored):
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        listed = "".join(f"\n    {line}" for line in problems[:10] + more)
+        raise ValueError(
+            f"{directory}: {len(problems)} of its weights don't fit its config.json; use the two "
+            f"files of one model{listed}"
+        )
+    shape = list(expected[_EMBEDDING])
+    if head and (head.get_shape() != shape or not torch.equal(head[:], stored[_EMBEDDING][:])):
+        raise ValueError(
+            f"{directory}: {_HEAD} differs from {_EMBEDDING}, but config.json ties them; "
+            "set tie_word_embeddings to false to keep both"
+        )
+    # Copies, not views of the file: whatever changes the file later must not change the model.
+    return {name: stored[name][:].to(device, dtype, copy=True) for name in expected}
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -283,7 +268,7 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / _WEIGHTS]
     index = directory / _INDEX
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = parse_object(index.read_bytes(), index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index}: has no weight_map; fetch the file again")
         shards = sorted({str(shard) for shard in weight_map.values()})
@@ -297,18 +282,12 @@ def _weight_files(directory: Path) -> list[Path]:
     if pickles:
         raise FileNotFoundError(
             f"{directory}: only {pickles[0].name}, a pickle, which could run any code; "
-            f"turn it into safetensors:\n{_conversion(pickles[0])}"
+            "turn it into safetensors:\n"
+            'python -c "import sys, torch; from safetensors.torch import save_file; '
+            "save_file({k: v.clone() for k, v in torch.load(sys.argv[1], weights_only=True, "
+            f"map_location='cpu').items()}}, sys.argv[2])\" '{pickles[0]}' '{directory / _WEIGHTS}'"
         )
     raise FileNotFoundError(f"{directory}: no {_WEIGHTS}; give a directory that holds weights")
-
-
-def _conversion(pickle: Path) -> str:
-    """A command that rewrites a pickle of tensors, without running what it may hold."""
-    return (
-        'python -c "import sys, torch; from safetensors.torch import save_file; '
-        "save_file({k: v.clone() for k, v in torch.load(sys.argv[1], weights_only=True, "
-        f"map_location='cpu').items()}}, sys.argv[2])\" '{pickle}' '{pickle.parent / _WEIGHTS}'"
-    )
 
 
 def _plain_name(key: str) -> str:
@@ -316,33 +295,23 @@ def _plain_name(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in ("_orig_mod", "module"))
 
 
-def _check(
-    expected: Mapping[str, torch.Size],
-    found: Mapping[str, tuple[torch.Size, str]],
-    directory: Path,
-) -> None:
-    """Say everything that doesn't fit in one error."""
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    for name, (shape, dtype) in found.items():
+def _misfits(expected: Mapping[str, torch.Size], stored: Mapping[str, Any]) -> list[str]:
+    problems = [f"{name} is missing" for name in expected if name not in stored]
+    for name, header in stored.items():
+        shape, dtype = header.get_shape(), header.get_dtype()
         if name not in expected:
             problems.append(f"{name} is unexpected")
-        elif shape != expected[name]:
-            problems.append(f"{name} is {list(shape)}, not {list(expected[name])}")
+        elif shape != list(expected[name]):
+            problems.append(f"{name} is {shape}, not {list(expected[name])}")
         elif dtype not in _FLOATS:
             problems.append(f"{name} holds {dtype}, not floating-point numbers")
-    if problems:
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        listed = "".join(f"\n    {line}" for line in problems[:10] + more)
-        raise ValueError(
-            f"{directory}: {len(problems)} of its weights don't fit its config.json; use the two "
-            f"files of one model{listed}"
-        )
+    return problems
 
 
 def _fit_vocabulary(
     config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, directory: Path
 ) -> ModelConfig:
-    """Give the ChatML tokens that the tokenizer had to add their rows, and say so."""
+    """Add rows for the ChatML tokens that the tokenizer had to add, and warn of it."""
     ids = {tokenizer.encode_control(token) for token in tokenizer.added_chatml}
     new = range(config.vocab_size, tokenizer.vocab_size)
     if not ids.issuperset(new):
@@ -356,49 +325,6 @@ def _fit_vocabulary(
             mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
             weights[name] = torch.cat([rows, mean.expand(len(new), -1)])
     if tokenizer.notice:
-        grown = f"; {len(new)} rows were added, each the mean of the others" if new else ""
-        warnings.warn(f"{tokenizer.notice}{grown}. They mean nothing before training", stacklevel=3)
+        grown = f", with {len(new)} new rows, each the mean of the old ones" if new else ""
+        warnings.warn(f"{tokenizer.notice}{grown}. They mean nothing until trained", stacklevel=3)
     return dataclasses.replace(config, vocab_size=config.vocab_size + len(new))
-
-
-# Writing
-
-
-def _config_json(
-    config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype
-) -> dict[str, object]:
-    dtype_name = str(dtype).removeprefix("torch.")
-    return {
-        **config.to_hf(),
-        # Named even where null: Llama's defaults in transformers are 1 and 2.
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.end_id,
-        "pad_token_id": tokenizer.pad_id,
-        "torch_dtype": dtype_name,  # transformers before 4.56
-        "dtype": dtype_name,
-    }
-
-
-def _generation_json(tokenizer: Tokenizer) -> dict[str, object]:
-    """Where to stop, and nothing of how to sample: that was the base's, for the base."""
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
-
-
-def _chat_template(tokenizer: Tokenizer) -> str:
-    return ("{{ bos_token }}" if tokenizer.bos_id is not None else "") + CHAT_TEMPLATE
-
-
-def _write_chat_template(directory: Path, tokenizer: Tokenizer) -> None:
-    """Put our template in both places where readers look: its own file, and the tokenizer's."""
-    template = _chat_template(tokenizer)
-    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")  # transformers 5
-    path = directory / "tokenizer_config.json"  # transformers 4 and llama.cpp's converter
-    _write_json(path, _read_json(path) | {"chat_template": template})
-
-
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

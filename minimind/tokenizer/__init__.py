@@ -1,4 +1,4 @@
-"""Text to token ids and back, and the special tokens."""
+"""Text to token ids and back, and the control tokens."""
 
 from minimind.tokenizer.tokenizer import StreamDecoder, Tokenizer
 

@@ -1,7 +1,7 @@
-"""See that each control token has an id of its own, whatever a base's files say. Knows no files.
+"""Collect a tokenizer's control tokens, and check that each has an id of its own.
 
-A base whose `<|im_end|>` had the id of a word, or of another control token, would learn to stop at
-that word, and nothing would tell.
+Control tokens are all added tokens, marked special or not. If `<|im_end|>` shared its id with a
+word, the model would learn to stop at that word, without any error.
 """
 
 from __future__ import annotations
@@ -9,43 +9,47 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-MOST_IDS = 2**22  # as many rows as a model may have
+from minimind.tokenizer.files import ADDED_TOKENS, CONFIG, TokenizerFiles
 
-# Slots that bases leave for others: <|reserved_special_token_0|>, <|extra_0|>, [UNUSED_5], ...
+START = "<|im_start|>"
+END = "<|im_end|>"
+
+_MAX_IDS = 2**22  # as many rows as a model may have
+
+# Slots that bases leave unused: <|reserved_special_token_0|>, <|extra_0|>, [UNUSED_5], ...
 SPARE = re.compile(
     r"[<\[]\|?(?:reserved|unused|extra|spare|dummy)(?:_special)?(?:_token)?_?\d+\|?[>\]]",
     re.IGNORECASE,
 )
 
 
-def merge(place: str, words: Mapping[str, int], *listings: Mapping[str, int]) -> dict[str, int]:
-    """Merge what a tokenizer's files say of its control tokens.
+def collect_control_tokens(
+    files: TokenizerFiles, words: Mapping[str, int], added: Mapping[str, int]
+) -> dict[str, int]:
+    """Merge the main file's added tokens, and what the files beside it list or give a role.
 
-    Args:
-        place: its path, for errors.
-        words: the model's vocabulary. A control token may stand in it under its own id, and in the
-            place of a spare slot.
-        listings: each file's control tokens and their ids.
-
-    Raises:
-        ValueError: an id is none, a token has two, or two tokens have one.
+    A control token may be one of the model's words too, under the same id, or have the id of a
+    spare slot. Any other conflict is an error.
     """
+    decoder = files.read(CONFIG).get("added_tokens_decoder") or {}
+    in_config = {
+        token["content"]: int(id) if id.isdecimal() else id for id, token in decoder.items()
+    }
+    named = {token: words[token] for token in files.named_tokens().values() if token in words}
+    listings = [added, files.read(ADDED_TOKENS), in_config, named]
     control: dict[str, int] = {}
     for listing in listings:
-        for name, id in listing.items():
-            if control.setdefault(name, id) != id:
-                raise _fault(place, f"{name!r} has two ids, {control[name]} and {id}")
+        control = {**listing, **control}  # the first to list a token gives its id
     owners = {id: name for name, id in control.items()}
-    for name, id in (*control.items(), *words.items()):
-        if not isinstance(name, str) or type(id) is not int or not 0 <= id < MOST_IDS:
-            raise _fault(place, f"{name!r} has the id {id!r}, not one from 0 to {MOST_IDS - 1:,}")
+    for name, id in (item for tokens in (*listings, words) for item in tokens.items()):
+        other = owners.get(control.get(name, id), name)
         if control.get(name, id) != id:
-            raise _fault(place, f"{name!r} has two ids, {control[name]} and {id}")
-        other = owners.get(id, name)
-        if other != name and not (SPARE.fullmatch(name) or SPARE.fullmatch(other)):
-            raise _fault(place, f"{other!r} and {name!r} have the same id, {id}")
+            fact = f"{name!r} has two ids, {control[name]} and {id}"
+        elif not isinstance(name, str) or type(id) is not int or not 0 <= id < _MAX_IDS:
+            fact = f"{name!r} has the id {id!r}, not one from 0 to {_MAX_IDS - 1:,}"
+        elif other != name and not (SPARE.fullmatch(name) or SPARE.fullmatch(other)):
+            fact = f"{other!r} and {name!r} have the same id, {id}"
+        else:
+            continue
+        raise ValueError(f"{files.place}: {fact}; fetch the tokenizer's files again")
     return control
-
-
-def _fault(place: str, fact: str) -> ValueError:
-    return ValueError(f"{place}: {fact}; fetch the tokenizer's files again")

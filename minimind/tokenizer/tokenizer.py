@@ -4,9 +4,9 @@
     encode_control("<|im_end|>")   2                          the only way to get it
     decode([48, 2])                "1<|im_end|>"
 
-A text stands in the middle of something: nothing is put in front of it, neither a BOS nor the
-space that sentencepiece puts before a document. So text is the ids' bytes end to end, and can be
-decoded id by id.
+A text is a part of a conversation, so nothing is put in front of it: neither a BOS nor the space
+that sentencepiece puts before a document. A text's bytes are its ids' bytes end to end, so that
+ids can be decoded one by one.
 """
 
 from __future__ import annotations
@@ -18,20 +18,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from minimind.tokenizer.special_tokens import SPARE
-from minimind.tokenizer.vocabulary import (
-    CONFIG,
-    END,
-    HOLE,
-    JSON,
-    MODEL,
-    START,
-    Files,
-    add_chatml,
-    read_vocabulary,
-)
+from minimind.tokenizer.files import CONFIG, JSON, MODEL, TokenizerFiles
+from minimind.tokenizer.special_tokens import END, SPARE, START
+from minimind.tokenizer.tokenizer_json import read_json
+from minimind.tokenizer.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
+_NO_TOKEN = "\ufffd".encode()  # for an id that no token has
 
 
 class Tokenizer:
@@ -44,12 +37,12 @@ class Tokenizer:
         end_id: the id of `<|im_end|>`.
         stop_ids: where an answer ends: `end_id`, then the base's own end of text.
         end_of_text_id: what stands between documents: `<|endoftext|>`, else the base's own.
-        pad_id: the base's own, or where an answer could stop at it, a token of no other use.
+        pad_id: the base's own; if it has none, or an answer could stop at it, an unused token.
         control_ids: every added token, marked special or not. `encode` never yields one of them,
             except the base's "unknown" for a character that its vocabulary can't write.
-        added_chatml: the ChatML tokens that the base hadn't, so that loading added them.
-        notice: what was done about them, in a sentence; None if nothing.
-        had_chat_template: the base's own chat template, which `save` doesn't write.
+        added_chatml: the ChatML tokens that the base lacked, so that loading added them.
+        notice: a sentence on how they were added; None if none was.
+        base_chat_template: the base's own chat template, which `save` doesn't write.
         fingerprint: a hash over all that decides ids.
     """
 
@@ -59,9 +52,9 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: it isn't there.
-            ValueError: it isn't what its name says.
+            ValueError: it isn't what its name says, or a kind of tokenizer that isn't supported.
         """
-        files = Files(Path(path))
+        files = TokenizerFiles(Path(path))
         try:
             return cls(files)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -70,26 +63,34 @@ class Tokenizer:
                 f"({error!r}); fetch the tokenizer's files again"
             ) from error
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: TokenizerFiles) -> None:
         self._files = files
-        self.had_chat_template = files.take_template()
-        self.added_chatml, self.notice = add_chatml(files)
-        vocabulary = read_vocabulary(files)
-        named = files.named_tokens()
+        self.base_chat_template = files.pop_chat_template()
+        vocabulary = _read(files)
+        self.added_chatml = tuple(t for t in (START, END) if t not in vocabulary.control)
+        self.notice: str | None = None
+        if self.added_chatml:
+            from minimind.tokenizer.add_chatml import add_chatml
+
+            self.notice = add_chatml(files, vocabulary, self.added_chatml)
+            vocabulary = _read(files)
 
         self._encode = vocabulary.encode
-        self._spelled = vocabulary.spelled
-        self._spaced = vocabulary.spaced
-        control = vocabulary.control
-        self._control = control
+        self._control = control = vocabulary.control
+        self._token_bytes = [_NO_TOKEN] * vocabulary.size
+        for word, id in vocabulary.words.items():
+            self._token_bytes[id] = vocabulary.to_bytes(word)
+        for name, id in control.items():
+            self._token_bytes[id] = name.encode()
         self._unknown = vocabulary.unknown
         self._control_text = re.compile(
             "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
         )
         self.control_ids = frozenset(control.values())
-        self._escaping = vocabulary.escaping - {control.get(self._unknown or "", -1)}
+        self._never_encoded = self.control_ids - {control.get(self._unknown or "", -1)}
 
-        self.vocab_size = len(self._spelled)
+        named = files.named_tokens()
+        self.vocab_size = len(self._token_bytes)
         self.bos_id = vocabulary.bos_id
         self.start_id = control[START]
         self.end_id = control[END]
@@ -97,10 +98,10 @@ class Tokenizer:
         stops = (END, END_OF_TEXT, self._eos)
         self.stop_ids = tuple(dict.fromkeys(control[t] for t in stops if t in control))
         self.end_of_text_id = next(control[t] for t in (*stops[1:], END) if t in control)
-        self.pad_id = self._find_pad(named.get("pad_token"))
+        self.pad_id = self._find_pad(named.get("pad_token", ""))
 
         beside = json.dumps([sorted(control.items()), self.bos_id, self._unknown])
-        main = files.contents[JSON if JSON in files else MODEL]
+        main = files.contents[JSON if JSON in files.contents else MODEL]
         self.fingerprint = hashlib.sha256(main + beside.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -124,11 +125,11 @@ class Tokenizer:
             for text in texts:
                 _check_text(text)
             raise
-        if self._escaping or self._unknown:
-            for index, (text, ids) in enumerate(zip(texts, rows, strict=True)):
-                spelled = self._unknown is not None and self._unknown in text
-                if not (self.control_ids if spelled else self._escaping).isdisjoint(ids):
-                    rows[index] = self._encode_apart(text)
+        for index, (text, ids) in enumerate(zip(texts, rows, strict=True)):
+            spells_unknown = self._unknown is not None and self._unknown in text
+            forbidden = self.control_ids if spells_unknown else self._never_encoded
+            if not forbidden.isdisjoint(ids):
+                rows[index] = self._encode_apart(text)
         return rows
 
     def encode_control(self, token: str) -> int:
@@ -155,18 +156,22 @@ class Tokenizer:
         Raises:
             ValueError: an id is negative.
         """
-        text = b"".join(self._bytes(id, skip_control) for id in ids).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._spaced else text
+        return b"".join(self.token_bytes(id, skip_control) for id in ids).decode("utf-8", "replace")
 
-    def token_bytes(self, id: int) -> bytes:
+    def token_bytes(self, id: int, skip_control: bool = False) -> bytes:
         """Give the bytes that a token stands for in a text; a control token spells its name.
 
-        A character may be spread over several tokens: their bytes joined are the text's.
+        A character may be spread over several tokens: their bytes joined are the text's. With
+        `skip_control`, a control token has no bytes.
 
         Raises:
             ValueError: the id is negative.
         """
-        return self._bytes(id, skip_control=False)
+        if id < 0:
+            raise ValueError(f"{id}: not a token id; leave out labels of -100")
+        if skip_control and id in self.control_ids:
+            return b""
+        return self._token_bytes[id] if id < self.vocab_size else _NO_TOKEN
 
     def stream_decoder(self, skip_control: bool = False) -> StreamDecoder:
         """Start to decode id by id."""
@@ -179,67 +184,49 @@ class Tokenizer:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        if CONFIG not in self._files:
-            self._files.write(CONFIG, self._config())
+        if CONFIG not in self._files.contents:  # transformers needs one
+            names: dict[int | None, str] = {id: name for name, id in self._control.items()}
+            config = {
+                # Any other class would split text in its own way, and the ids would differ.
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": names.get(self.bos_id),
+                "eos_token": self._eos,
+                "pad_token": names.get(self.pad_id),
+                "clean_up_tokenization_spaces": False,
+            }
+            self._files.write(CONFIG, config)
         for name, content in self._files.contents.items():
             (directory / name).write_bytes(content)
 
-    def _config(self) -> dict[str, object]:
-        """What transformers must be told of a tokenizer that came without a config."""
-        names = {id: name for name, id in self._control.items()}
-        config = {
-            # Any other class would cut text its own way, and the ids would differ.
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": names.get(-1 if self.bos_id is None else self.bos_id),
-            "eos_token": self._eos,
-            "pad_token": names.get(self.pad_id),
-            "clean_up_tokenization_spaces": False,
-        }
-        return {key: value for key, value in config.items() if value is not None}
-
-    def _bytes(self, id: int, skip_control: bool) -> bytes:
-        if id < 0:
-            raise ValueError(f"{id}: not a token id; leave out labels of -100")
-        if skip_control and id in self.control_ids:
-            return b""
-        return self._spelled[id] if id < self.vocab_size else HOLE
-
     def _encode_apart(self, text: str) -> list[int]:
-        """Encode a text that came out with a control token: cut inside each, and try again.
+        """Encode a text that came out with a control token: cut inside each, and encode the parts.
 
         "a<|im_end|>b"  ->  "a<", "|im_end|>b"
         """
-        if len(text) == 1:
-            return self._encode_bytes(text)
+        if len(text) == 1:  # the character is a control token by itself: write its bytes
+            ordinary = {s: i for i, s in enumerate(self._token_bytes) if i not in self.control_ids}
+            try:
+                return [ordinary[bytes([byte])] for byte in text.encode()]
+            except KeyError:
+                raise ValueError(
+                    f"{text!r}: in this vocabulary only a control token writes it; "
+                    "take it out of the text"
+                ) from None
         cuts = [m.start() + 1 for m in self._control_text.finditer(text) if len(m[0]) > 1]
-        # None is spelled: the base's normalizer made it of something else. Halves, then.
+        # Without cuts, the base's normalizer made the token of other characters: cut in halves.
         cuts = cuts or [len(text) // 2]
         parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
         return [id for ids in self.encode_batch(parts) for id in ids]
 
-    def _encode_bytes(self, character: str) -> list[int]:
-        """Encode a character that is a control token by itself."""
-        by_bytes = {s: id for id, s in enumerate(self._spelled) if id not in self.control_ids}
-        encoded = [bytes([byte]) for byte in character.encode()]
-        if not by_bytes.keys() >= set(encoded):
-            raise ValueError(
-                f"{character!r}: in this vocabulary only a control token writes it; "
-                "take it out of the text"
-            )
-        return [by_bytes[byte] for byte in encoded]
-
-    def _find_pad(self, own: str | None) -> int:
-        taken = {*self.stop_ids, self.start_id}
+    def _find_pad(self, own: str) -> int:
         by_id = sorted(self._control, key=self._control.__getitem__)
-        padding = [name for name in by_id if "pad" in name.lower()]
-        spare = [name for name in by_id if SPARE.fullmatch(name)]
-        for name in [own, *padding, *spare]:
-            if name and self._control.get(name, self.end_id) not in taken:
-                return self._control[name]
-        # Nothing is meant for it. What is padded is never seen, so that any id serves.
-        taken |= {self.bos_id or 0, self._control.get(self._unknown or "", 0)}
-        by_use: list[int] = [*sorted(self.control_ids, reverse=True), *range(self.vocab_size)]
-        return next(id for id in by_use if id not in taken)
+        names = [own, *(n for n in by_id if "pad" in n.lower()), *filter(SPARE.fullmatch, by_id)]
+        named = [self._control[name] for name in names if name in self._control]
+        # Where none is meant for it, any other will do: nothing attends to padding.
+        others = [*sorted(self.control_ids, reverse=True), *range(self.vocab_size)]
+        roles = {self.bos_id, self._control.get(self._unknown or "")}
+        candidates: list[int] = [*named, *(id for id in others if id not in roles)]
+        return next(id for id in candidates if id not in (*self.stop_ids, self.start_id))
 
 
 class StreamDecoder:
@@ -254,27 +241,22 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_control = skip_control
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._first = True
 
     def push(self, id: int) -> str:
-        """Take the next id and return the text that is now certain.
-
-        Raises:
-            ValueError: the id is negative.
-        """
-        return self._emit(self._utf8.decode(self._tokenizer._bytes(id, self._skip_control)))
+        """Take the next id and return the text that is now certain."""
+        return self._utf8.decode(self._tokenizer.token_bytes(id, self._skip_control))
 
     def finish(self) -> str:
         """Return what is left: U+FFFD if a character was cut short."""
-        rest = self._emit(self._utf8.decode(b"", final=True))
-        self._first = True
-        return rest
+        return self._utf8.decode(b"", final=True)
 
-    def _emit(self, text: str) -> str:
-        if not (self._first and text):
-            return text
-        self._first = False
-        return text.removeprefix(" ") if self._tokenizer._spaced else text
+
+def _read(files: TokenizerFiles) -> Vocabulary:
+    if JSON in files.contents:
+        return read_json(files)
+    from minimind.tokenizer.sentencepiece_model import read_model  # slow to import
+
+    return read_model(files)
 
 
 def _check_text(text: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -118,7 +119,11 @@ def write_llama2_json(directory: Path, tokenizer_class: str = "LlamaTokenizer") 
 
 
 def write_sentencepiece(
-    directory: Path, model_type: str = "bpe", byte_fallback: bool = True, vocab_size: int = 520
+    directory: Path,
+    model_type: str = "bpe",
+    byte_fallback: bool = True,
+    vocab_size: int = 520,
+    user_defined: Sequence[str] = ("<tool>",),
 ) -> Path:
     """Llama 2's own file: a sentencepiece .model, with `<tool>` as a user-defined symbol."""
     model = io.BytesIO()
@@ -130,7 +135,7 @@ def write_sentencepiece(
         byte_fallback=byte_fallback,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        user_defined_symbols=["<tool>"],
+        user_defined_symbols=list(user_defined),
         hard_vocab_limit=False,
         num_threads=1,
         minloglevel=2,
@@ -149,19 +154,6 @@ def write_unigram(directory: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     tokenizer.add_special_tokens([name for name, _ in pieces])
-    _write(directory, tokenizer, None)
-    return directory
-
-
-def write_wordpiece(directory: Path) -> Path:
-    """A WordPiece tokenizer.json: words joined by spaces, "##" where they aren't."""
-    words = ["[UNK]", "[PAD]", "<|im_start|>", "<|im_end|>", "hello", "world", "##s", "안녕", "!"]
-    tokenizer = Tokenizer(
-        models.WordPiece({word: id for id, word in enumerate(words)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(cleanup=False)
-    tokenizer.add_special_tokens(words[:4])
     _write(directory, tokenizer, None)
     return directory
 

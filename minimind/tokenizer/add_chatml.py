@@ -1,0 +1,79 @@
+"""Add ChatML's control tokens to the files of a base that lacks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from minimind.tokenizer.files import ADDED_TOKENS, CONFIG, JSON, SPECIAL_TOKENS, TokenizerFiles
+from minimind.tokenizer.special_tokens import SPARE
+from minimind.tokenizer.tokenizer_json import flatten, replace_prefix_space
+from minimind.tokenizer.vocabulary import Vocabulary
+
+
+def add_chatml(files: TokenizerFiles, vocabulary: Vocabulary, missing: Sequence[str]) -> str:
+    """Put the missing tokens in slots that the base left spare, else at the end.
+
+    This changes the files in memory, so that what is saved loads as what was used. It returns a
+    sentence that says what was done.
+    """
+    words, control = vocabulary.words, vocabulary.control
+    spare = sorted((n for n in control if SPARE.fullmatch(n)), key=control.__getitem__)
+    if JSON in files.contents and len(spare) >= len(missing):
+        new_names = dict(zip(spare, missing, strict=False))
+        for name in (JSON, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS):
+            if name in files.contents:
+                files.write(name, _rename(files.read(name), new_names))
+        how = f"in place of {' and '.join(new_names)}, which it leaves unused"
+    else:
+        new_ids = count(vocabulary.size)
+        ids = {token: words[token] if token in words else next(new_ids) for token in missing}
+        _append(files, ids)
+        how = f"as {' and '.join(f'id {id}' for id in ids.values())}"
+    _space_before_documents_only(files)
+    return f"{files.place}: the base has no {' and '.join(missing)}; added {how}"
+
+
+def _rename(value: Any, new_names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {new_names.get(key, key): _rename(item, new_names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rename(item, new_names) for item in value]
+    return new_names.get(value, value) if isinstance(value, str) else value
+
+
+def _append(files: TokenizerFiles, ids: Mapping[str, int]) -> None:
+    """List new control tokens in every file that lists any."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    new = {id: {"content": token, **flags, "special": True} for token, id in ids.items()}
+    if JSON in files.contents:
+        data = files.read(JSON)
+        added = [{"id": id, **token} for id, token in new.items()]
+        files.write(JSON, {**data, "added_tokens": [*(data.get("added_tokens") or []), *added]})
+    config = files.read(CONFIG)
+    if decoder := config.get("added_tokens_decoder"):
+        entries = {**decoder, **{str(id): token for id, token in new.items()}}
+        files.write(CONFIG, {**config, "added_tokens_decoder": entries})
+    if ADDED_TOKENS in files.contents or JSON not in files.contents:
+        files.write(ADDED_TOKENS, {**files.read(ADDED_TOKENS), **ids})
+
+
+def _space_before_documents_only(files: TokenizerFiles) -> None:
+    """Make other tools put sentencepiece's space only before a document, as we train.
+
+    They read a whole rendered conversation, and would put one after each `<|im_start|>` too.
+    """
+    config = files.read(CONFIG)
+    if config.get("legacy"):  # transformers' name for a space after each control token
+        files.write(CONFIG, {**config, "legacy": False})
+    if JSON not in files.contents:
+        return
+    data = files.read(JSON)
+    normalizer = data.get("normalizer")
+    splitter = replace_prefix_space(data.get("pre_tokenizer"), "first")
+    if splitter is None and any(step["type"] == "Prepend" for step in flatten(normalizer)):
+        splitter = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
+        splitter["split"] = False
+    normalizer = replace_prefix_space(normalizer, "never")
+    files.write(JSON, {**data, "normalizer": normalizer, "pre_tokenizer": splitter})

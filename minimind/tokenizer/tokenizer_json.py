@@ -1,0 +1,121 @@
+"""Read Hugging Face's `tokenizer.json`: byte-level BPE, and sentencepiece's BPE and Unigram.
+
+Two things are taken out of it before text is encoded: the added tokens, so that no text can become
+one, and the space that sentencepiece puts before a document, since our texts stand inside one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import tokenizers
+
+from minimind.tokenizer.files import JSON, Object, TokenizerFiles
+from minimind.tokenizer.special_tokens import collect_control_tokens
+from minimind.tokenizer.vocabulary import Vocabulary, piece_to_bytes
+
+
+def read_json(files: TokenizerFiles) -> Vocabulary:
+    """Build a tokenizer of the same vocabulary without added tokens, truncation or padding."""
+    data = files.read(JSON)
+    model = data.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(words, list):  # Unigram's: [["piece", score], ...]
+        words = {entry[0]: id for id, entry in enumerate(words)}
+    if not isinstance(model, dict) or not isinstance(words, dict):
+        raise ValueError(
+            f"{files.place}: has no model with a vocabulary; give a file of tokenizers"
+        )
+    added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    control = collect_control_tokens(files, words, added)
+    plain = {
+        **data,
+        "added_tokens": [],
+        "normalizer": replace_prefix_space(data.get("normalizer"), "never"),
+        "pre_tokenizer": replace_prefix_space(data.get("pre_tokenizer"), "never"),
+        "truncation": None,
+        "padding": None,
+        "model": {**model, "dropout": None},
+    }
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    except Exception as error:  # tokenizers raises the bare class
+        raise ValueError(
+            f"{files.place}: tokenizers can't read it ({error}); fetch the file again"
+        ) from None
+    probe = tokenizer.encode("a")
+    bos_id = probe.ids[0] if probe.special_tokens_mask[:1] == [1] else None
+    tokenizer.post_processor = None
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return [row.ids for row in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    unknown = model.get("unk_token")
+    if isinstance(unk_id := model.get("unk_id"), int):  # Unigram's
+        unknown = next((name for name, id in words.items() if id == unk_id), None)
+    return Vocabulary(
+        encode=encode,
+        to_bytes=_token_to_bytes(data, files.place),
+        words=words,
+        control=control,
+        bos_id=bos_id,
+        unknown=unknown if isinstance(unknown, str) and unknown in control else None,
+        eos=next((t for t in ("</s>", "<|end_of_text|>", "<eos>") if t in control), None),
+    )
+
+
+def replace_prefix_space(step: Object | None, scheme: str) -> Object | None:
+    """A step of the file's pipeline that adds a space "never" or to a document's "first" text."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in step else "pretokenizers"
+        inner = [replace_prefix_space(one, scheme) for one in step[key]]
+        return {**step, key: [one for one in inner if one is not None]}
+    if step["type"] == "Metaspace":
+        kept = {key: value for key, value in step.items() if key != "add_prefix_space"}
+        return {**kept, "prepend_scheme": scheme}
+    if step["type"] == "ByteLevel" and scheme == "never":
+        return {**step, "add_prefix_space": False}
+    return step
+
+
+def flatten(step: Object | None) -> list[Object]:
+    """A pipeline's single steps, without the sequences around them."""
+    if step is None:
+        return []
+    if step["type"] != "Sequence":
+        return [step]
+    inner = next(value for value in step.values() if isinstance(value, list))
+    return [single for part in inner for single in flatten(part)]
+
+
+def _token_to_bytes(data: Object, place: str) -> Callable[[str], bytes]:
+    """What turns a token into bytes, where each token's bytes don't depend on its neighbours."""
+    steps = flatten(data.get("decoder"))
+    kinds = {step["type"] for step in steps}
+    if "ByteLevel" in kinds | {step["type"] for step in flatten(data.get("pre_tokenizer"))}:
+        return _byte_level_to_bytes
+    if not kinds or not kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
+        raise ValueError(
+            f"{place}: its decoder is {', '.join(sorted(kinds)) or 'missing'}; use a base with a "
+            "byte-level or sentencepiece tokenizer, as Llama, Qwen and SmolLM2 have"
+        )
+    replaced = {step["replacement"]: " " for step in steps if step["type"] == "Metaspace"}
+    for step in steps:
+        if step["type"] == "Replace":
+            replaced[step["pattern"]["String"]] = step["content"]
+    return piece_to_bytes(replaced, has_bytes="ByteFallback" in kinds)
+
+
+# GPT-2's alphabet: code point in the vocabulary -> byte. Printable bytes stand for themselves.
+_BYTES = {byte: byte for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+_BYTES |= {256 + i: byte for i, byte in enumerate(sorted({*range(256)} - _BYTES.keys()))}
+_ALPHABET = frozenset(map(chr, _BYTES))
+
+
+def _byte_level_to_bytes(token: str) -> bytes:
+    if not _ALPHABET.issuperset(token):
+        return token.encode()
+    return token.translate(_BYTES).encode("latin-1")
