@@ -15,8 +15,7 @@ import torch._dynamo.utils
 import torch._inductor.config
 from torch import Tensor
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import Batch, make_batch
 from minimind.model.transformer import DecoderLayer, Transformer
 from minimind.sampler import SampleConfig, generate_batch

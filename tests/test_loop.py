@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import Batch, make_batch, make_steps
 from minimind.model.transformer import Transformer
 from minimind.training import loop

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from minimind.data import packing
 from minimind.data.conversation import Message
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example, encode_conversation
+from minimind.data.dataset import Dataset, Example
+from minimind.data.masking import encode_conversation
 from minimind.data.packing import (
     IGNORE_INDEX,
     Batch,

@@ -24,9 +24,9 @@ from minimind.cli.command import (
     fail,
     prepare_terminal,
 )
-from minimind.data.conversation import Conversation, DataError, parse_conversation
-from minimind.data.dataset import cache_directory
-from minimind.data.sources import readable_again
+from minimind.data.conversation import Conversation, parse_conversation
+from minimind.data.errors import DataError
+from minimind.data.storage import cache_directory, readable_again
 
 ALL_RULES = (*RULES, *DATASET_RULES)
 

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.mixing import mixed_order, shares_of
 from minimind.data.table import Array
 

@@ -30,10 +30,10 @@ from minimind.cli.command import (
     prepare_terminal,
     reader_left,
 )
-from minimind.data.conversation import DataError, printable
-from minimind.data.dataset import OnBadRow, cache_directory
+from minimind.data.build import OnBadRow
+from minimind.data.errors import DataError, printable
 from minimind.data.plain_text import encode_documents, read_documents
-from minimind.data.sources import readable_again
+from minimind.data.storage import cache_directory, readable_again
 from minimind.evaluate.evaluation import (
     Evaluation,
     Record,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example, encode_prompt, encode_rows, truncate
+from minimind.data.dataset import Dataset, Example
+from minimind.data.masking import encode_prompt, encode_rows, truncate
 from minimind.evaluate.metrics import ALWAYS, CHOSEN, Case
 from minimind.evaluate.questions import Question
 from minimind.model.transformer import Transformer

@@ -27,8 +27,8 @@ from minimind.cli.command import (
     prepare_terminal,
 )
 from minimind.cli.summary import describe_plan
-from minimind.data.conversation import DataError
 from minimind.data.dataset import Dataset
+from minimind.data.errors import DataError
 from minimind.data.packing import Steps, make_steps
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer

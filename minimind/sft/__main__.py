@@ -30,8 +30,9 @@ from minimind.cli.command import (
     prepare_terminal,
 )
 from minimind.cli.summary import describe_plan, describe_selection, describe_tokens
-from minimind.data.conversation import DataError
-from minimind.data.dataset import REJECTED, DataOptions, Dataset
+from minimind.data.build import REJECTED, DataOptions
+from minimind.data.dataset import Dataset
+from minimind.data.errors import DataError
 from minimind.data.packing import Steps, batches_of, make_steps
 from minimind.data.selection import select_rows
 from minimind.data.show import prompt_of, show_row

@@ -7,8 +7,7 @@ import pytest
 from torch import Tensor
 
 from benchmarks.savings import VARIANTS, to_their_ends
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import make_batch
 from minimind.training.loop import TrainConfig, batch_loss
 from tests.support.ragged import new_model, ragged_rows
