@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minimind.data import packing
 from minimind.data.conversation import Message
-from minimind.data.dataset import Dataset, Example
+from minimind.data.dataset import Dataset, Example, Table
 from minimind.data.masking import encode_conversation
 from minimind.data.packing import (
     IGNORE_INDEX,
@@ -26,7 +26,6 @@ from minimind.data.packing import (
     make_batch,
     make_steps,
 )
-from minimind.data.table import Table
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.data.table import COLUMNS, Table
+from minimind.data.dataset import COLUMNS, Table
 
 
 def numbered(rows: int) -> Table:

@@ -20,7 +20,7 @@ import numpy as np
 
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, irregularities
-from minimind.data.dataset import Dataset
+from minimind.data.dataset import Array, Dataset
 from minimind.data.errors import DataError
 from minimind.data.masking import Truncation, encode_rows, truncate
 from minimind.data.reader import read_conversations
@@ -31,7 +31,6 @@ from minimind.data.storage import (
     read_dataset,
     readable_again,
 )
-from minimind.data.table import Array
 from minimind.tokenizer import Tokenizer
 
 BLOCK_ROWS = 512

@@ -1,9 +1,11 @@
 """Keep rows as flat arrays, end to end, and what is known of each row as columns.
 
-input_ids   row 0 ......|row 1 ...|row 2 ..........     uint16 or uint32
-loss_mask   0000 1111 ..|...                            bool
-weights     0000 1111 ..|...                            float32, only if some aren't 0 or 1
-table       12, ...     | 9, ...  | 19, ...             columns, an entry per row
+    input_ids   row 0 ......|row 1 ...|row 2 ..........     uint16 or uint32
+    loss_mask   0000 1111 ..|...                            bool
+    weights     0000 1111 ..|...                            float32, only if some aren't 0 or 1
+    table       12, ...     | 9, ...  | 19, ...             columns, an entry per row
+
+The arrays are in memory or mapped from files; memory hardly grows with the rows of the latter.
 """
 
 from __future__ import annotations
@@ -12,17 +14,28 @@ import copy
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from minimind.data.table import Array, Table
+BLOCK_ROWS = 2**16  # rows looked at together
 
-BLOCK_ROWS = 2**16  # rows looked at together, so that memory hardly grows with rows
+Array: TypeAlias = "npt.NDArray[Any]"
+
+COLUMNS: dict[str, np.dtype[Any]] = {
+    "start": np.dtype("<u8"),  # where the row begins in the flat arrays
+    "length": np.dtype("<u4"),  # tokens
+    "input_length": np.dtype("<u4"),  # tokens before the last trained one: what training reads
+    "supervised": np.dtype("<u4"),  # trained tokens
+    "key": np.dtype("<u8"),  # equal for rows whose prompt is the same text
+    "file": np.dtype("<u2"),  # index among the files
+    "line": np.dtype("<u4"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +59,45 @@ class Example:
         return len(self.input_ids)
 
 
+class Table:
+    """Columns of equal length, and perhaps a choice of their rows.
+
+    Each column is an array of its own, and a choice is an index: reading a column leaves the others
+    on disk, and choosing copies none.
+
+    Args:
+        columns: every column of COLUMNS, whole.
+        rows: (chosen rows,) uint32 indices into the columns, or None for all rows.
+    """
+
+    def __init__(self, columns: Mapping[str, Array], rows: Array | None = None) -> None:
+        self.columns, self.rows = columns, rows
+
+    @classmethod
+    def zeros(cls, rows: int) -> Table:
+        """A table to be filled in."""
+        return cls({name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()})
+
+    def __len__(self) -> int:
+        return len(self.columns["length"] if self.rows is None else self.rows)
+
+    def __getitem__(self, name: str) -> Array:
+        """(rows,) one column of all chosen rows; a copy if there is a choice."""
+        column = self.columns[name]
+        return column if self.rows is None else column[self.rows]
+
+    def take(self, name: str, rows: Array | slice) -> Array:
+        """One column at some of the chosen rows."""
+        return self.columns[name][rows if self.rows is None else self.rows[rows]]
+
+    def select(self, rows: Array) -> Table:
+        """Only these of the chosen rows: indices, or a mask."""
+        every = np.arange(len(self), dtype=np.uint32) if self.rows is None else self.rows
+        return Table(self.columns, every[rows])
+
+
 class Dataset(Sequence[Example]):
-    """A sequence of Examples over flat arrays, in memory or mapped from files.
+    """A sequence of Examples over flat arrays.
 
     Args:
         input_ids: (tokens,) unsigned integers.
@@ -72,9 +122,7 @@ class Dataset(Sequence[Example]):
         lengths = np.diff(ends, prepend=0)
         starts = ends - lengths
         marked = np.flatnonzero(loss_mask)
-        marked = marked[
-            ~np.isin(marked, starts[lengths > 0])
-        ]  # a row's first token isn't predicted
+        marked = marked[~np.isin(marked, starts[lengths > 0])]  # nothing predicts a first token
         before, after = np.searchsorted(marked, starts), np.searchsorted(marked, ends)
         some = after > before
         table["start"][:] = starts
@@ -92,9 +140,8 @@ class Dataset(Sequence[Example]):
         weights = None
         if any(row.weights is not None for row in rows):
             weights = _flat("f", [r.loss_mask if r.weights is None else r.weights for r in rows])
-        return cls.from_flat(
-            input_ids, loss_mask, weights, np.cumsum([len(row) for row in rows], dtype=np.int64)
-        )
+        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        return cls.from_flat(input_ids, loss_mask, weights, ends)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -142,13 +189,13 @@ class Dataset(Sequence[Example]):
             rows = self.table.rows
             choice = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:32]
             kept = memory / f"hash-{choice}.txt"
-            if not kept.exists():
-                found, scratch = self.hash(), kept.with_suffix(f".{os.getpid()}")
-                with suppress(OSError):  # a folder that belongs to others
-                    scratch.write_text(found, encoding="utf-8")
-                    scratch.replace(kept)
-                return found
-            return kept.read_text(encoding="utf-8")
+            if kept.exists():
+                return kept.read_text(encoding="utf-8")
+            found, scratch = self.hash(), kept.with_suffix(f".{os.getpid()}")
+            with suppress(OSError):  # a folder that belongs to others
+                scratch.write_text(found, encoding="utf-8")
+                scratch.replace(kept)
+            return found
         digest = hashlib.sha256()
         for block in self._blocks(512):
             lengths = self.table.take("length", block).astype(np.int64)

@@ -18,9 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minimind.data.dataset import Dataset, Example
+from minimind.data.dataset import Array, Dataset, Example
 from minimind.data.mixing import mixed_order, shares_of
-from minimind.data.table import Array
 
 IGNORE_INDEX = -100
 BLOCK_ROWS = 2**16

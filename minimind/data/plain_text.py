@@ -21,9 +21,9 @@ from minimind.data.reader import (
     PathLike,
     Row,
     decode_utf8,
-    foreign_file,
     open_bytes,
     read_rows,
+    refuse_foreign,
 )
 from minimind.tokenizer import Tokenizer
 
@@ -73,11 +73,8 @@ def _read_text(name: str) -> str:
     """A whole text file, plain or with gzip; CRLF becomes LF."""
     with open_bytes(name) as stream:
         data = stream.read().removeprefix(BOM)
-    if foreign := foreign_file(data, name, "text"):
-        raise foreign
+    refuse_foreign(data, name, "text")
     text = decode_utf8(data, 1, name)
-    if isinstance(text, DataError):
-        raise text
     if not text.strip():
         raise DataError("empty_file", "has no text", "check that it was written", name)
     return text.replace("\r\n", "\n")

@@ -27,24 +27,17 @@ from typing import BinaryIO, TypeAlias, cast
 
 from minimind.data.conversation import Conversation, parse_conversation
 from minimind.data.errors import DataError, excerpt
-from minimind.data.strict_json import (
-    SPACE,
-    JsonError,
-    decode,
-    skip_space,
-    syntax_error,
-    text_after,
-)
+from minimind.data.strict_json import SPACE, JsonText
 
 MAX_LINE = 64 * 2**20  # bytes, the line feed included
-REST_UNREAD = " (nothing after it is read)"  # ends the remedy of an array's last error
+REST_UNREAD = " (nothing after it is read)"  # ends the remedy of the last error in an array
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
-Source: TypeAlias = "PathLike | Iterable[PathLike] | Iterable[Mapping[str, object]]"
+PathsOrRows: TypeAlias = "PathLike | Iterable[PathLike] | Iterable[Mapping[str, object]]"
 
 
 def read_conversations(
-    source: Source,
+    source: PathsOrRows,
     *,
     prompt_key: str | None = None,
     answer_key: str | None = None,
@@ -105,8 +98,8 @@ class Row:
         value: what JSON makes of it.
         path: the file, or "" for a row that was given.
         line: where it starts, or its number among the rows given, from 1.
-        text: its source, or "".
-        raw: its bytes, or b"": the whole line with its line end, or what the array has.
+        text: its JSON, or "".
+        raw: its bytes: the whole line with its line end, or its part of the array.
     """
 
     value: object
@@ -116,7 +109,7 @@ class Row:
     raw: bytes = b""
 
 
-def read_rows(source: Source) -> Iterator[Row | DataError]:
+def read_rows(source: PathsOrRows) -> Iterator[Row | DataError]:
     """Read as `read_conversations` does, but leave it to the caller what a row means.
 
     Yields:
@@ -188,7 +181,7 @@ def open_bytes(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, gzip.GzipFile(fileobj=stream) if zipped else stream)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         fact, remedy = "the gzip data is damaged or breaks off", "copy or download the file again"
-        raise DataError("bad_gzip", fact, remedy + REST_UNREAD, path) from None
+        raise DataError("bad_gzip", fact, remedy, path) from None
     except OSError as error:
         raise _unreadable(path, error.strerror or error) from None
 
@@ -215,13 +208,12 @@ _FOREIGN = {
 }
 
 
-def foreign_file(start: bytes, path: str, format: str = "JSON Lines") -> DataError | None:
-    """The error of a file whose first bytes are no text in UTF-8."""
+def refuse_foreign(start: bytes, path: str, format: str = "JSON Lines") -> None:
+    """Raise a DataError if a file's first bytes are no text in UTF-8."""
     for magic, name in _FOREIGN.items():
         if start.startswith(magic):
             remedy = f"write it as {format} in UTF-8, plain or with gzip"
-            return DataError("foreign_file", f"is {name}", remedy, path)
-    return None
+            raise DataError("foreign_file", f"is {name}", remedy, path)
 
 
 def _rows_of_file(path: str) -> Iterator[Row | DataError]:
@@ -231,9 +223,7 @@ def _rows_of_file(path: str) -> Iterator[Row | DataError]:
         with open_bytes(path) as stream:
             before = _stamp(path, stream)
             line = stream.readline(MAX_LINE + 1 + len(BOM)).removeprefix(BOM)
-            if foreign := foreign_file(line, path):
-                yield foreign
-                return
+            refuse_foreign(line, path)
             while line and not line.strip(SPACE.encode()):
                 number += 1
                 line = stream.readline(MAX_LINE + 1)
@@ -244,15 +234,19 @@ def _rows_of_file(path: str) -> Iterator[Row | DataError]:
                 line = b""
             while line:
                 number += 1
-                if row := _row_of_line(line, number, path):
-                    yield row
+                try:
+                    if row := _row_of_line(line, number, path):
+                        yield row
+                except DataError as error:
+                    yield error
                 while len(line) > MAX_LINE and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE + 1)  # the rest of a line that is too long
                 line = stream.readline(MAX_LINE + 1)
             if _stamp(path, stream) != before:
-                yield changed_file(path)
+                raise changed_file(path)
     except DataError as error:
-        error.line = number
+        if error.kind == "bad_gzip":
+            error.fact += f" after line {number}"
         yield error
 
 
@@ -269,63 +263,57 @@ def _stamp(path: str, stream: BinaryIO) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns
 
 
-def _row_of_line(line: bytes, number: int, path: str) -> Row | DataError | None:
+def _row_of_line(line: bytes, number: int, path: str) -> Row | None:
     """What a line holds; None if it is blank."""
     if len(line) > MAX_LINE:
         fact = f"the line has more than {MAX_LINE:,} bytes"
         remedy = "split the row, or write the rows on lines of their own"
         shown = excerpt(line[:400].decode(errors="replace"))
-        return DataError("long_line", fact, remedy, path, number, shown)
-    text = decode_utf8(line, number, path)
-    if isinstance(text, DataError):
-        return text
-    text = text.rstrip("\r\n")
-    start = skip_space(text, 0)
+        raise DataError("long_line", fact, remedy, path, number, shown)
+    text = decode_utf8(line, number, path).rstrip("\r\n")
+    json = JsonText(text, path, number)
+    start = json.skip_space(0)
     if start == len(text):
         return None
     try:
-        value, end = decode(text, start)
-        if (after := skip_space(text, end)) < len(text):
-            raise text_after("row", text, after)
-    except JsonError as broken:
-        error = broken.in_file(path, number, text)
+        value, end = json.value(start)
+        json.expect_end(end, "row")
+    except DataError as error:
         error.row = text
-        return error
+        raise
     return Row(value, path, number, text, line)
 
 
-def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataError]:
+def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row]:
     """Read `[row, ...]`, which starts on `line`, up to the first fault in its JSON."""
     text = decode_utf8(data, line, path)
     del data
-    if isinstance(text, DataError):
-        yield text
-        return
-    counted = 0  # `line` is the line of this index
-    end = at = skip_space(text, skip_space(text, 0) + 1)
+    json = JsonText(text, path, line)
+    end = at = json.skip_space(json.skip_space(0) + 1)
     if text.startswith("]", at):
-        yield DataError("empty_file", "has no rows", "check that it was written", path)
+        raise DataError("empty_file", "has no rows", "check that it was written", path)
     try:
         while not text.startswith("]", end):
-            line += text.count("\n", counted, at)
-            counted = at
-            value, end = decode(text, at)
-            yield Row(value, path, line, text[at:end], text[at:end].encode())
-            end = skip_space(text, end)
+            value, end = json.value(at)
+            source = text[at:end]
+            yield Row(value, path, json.line_at(at), source, source.encode())
+            end = json.skip_space(end)
             if text.startswith(",", end):
-                at = skip_space(text, end + 1)
+                at = json.skip_space(end + 1)
             elif not text.startswith("]", end):
-                raise syntax_error(text, end)
-        after = skip_space(text, end + 1)
-        if after < len(text):
-            raise text_after("array", text, after)
-    except JsonError as broken:
-        broken.remedy += REST_UNREAD
-        yield broken.in_file(path, line, text, counted)
+                raise json.syntax_error(end)
+        json.expect_end(end + 1, "array")
+    except DataError as error:
+        error.remedy += REST_UNREAD
+        raise
 
 
-def decode_utf8(data: bytes, line: int, path: str) -> str | DataError:
-    """Decode data that starts on `line`; or the error that names the line which isn't UTF-8."""
+def decode_utf8(data: bytes, line: int, path: str) -> str:
+    """Decode data that starts on `line`.
+
+    Raises:
+        DataError: it isn't UTF-8; the error names the line which isn't.
+    """
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -335,4 +323,4 @@ def decode_utf8(data: bytes, line: int, path: str) -> str | DataError:
         fact = f"byte 0x{data[error.start]:02x} at column {column + 1} is not UTF-8"
         remedy = "save the file as UTF-8 (iconv -f CP949 -t UTF-8 for older Korean ones)"
         line += data.count(b"\n", 0, start)
-        return DataError("bad_utf8", fact, remedy, path, line, excerpt(near, column))
+        raise DataError("bad_utf8", fact, remedy, path, line, excerpt(near, column)) from None

@@ -26,9 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from minimind.data.dataset import Dataset
+from minimind.data.dataset import COLUMNS, Array, Dataset, Table
 from minimind.data.reader import changed_file, open_bytes
-from minimind.data.table import COLUMNS, Array, Table
 
 FORMAT = 3  # raised whenever the same input would give other ids, masks or files
 HEAD = "report.json"

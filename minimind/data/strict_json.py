@@ -1,4 +1,7 @@
-"""Decode one JSON value, more strictly than Python's json: no NaN, no key twice in an object."""
+"""Read JSON values one by one, more strictly than Python's json: no NaN, no key twice in an object.
+
+Errors are in our own words, since the json module's change from one Python to the next.
+"""
 
 from __future__ import annotations
 
@@ -11,88 +14,85 @@ SPACE = " \t\n\r"  # JSON's, no other
 _SPACES = re.compile(f"[{SPACE}]*")
 
 
-class JsonError(Exception):
-    """JSON that can't be a row; `at` is the index of the fault in the text."""
+class JsonText:
+    """Text with JSON values; errors name its file and line.
 
-    def __init__(self, kind: str, fact: str, remedy: str, at: int = 0) -> None:
-        self.kind = kind
-        self.fact = fact
-        self.remedy = remedy
-        self.at = at
-
-    def in_file(self, path: str, line: int, text: str, row_at: int = 0) -> DataError:
-        """The error with its place: `text` has the row at `row_at`, and that is on line `line`."""
-        line += text.count("\n", row_at, self.at)
-        before = _column(text, self.at) - 1  # characters
-        shown = excerpt(text[self.at - before : self.at + 100], before)
-        return DataError(self.kind, self.fact, self.remedy, path, line, shown)
-
-
-def decode(text: str, at: int) -> tuple[object, int]:
-    """The value that starts at index `at`, and the index after it. Raises JsonError."""
-    try:
-        return _raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        raise syntax_error(text, error.pos, error.msg) from None
-    except RecursionError:
-        fact = "the JSON is nested too deeply to read"
-        raise JsonError("too_deep", fact, "flatten it", at) from None
-    except JsonError as error:
-        error.at = at
-        raise
-
-
-_DIAGNOSES = {  # by how the text at the fault, or the json module's message, may begin
-    ("'", "None", "True", "False"): (
-        "python_literal",
-        "this is Python, not JSON,",
-        "write it with json.dumps, not str",
-    ),
-    ("Invalid control",): (
-        "control_character",
-        "a string has a raw control character",
-        "write it escaped, as json.dumps does",
-    ),
-    ("Invalid \\",): ("bad_escape", "a string has a wrong escape", "write a backslash as \\\\"),
-    ("",): ("bad_json", "this is not JSON", "write each row with json.dumps, or fix it there"),
-}
-
-
-def syntax_error(text: str, at: int, message: str = "") -> JsonError:
-    """Say why `text` stops being JSON at `at`; `message` is the json module's.
-
-    In our own words, since the json module's change from one Python to the next.
+    Args:
+        text: a line, or a whole file.
+        path: the file.
+        line: where the text starts in it.
     """
-    if message.startswith("Unterminated"):
-        at = len(text)  # the string goes on to the end
-    elif not message.startswith("Invalid"):
-        at = skip_space(text, at)
-    if at == len(text):
-        fact = "the JSON breaks off before it is complete"
-        remedy = "write each row on one line, as jq -c . does; or was the file cut?"
-        return JsonError("cut_off", fact, remedy, len(text.rstrip(SPACE)))
-    kind, fact, remedy = next(
-        diagnosis
-        for starts, diagnosis in _DIAGNOSES.items()
-        if text.startswith(starts, at) or message.startswith(starts)
-    )
-    return JsonError(kind, f"{fact} at column {_column(text, at)}", remedy, at)
+
+    def __init__(self, text: str, path: str, line: int) -> None:
+        self.text, self._path = text, path
+        self._line, self._counted = line, 0
+
+    def value(self, at: int) -> tuple[object, int]:
+        """The value that starts at index `at`, and the index after it. Raises DataError."""
+        try:
+            return _raw_decode(self.text, at)
+        except json.JSONDecodeError as error:
+            raise self.syntax_error(error.pos, error.msg) from None
+        except RecursionError:
+            fact = "the JSON is nested too deeply to read"
+            raise self._error(at, "too_deep", fact, "flatten it") from None
+        except _RefusedError as refused:
+            raise self._error(at, *refused.args) from None
+
+    def expect_end(self, at: int, what: str) -> None:
+        """Raise a DataError unless only space follows the row or array that ends at `at`."""
+        at = self.skip_space(at)
+        if at < len(self.text):
+            fact = f"more text follows the {what} at column {self._column(at)}"
+            raise self._error(at, "extra_text", fact, f"remove the text after the {what}")
+
+    def skip_space(self, at: int) -> int:
+        """The index of the first character from `at` on that isn't white space."""
+        match = _SPACES.match(self.text, at)
+        return match.end() if match else at
+
+    def line_at(self, at: int) -> int:
+        """The line of index `at`, which isn't before the index asked for last."""
+        self._line += self.text.count("\n", self._counted, at)
+        self._counted = at
+        return self._line
+
+    def syntax_error(self, at: int, message: str = "") -> DataError:
+        """Say why the text stops being JSON at `at`; `message` is the json module's."""
+        if message.startswith("Unterminated"):
+            at = len(self.text)  # the string goes on to the end
+        elif not message.startswith("Invalid"):
+            at = self.skip_space(at)
+        column = f"column {self._column(at)}"
+        if at == len(self.text):
+            at = len(self.text.rstrip(SPACE))
+            kind, fact = "cut_off", "the JSON breaks off before it is complete"
+            remedy = "write each row on one line, as jq -c . does; or was the file cut?"
+        elif message.startswith("Invalid control"):
+            kind, fact = "control_character", f"a string has a raw {self.text[at]!r} at {column}"
+            remedy = "write it escaped, as json.dumps does"
+        elif message.startswith("Invalid \\"):
+            kind, fact = "bad_escape", f"a string has a wrong escape at {column}"
+            remedy = "write a backslash as \\\\"
+        elif self.text.startswith(("'", "None", "True", "False"), at):
+            kind, fact = "python_literal", f"this is Python, not JSON, at {column}"
+            remedy = "write it with json.dumps, not str"
+        else:
+            kind, fact = "bad_json", f"this is not JSON at {column}"
+            remedy = "write each row with json.dumps, or fix it there"
+        return self._error(at, kind, fact, remedy)
+
+    def _error(self, at: int, kind: str, fact: str, remedy: str) -> DataError:
+        before = self._column(at) - 1  # characters on the line
+        shown = excerpt(self.text[at - before : at + 100], before)
+        return DataError(kind, fact, remedy, self._path, self.line_at(at), shown)
+
+    def _column(self, at: int) -> int:
+        return at - self.text.rfind("\n", 0, at)
 
 
-def text_after(what: str, text: str, at: int) -> JsonError:
-    """The error where a row or an array is followed by more text at `at`."""
-    fact = f"more text follows the {what} at column {_column(text, at)}"
-    return JsonError("extra_text", fact, f"remove the text after the {what}", at)
-
-
-def skip_space(text: str, at: int) -> int:
-    """The index of the first character from `at` on that isn't JSON's white space."""
-    match = _SPACES.match(text, at)
-    return match.end() if match else at
-
-
-def _column(text: str, at: int) -> int:
-    return at - text.rfind("\n", 0, at)
+class _RefusedError(Exception):
+    """What JSON allows or Python reads, and we don't: kind, fact and remedy."""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -101,12 +101,12 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         fact = f'the key "{excerpt(twice)}" appears twice in one object'
-        raise JsonError("duplicate_key", fact, "keep one of them")
+        raise _RefusedError("duplicate_key", fact, "keep one of them")
     return row
 
 
 def _constant(name: str) -> None:
-    raise JsonError("not_finite", f"{name} is not JSON", "write null or a number")
+    raise _RefusedError("not_finite", f"{name} is not JSON", "write null or a number")
 
 
 def _integer(digits: str) -> int | float:
