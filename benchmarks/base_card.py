@@ -30,6 +30,7 @@ from benchmarks.world_share import KINDS, kinds_of
 from minimind.data.dataset import Dataset
 from minimind.data.plain_text import encode_documents
 from minimind.evaluate.evaluation import score_documents
+from minimind.evaluate.figures import figures
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.pretrain.corpus import build_corpus, documents_of
@@ -60,10 +61,8 @@ def model_bits(
     model: Transformer, tokenizer: Tokenizer, texts: list[str], max_length: int
 ) -> float:
     """Bits per byte of a model on texts."""
-    values = score_documents(
-        model, tokenizer, encode_documents(texts, tokenizer, max_length), ""
-    ).values
-    return values["text_bits"] / values["text_bytes"]
+    windows = encode_documents(texts, tokenizer, max_length)
+    return figures([score_documents(model, tokenizer, windows, "")])["bits_per_byte"]
 
 
 class NGrams:

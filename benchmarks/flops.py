@@ -25,44 +25,40 @@ def model_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
     """Of one forward and backward pass over rows of these many tokens."""
     tokens = sum(lengths)
     matrices = config.num_hidden_layers * sum(_layer(config)) + _head(config)
-    pairs = config.num_hidden_layers * sum(causal_pairs(length, length) for length in lengths)
+    pairs = config.num_hidden_layers * sum(map(causal_pairs, lengths))
     return 6 * matrices * tokens + _attention(config, pairs, MODEL_ATTENTION)
 
 
 def executed_flops(config: ModelConfig, batch: Batch) -> int:
     """Of our forward and backward pass over one batch.
 
-    In the last layer only keys and values are computed for all tokens: queries from each
-    document's first supervised position on, all after attention at supervised positions alone.
+    In the last layer the MLP, and then the head, read supervised positions alone.
     """
-    layers, tokens = config.num_hidden_layers - 1, len(batch)
-    queries, keys_values, after = _layer(config)
-    matrices = layers * tokens * (queries + keys_values + after)
-    matrices += tokens * keys_values + len(batch.tails) * queries
-    matrices += len(batch.supervised) * (after + _head(config))
-    pairs = layers * sum(causal_pairs(length, length) for length in batch.lengths)
-    pairs += sum(map(causal_pairs, batch.tail_lengths, batch.lengths))
+    layers, tokens = config.num_hidden_layers, len(batch)
+    attention, mlp = _layer(config)
+    matrices = tokens * (layers * attention + (layers - 1) * mlp)
+    matrices += batch.num_supervised * (mlp + _head(config))
+    pairs = layers * sum(map(causal_pairs, batch.documents.lengths))
     return 6 * matrices + _attention(config, pairs, FLASH_ATTENTION)
 
 
 def dense_flops(config: ModelConfig, rows: int, tokens: int) -> int:
     """What a plain implementation computes for `rows` rows padded to `tokens` each."""
     matrices = config.num_hidden_layers * sum(_layer(config)) + _head(config)
-    pairs = config.num_hidden_layers * rows * causal_pairs(tokens, tokens)
+    pairs = config.num_hidden_layers * rows * causal_pairs(tokens)
     return 6 * matrices * rows * tokens + _attention(config, pairs, FLASH_ATTENTION)
 
 
-def causal_pairs(queries: int, keys: int) -> int:
-    """Pairs of a query and a key it sees: the queries are the last of the keys' tokens."""
-    return queries * keys - queries * (queries - 1) // 2
+def causal_pairs(tokens: int) -> int:
+    """Pairs of a query and a key it sees."""
+    return tokens * (tokens + 1) // 2
 
 
-def _layer(config: ModelConfig) -> tuple[int, int, int]:
-    """Matrix weights of one layer: for queries, for keys and values, after attention."""
+def _layer(config: ModelConfig) -> tuple[int, int]:
+    """Matrix weights of one layer: of its attention, and of its MLP."""
     width, head_dim = config.hidden_size, config.head_dim
-    heads = width * config.num_attention_heads * head_dim
-    kv_heads = width * config.num_key_value_heads * head_dim
-    return heads, 2 * kv_heads, heads + 3 * width * config.intermediate_size
+    heads = config.num_attention_heads + config.num_key_value_heads  # twice: q and o, k and v
+    return 2 * width * heads * head_dim, 3 * width * config.intermediate_size
 
 
 def _head(config: ModelConfig) -> int:

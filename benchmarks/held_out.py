@@ -81,12 +81,12 @@ def ask(
     answers = [record.answer or "" for record in records]
     right: defaultdict[str, list[float]] = defaultdict(list)
     for prompt, record in zip(prompts, records, strict=True):
-        right[prompt.group].append(record.values["regex"])
+        right[prompt.group].append(record.sums["regex"][0])
     [(commonest, _)] = Counter(answers).most_common(1)
-    scored = [record.values["language"] for record in records if "language" in record.values]
+    scored = [record.sums["language"][0] for record in records if "language" in record.sums]
     return {
         **{group: _mean(values) for group, values in right.items()},
-        "ended": _mean([record.values["ended"] for record in records]),
+        "ended": _mean([record.sums["ended"][0] for record in records]),
         "in_language": _mean(scored),
         "others": _mean(_matches_of_others(prompts, answers)),
         "commonest": _mean([_matches(prompt, commonest) for prompt in prompts]),

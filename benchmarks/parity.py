@@ -33,7 +33,7 @@ def main() -> None:
         ids = torch.tensor([tokenizer.encode(text)[:1024]])
         far = {}
         with torch.no_grad():
-            logits = ours.logits(ids)
+            logits = ours(ids)
             for kernel in ("eager", "sdpa"):
                 theirs.set_attn_implementation(kernel)
                 far[kernel] = float((logits - theirs(ids).logits).abs().max())

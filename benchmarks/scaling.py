@@ -36,7 +36,7 @@ from benchmarks.environment import environment
 from benchmarks.harness import Measures, markdown, peak_memory, ratio, spread
 from minimind.data.build import DataOptions, DataReport, build_dataset
 from minimind.data.dataset import COLUMNS, Table
-from minimind.data.packing import make_steps
+from minimind.data.plan import make_steps
 from minimind.data.storage import read_dataset
 from minimind.tokenizer import Tokenizer
 from minimind.training import checkpoint

@@ -199,7 +199,7 @@ def ours(
         batches = [[rewrite(make_batch(workload.dataset, g)) for g in step] for step in groups]
         start = time.perf_counter()
         for step in batches:
-            train_step(model, step, config, state, 1e-4)
+            train_step(model, step, config, state, 1.0)
         synchronize(device)
         seconds = time.perf_counter() - start
         executed = sum(executed_flops(model.config, b) for step in batches for b in step)

@@ -13,14 +13,15 @@ from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Example
 from minimind.data.errors import DataError
 from minimind.data.masking import encode_conversation
-from minimind.data.packing import Batch, make_steps
+from minimind.data.packing import Batch
+from minimind.data.plan import Steps, make_steps
 from minimind.data.reader import read_conversations
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load, save
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate, reply, stream_reply
 from minimind.tokenizer import Tokenizer
-from minimind.training.loop import TrainConfig, train
+from minimind.training.loop import StepResult, TrainConfig, TrainState, train
 from minimind.training.scoring import Scores, score
 from minimind.version import __version__
 
@@ -33,8 +34,11 @@ __all__ = [
     "ModelConfig",
     "SampleConfig",
     "Scores",
+    "StepResult",
+    "Steps",
     "Tokenizer",
     "TrainConfig",
+    "TrainState",
     "Transformer",
     "__version__",
     "encode_conversation",

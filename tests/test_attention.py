@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minimind.documents import Documents
 from minimind.model import attention
-from minimind.model.attention import Documents, cached_attention, packed_attention
+from minimind.model.attention import cached_attention, packed_attention
 
 # T tokens, H query heads, K key/value heads, D head dimension.
 
@@ -41,7 +42,7 @@ def block_diagonal_attention(lengths: list[int], q: Tensor, k: Tensor, v: Tensor
 
 
 def packed(lengths: list[int], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return packed_attention(Documents.of(lengths), 0, q, k, v)
+    return packed_attention(q, k, v, Documents.of(lengths))
 
 
 @given(
@@ -62,33 +63,6 @@ def test_packed_attention_is_dense_attention_under_a_block_diagonal_mask(
     gradients = [torch.autograd.grad(out, inputs, upstream) for out in (fast, slow)]
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
-
-
-@given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=6).flatmap(
-        lambda lengths: st.tuples(
-            st.just(lengths), st.tuples(*(st.integers(1, length) for length in lengths))
-        )
-    )
-)
-def test_tails_are_attended_from_as_in_the_whole(spans) -> None:
-    lengths, counts = spans
-    ends = torch.tensor(lengths).cumsum(0).tolist()
-    tails = torch.cat([torch.arange(end - n, end) for end, n in zip(ends, counts, strict=True)])
-    documents = Documents.of(lengths, wanted=tails)
-    assert documents.tails is not None
-    assert documents.tails.lengths == counts
-    q, k, v = draw(sum(lengths))
-    some = packed_attention(documents, 0, q[tails], k, v)
-    whole = packed(lengths, q, k, v)[tails]
-    torch.testing.assert_close(some, whole)
-    upstream = torch.randn(whole.shape, generator=torch.Generator().manual_seed(1))
-    for ours, theirs in zip(
-        torch.autograd.grad(some, (q, k, v), upstream),
-        torch.autograd.grad(whole, (q, k, v), upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_editing_one_document_changes_the_others_by_exactly_nothing() -> None:
@@ -206,7 +180,7 @@ def test_the_exact_call_of_varlen_attn(heads, kv_heads, dtype, monkeypatch) -> N
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", record)
     q, k, v = (x.detach().to(dtype) for x in draw(9, heads, kv_heads))
     documents = Documents.of(lengths)
-    out = packed_attention(documents, 0, q, k, v)
+    out = packed_attention(q, k, v, documents)
     (call,) = calls
     assert set(call) == {
         "query",
@@ -230,7 +204,7 @@ def test_the_exact_call_of_varlen_attn(heads, kv_heads, dtype, monkeypatch) -> N
     assert call["enable_gqa"] is (heads != kv_heads)
     assert out.shape == (9, heads, 8)
     # What it must return is what the documents' own attention gives.
-    slow = attention._sdpa_by_document(q.float(), k.float(), v.float(), lengths, lengths)
+    slow = attention._sdpa_by_document(q.float(), k.float(), v.float(), documents)
     assert torch.allclose(out.float(), slow, atol=0.02)
 
 
@@ -254,7 +228,7 @@ def test_pytorch_takes_our_call_for_a_causal_one(monkeypatch) -> None:
     lengths = [3, 1, 5]
     q, k, v = (x.detach().half().to("meta").requires_grad_() for x in draw(9))
     with Calls() as calls:
-        out = packed_attention(Documents.of(lengths, "meta"), 0, q, k, v)
+        out = packed_attention(q, k, v, Documents.of(lengths, "meta"))
     assert out.shape == q.shape
     assert out.dtype == torch.float16
     gradients = torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
@@ -263,20 +237,3 @@ def test_pytorch_takes_our_call_for_a_causal_one(monkeypatch) -> None:
     assert call["is_causal"] is True
     assert call["enable_gqa"] is True
     assert call["max_q"] == call["max_k"] == 5
-
-
-def test_pytorch_takes_our_call_for_tails(monkeypatch) -> None:
-    """Two running sums then: flash attention aligns causality to the lower right by itself."""
-    monkeypatch.setattr(attention, "_flash_serves", lambda q: True)
-    documents = Documents.of([3, 1, 5], "meta", wanted=torch.tensor([2, 3, 6, 8]))
-    q, k, v = (x.detach().half().to("meta").requires_grad_() for x in draw(9))
-    q = q.detach()[: len(documents.tails.index)].requires_grad_()
-    with Calls() as calls:
-        out = packed_attention(documents, 0, q, k, v)
-    assert out.shape == q.shape
-    gradients = torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
-    assert [x.shape for x in gradients] == [q.shape, k.shape, v.shape]
-    (call,) = calls.arguments
-    assert call["cu_seq_q"] is documents.tails.cu_seqlens
-    assert call["cu_seq_k"] is documents.cu_seqlens
-    assert (call["max_q"], call["max_k"]) == (3, 5)

@@ -31,10 +31,13 @@ GREEDY = SampleConfig(temperature=0, max_new_tokens=40)
 class Talk(Chat):
     """A chat with a scripted model that remembers what a person would see."""
 
-    def __init__(self, tokenizer: Tokenizer, *script: object, config=GREEDY, system=None) -> None:
-        self.pieces, self.notes, self.paces = [], [], []
-        sinks = self.pieces.append, self.notes.append, self.paces.append
-        super().__init__(Scripted(tokenizer, *script), tokenizer, config, system, *sinks)
+    def __init__(
+        self, tokenizer: Tokenizer, *script: object, config=GREEDY, system=None, show_speed=False
+    ) -> None:
+        self.pieces, self.notes = [], []
+        sinks = self.pieces.append, self.notes.append
+        model = Scripted(tokenizer, *script)
+        super().__init__(model, tokenizer, config, system, *sinks, show_speed)
 
     @property
     def shown(self) -> str:
@@ -45,7 +48,7 @@ class Talk(Chat):
 
     def say(self, *lines: str) -> Talk:
         for line in lines:
-            self.take(line)
+            self.handle(line)
         return self
 
     @property
@@ -92,7 +95,7 @@ def test_undo_takes_back_the_last_question_and_its_answer(tokenizer) -> None:
     talk.say("3?")
     assert talk.read == ["user\n1?", "assistant\n하나", "user\n3?"]
     talk.say("/undo", "/undo", "/undo")
-    assert talk.notes == ["took back: 2?", "took back: 3?", "took back: 1?", "nothing to take back"]
+    assert talk.notes == ["removed: 2?", "removed: 3?", "removed: 1?", "nothing to remove"]
 
 
 def test_reset_forgets_the_conversation_but_not_the_system_message(tokenizer) -> None:
@@ -121,7 +124,7 @@ def test_what_save_writes_is_a_row_that_training_reads(tokenizer, tmp_path) -> N
         "첫째?", f"/save {path}"
     )
     talk.say("둘째?", f"/save {path}")
-    assert talk.notes == [f"added to {path}"] * 2
+    assert talk.notes == [f"appended to {path}"] * 2
     assert "첫째?" in path.read_text(encoding="utf-8")
     first, second = read_conversations(path)
     assert second.messages == (Message("system", "S"), *talk.turns)
@@ -141,8 +144,8 @@ def test_save_adds_to_a_file_and_keeps_what_is_there(tokenizer, tmp_path, end) -
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("", "error: /save: adds a line of JSON to a file; give a name ending in .jsonl"),
-        ("chats.jsonl.gz", "error: /save: adds a line of JSON to a file; give a name ending"),
+        ("", "error: /save: appends a row to a JSONL file; give a name ending in .jsonl"),
+        ("chats.jsonl.gz", "error: /save: appends a row to a JSONL file; give a name ending"),
         ("no/such/folder/chats.jsonl", "No such file or directory"),
     ],
 )
@@ -155,7 +158,7 @@ def test_a_save_that_fails_says_so_and_loses_nothing(tokenizer, tmp_path, name, 
 
 def test_an_empty_conversation_is_not_saved(tokenizer, tmp_path) -> None:
     talk = Talk(tokenizer).say(f"/save {tmp_path / 'chats.jsonl'}")
-    assert talk.notes == ["error: /save: nothing was said yet; ask something first"]
+    assert talk.notes == ["error: /save: the conversation is empty; ask something first"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,23 +171,22 @@ def test_the_oldest_turns_are_not_read_any_more_when_the_context_is_full_and_it_
     talk = Talk(tokenizer, *[f"답 {number}." for number in range(12)], system="Be kind.")
     questions = [f"질문 {number}: {'가나다라 ' * 4}" for number in range(12)]
     for question in questions:
-        talk.take(question)
+        talk.handle(question)
         assert len(talk.model.prompts[-1]) <= talk.context - GREEDY.max_new_tokens
-    assert (
-        "of this conversation's questions, the model no longer reads the first 1" in talk.notes[0]
+    assert talk.notes[0] == (
+        f"the context of {CONFIG.max_position_embeddings} tokens is full: the model no longer "
+        "reads the first 2 messages of this conversation"
     )
-    assert f"the context of {CONFIG.max_position_embeddings} tokens is full" in talk.notes[0]
-    forgotten = talk.forgotten // 2
     assert len(talk.notes) > 1
-    assert talk.notes[-1].endswith(f"no longer reads the first {forgotten}")
+    assert f"the first {talk.dropped} messages" in talk.notes[-1]
     assert talk.read[0] == "system\nBe kind."
-    assert talk.read[1] == f"user\n{questions[forgotten].strip()}"
+    assert talk.read[1] == f"user\n{questions[talk.dropped // 2].strip()}"
     assert talk.read[-1] == f"user\n{questions[-1].strip()}"
 
     talk.say(f"/save {tmp_path / 'all.jsonl'}")
     (saved,) = read_conversations(tmp_path / "all.jsonl")
     assert len(saved.messages) == 1 + 24  # what isn't read isn't lost
-    assert talk.say("/undo").forgotten == 0
+    assert talk.say("/undo").dropped == 0
 
 
 def test_a_question_longer_than_the_context_is_refused_and_the_conversation_goes_on(
@@ -199,7 +201,7 @@ def test_a_question_longer_than_the_context_is_refused_and_the_conversation_goes
 def test_an_answer_cut_by_length_is_kept_and_it_says_so(tokenizer) -> None:
     talk = Talk(tokenizer, "하나 둘 셋 넷", config=SampleConfig(max_new_tokens=2)).say("세어 봐")
     assert talk.notes == [
-        "cut: an answer has 2 tokens at most (--max-new-tokens), a conversation 256"
+        "cut: an answer has at most 2 tokens (--max-new-tokens), a conversation 256"
     ]
     assert talk.contents[1] == talk.shown.removesuffix("\n") != ""
 
@@ -214,7 +216,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_was_shown(tokenizer) -> None
     talk = Talk(tokenizer, ["하나 ", KeyboardInterrupt(), "둘"]).say("세어 봐")
     assert talk.shown == "하나 \n"
     assert talk.contents == ["세어 봐", "하나 "]
-    assert talk.notes == ["stopped; /undo takes it back"]
+    assert talk.notes == ["stopped; /undo removes it"]
     assert talk.say("계속").read[1] == "assistant\n하나 "
 
 
@@ -231,10 +233,11 @@ def test_an_error_within_an_answer_does_not_end_the_conversation(tokenizer) -> N
 
 
 def test_an_answer_is_followed_by_its_length_and_speed(tokenizer) -> None:
-    talk = Talk(tokenizer, "하나", "", ["둘", KeyboardInterrupt()]).say("1?", "2?", "3?")
-    (pace,) = talk.paces  # of the answer that came, and came to its end
+    script = "하나", "", ["둘", KeyboardInterrupt()]
+    speed, *others = Talk(tokenizer, *script, show_speed=True).say("1?", "2?", "3?").notes
+    assert others == ["no answer; the question isn't kept", "stopped; /undo removes it"]
     count = len(tokenizer.encode("하나")) + 1
-    assert re.fullmatch(rf"{count} tokens, [\d,]+\.\d tokens/s", pace)
+    assert re.fullmatch(rf"{count} tokens, [\d,]+\.\d tokens/s", speed)
 
 
 FAMILY, BYTES = "👨‍👩‍👧", "뷁"  # several code points; a syllable of several tokens
@@ -276,7 +279,7 @@ def test_ctrl_c_at_the_prompt_leaves_only_the_second_time_in_a_row(tokenizer, mo
     talk = Talk(tokenizer, "하나", "둘")
     talk.converse()
     assert talk.contents == ["1?", "하나"]
-    assert talk.notes == ["Ctrl-C again or Ctrl-D leaves"] * 2
+    assert talk.notes == ["Ctrl-C again or Ctrl-D quits"] * 2
 
 
 def test_bytes_that_are_not_utf_8_do_not_end_the_conversation(tokenizer, monkeypatch) -> None:
@@ -284,7 +287,7 @@ def test_bytes_that_are_not_utf_8_do_not_end_the_conversation(tokenizer, monkeyp
     monkeypatch.setattr(builtins, "input", keys(broken, "1?"))
     talk = Talk(tokenizer, "하나")
     talk.converse()
-    assert talk.notes == ["error: what was typed isn't UTF-8; set the terminal to it"]
+    assert talk.notes == ["error: the input isn't UTF-8; set the terminal to UTF-8"]
     assert talk.contents == ["1?", "하나"]
 
 
@@ -389,15 +392,6 @@ def test_running_out_of_memory_is_one_line(base, monkeypatch, capsys) -> None:
     assert "out of memory with this model; use a smaller --model" in capsys.readouterr().err
 
 
-def test_help_gives_every_option_with_its_default(command) -> None:
-    code, out, _ = command("--help")
-    assert code == 0
-    own = ("model", "prompt", "system", "history", "device")
-    for name in (*own, *SampleConfig.__dataclass_fields__):
-        assert f"--{name.replace('_', '-')}" in out
-    assert "(default: 0.9)" in out
-
-
 # The real thing
 
 
@@ -415,19 +409,21 @@ def test_a_terminal_shows_answers_survives_ctrl_c_and_leaves_at_ctrl_d(base, tmp
     # A fixed seed: random weights draw <|im_end|> now and then, and the test waits for the cut.
     options = ("--temperature", "2", "--top-p", "1", "--max-new-tokens", "30", "--seed", "0")
     with start(base, *options, state=tmp_path) as terminal:
-        terminal.wait_for("/help lists commands, Ctrl-D leaves.")
+        terminal.wait_for("/help lists commands, Ctrl-D quits.")
         terminal.wait_for("> ")
         terminal.interrupt()
-        terminal.wait_for("(Ctrl-C again or Ctrl-D leaves)")
+        terminal.wait_for("(Ctrl-C again or Ctrl-D quits)")
         terminal.wait_for("> ")
         terminal.type("안녕하\x7f?\n")
         terminal.wait_for("\n")
-        shown = terminal.wait_for("(cut: an answer has 30 tokens")  # random weights don't stop
+        shown = terminal.wait_for(
+            "(cut: an answer has at most 30 tokens"
+        )  # random weights don't stop
         assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", shown)
         assert re.search(r"\r\n\(30 tokens, [\d,.]+ tokens/s\)\r\n", shown)
         terminal.wait_for("> ")
         terminal.type("/undo\n")
-        terminal.wait_for("(took back: 안녕?)")
+        terminal.wait_for("(removed: 안녕?)")
         terminal.wait_for("> ")
         terminal.type("\x04")
         assert terminal.process.wait(60) == 0
@@ -457,12 +453,12 @@ def test_a_terminal_never_gets_half_an_emoji_or_half_a_syllable(tmp_path) -> Non
         for answer in answers:  # broken off before the last token
             terminal.wait_for("> ")
             terminal.type("?\r")
-            terminal.wait_for(f"{answer.split()[0]} \r\n(stopped; /undo takes it back)")
+            terminal.wait_for(f"{answer.split()[0]} \r\n(stopped; /undo removes it)")
         for answer in answers:
             terminal.wait_for("> ")
             terminal.type("!\r")
-            terminal.wait_for(f"{answer}\r\n\x1b[2m(")
-            terminal.wait_for(" tokens/s)\x1b[0m")
+            terminal.wait_for(f"{answer}\r\n(")
+            terminal.wait_for(" tokens/s)")
     assert not Path(state).exists()
 
 

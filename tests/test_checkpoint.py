@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from minimind.data.packing import make_steps
+from minimind.data.plan import make_steps
 from minimind.model.transformer import Transformer
 from minimind.training import checkpoint
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
@@ -42,7 +42,7 @@ def trained(steps: int, precision: str = "fp32") -> tuple[Transformer, TrainStat
     model = new_model()
     config = TrainConfig(precision=precision, learning_rate=1e-3)
     state = TrainState(model, config)
-    for _ in islice(train(model, STEPS, config, state), steps):
+    for _ in islice(train(model, STEPS, config, state=state), steps):
         pass
     return model, state
 
@@ -91,20 +91,20 @@ def test_a_loaded_run_ends_with_the_weights_of_an_uninterrupted_one(precision, t
     config = TrainConfig(precision=precision, learning_rate=1e-3)
     model, state = fresh(precision)
     load_checkpoint(tmp_path, model, state)
-    assert len(list(train(model, STEPS, config, state))) == len(STEPS) - 4
+    assert len(list(train(model, STEPS, config, state=state))) == len(STEPS) - 4
     assert same(whole.state_dict(), model.state_dict())
 
 
 def test_a_run_keeps_the_precision_it_began_with(tmp_path) -> None:
     """The probe may find another one faster now; fp16 without its scaler would lose gradients."""
     save_checkpoint(tmp_path, *trained(2, "fp16"), EXTRA)
-    _, state = fresh("fp32")
-    load_checkpoint(tmp_path, new_model(), state)
+    model, state = fresh("fp32")
+    load_checkpoint(tmp_path, model, state)
     assert state.precision == "fp16"
     assert state.scaler.is_enabled()
     save_checkpoint(tmp_path, *trained(3, "bf16"), EXTRA)
-    _, state = fresh("fp16")
-    load_checkpoint(tmp_path, new_model(), state)
+    model, state = fresh("fp16")
+    load_checkpoint(tmp_path, model, state)
     assert state.precision == "bf16"
     assert not state.scaler.is_enabled()
 
@@ -135,7 +135,7 @@ def test_small_steps_are_not_lost_in_half_precision_nor_by_resuming(tmp_path) ->
             state = TrainState(model, config)
             load_checkpoint(tmp_path / precision, model, state)
             assert state.step == call * 10
-            for _ in islice(train(model, steps, config, state), 100 // calls):
+            for _ in islice(train(model, steps, config, state=state), 100 // calls):
                 pass
             save_checkpoint(tmp_path / precision, model, state, EXTRA)
         assert state.step == 100
@@ -420,8 +420,8 @@ def ready_to_save(folder: Path) -> tuple[Transformer, TrainState, Transformer]:
     model, state = trained(2)
     save_checkpoint(folder, model, state, EXTRA)
     (folder / "step-00000003").mkdir()  # of an earlier crash
-    state.step = 3
-    return model, state, new_model(seed=7)
+    moved, state = trained(3)
+    return model, state, moved
 
 
 def either_is_loaded(folder: Path, model: Transformer, moved: Transformer) -> dict[str, object]:

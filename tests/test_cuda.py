@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from minimind.data.packing import make_batch
-from minimind.model.attention import Documents, _flash_serves, _sdpa_by_document, packed_attention
+from minimind.documents import Documents
+from minimind.model.attention import _flash_serves, _sdpa_by_document, packed_attention
 from minimind.training.loop import TrainConfig, TrainState, train_step
 from minimind.training.prefetch import prefetch
 from tests.support.ragged import new_model, ragged_rows
@@ -23,10 +24,10 @@ def test_a_step_never_waits(precision) -> None:
     batches = [make_batch(rows, group) for group in np.split(np.arange(9), 3)]
     model = new_model().to(CUDA)
     state = TrainState(model, config)
-    train_step(model, batches, config, state, 1e-4)  # moments, frequencies and streams are made
+    train_step(model, batches, config, state, 1.0)  # moments, frequencies and streams are made
     torch.cuda.set_sync_debug_mode("error")
     try:
-        result = train_step(model, batches, config, state, 1e-4)
+        result = train_step(model, batches, config, state, 1.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(result.loss)
@@ -41,7 +42,7 @@ def test_flash_attention_is_the_documents_own_attention(kv_heads, dtype) -> None
     if not _flash_serves(inputs[0]):
         pytest.skip("this GPU has no flash attention")
     documents = Documents.of(lengths, CUDA)
-    fast = packed_attention(documents, 0, *inputs)
+    fast = packed_attention(*inputs, documents)
     slow = _sdpa_by_document(*inputs, documents)
     assert torch.allclose(fast, slow, atol=0.02)
     upstream = torch.randn_like(fast)

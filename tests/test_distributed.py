@@ -25,7 +25,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minimind.data.packing import Steps, StepTotals, batches_of, make_steps
+from minimind.data.packing import Step
+from minimind.data.plan import Batches, Steps, make_steps
 from minimind.model.pretrained import BASE, load
 from minimind.model.transformer import Transformer
 from minimind.pretrain import __main__ as pretrain
@@ -111,17 +112,17 @@ def run_case(case: Case) -> Found:
 
     def note_and_clip(parameters, max_norm):
         if not gradients:
-            named = {name: p.grad.clone() for name, p in model.named_parameters()}
-            gradients.append(distributed.gather(named))
+            grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+            gradients.append({name: distributed.full_tensor(grad) for name, grad in grads.items()})
         return clip(parameters, max_norm)
 
     place = distributed.rank(), distributed.world_size()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
-        run = train(model, case.plan().of_rank(*place), case.config, state)
+        run = train(model, case.plan().of_rank(*place), case.config, state=state)
         results = list(islice(run, case.steps))
     losses, norms = ([float(getattr(r, name)) for r in results] for name in ("loss", "grad_norm"))
-    validation = batches_of(ragged_rows(5, seed=1), 60).of_rank(*place)
+    validation = Batches(ragged_rows(5, seed=1), 60).of_rank(*place)
     return Found(gradients[0], losses, norms, validation_loss(model, validation, state.precision))
 
 
@@ -211,9 +212,9 @@ def test_every_rank_has_equally_many_batches_and_together_they_are_the_step() ->
             assert all(len(batch) <= 50 for batches in own for batch in batches)
             supervised = sum(batch.num_supervised for batches in own for batch in batches)
             for batches in own:
-                whole = StepTotals.of(batches)
+                whole = Step.of(batches)
                 assert sorted(whole.rows) == sorted(rows)
-                assert (whole.tokens, whole.supervised) == (StepTotals.of(plain).tokens, supervised)
+                assert (whole.tokens, whole.supervised) == (Step.of(plain).tokens, supervised)
 
 
 def test_ranks_get_about_equally_many_tokens() -> None:
@@ -226,7 +227,7 @@ def test_ranks_get_about_equally_many_tokens() -> None:
 
 
 def test_validation_batches_are_shared_out_once_each() -> None:
-    batches = batches_of(ragged_rows(10), 50)
+    batches = Batches(ragged_rows(10), 50)
     for ranks in (2, 4):
         shares = [list(batches.of_rank(rank, ranks)) for rank in range(ranks)]
         assert len({len(share) for share in shares}) == 1
@@ -278,9 +279,9 @@ def disagree(folder: Path) -> dict[str, object]:
 def refusals(folder: Path) -> list[str]:
     with pytest.raises(ValueError, match="--shard is 3") as shard:
         distributed.shard(new_model(), "fp32", 3)
-    options = sft.parse(["-", "--out", str(folder / "out")])
+    options = sft.parse(["-", "--out", str(folder / "out"), "--device", "cpu"])
     with pytest.raises(ValueError, match="standard input") as data:
-        sft.run(options, folder / "out", torch.device("cpu"), [])
+        sft.run(options, [])
     timed = pretrain.PretrainOptions(files=("a.txt",), out=folder / "out", minutes=1.0)
     with pytest.raises(ValueError, match="--minutes is measured by one process") as plan:
         pretrain.prepare(timed, torch.device("cpu"))
@@ -323,7 +324,7 @@ def test_alone_there_is_nothing_to_agree_on(tmp_path) -> None:
     assert distributed.gather_model(model) is model
     assert (distributed.world_size(), distributed.rank()) == (1, 0)
     assert distributed.launcher() == ["python"]
-    assert distributed.own_device(torch.device("cuda")) == torch.device("cuda")
+    assert distributed.local_device(torch.device("cuda")) == torch.device("cuda")
     assert not distributed.is_loss_of_another(RuntimeError("Connection closed by peer"))
     assert not dist.is_initialized()
 
@@ -332,8 +333,8 @@ def test_under_torchrun_each_process_knows_its_gpu_and_what_started_it(monkeypat
     started = {"TORCHELASTIC_RUN_ID": "x", "RANK": "9", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
     for name, value in started.items():
         monkeypatch.setenv(name, value)
-    assert distributed.own_device(torch.device("cuda")) == torch.device("cuda", 1)
-    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
+    assert distributed.local_device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert distributed.local_device(torch.device("cpu")) == torch.device("cpu")
     assert distributed.launcher() == ["torchrun", "--nproc-per-node", "8"]
     assert not distributed.is_main_process()
 
@@ -352,7 +353,7 @@ def go_on(source: Path, target: Path, stop: int) -> dict[str, Any]:
     extra, _ = load_checkpoint(source, model, state)
     again = save_checkpoint(target / "again", model, state, extra or {})
     steps = LONG.plan().of_rank(distributed.rank(), distributed.world_size())
-    run = train(model, steps, FP32, state)
+    run = train(model, steps, FP32, state=state)
     results = [next(run) for _ in range(stop - state.step)]
     save_checkpoint(target, model, state, {"ranks": distributed.world_size()})
     return {
@@ -432,7 +433,7 @@ def test_one_rank_that_wants_to_stop_stops_all_and_what_is_not_exact_is_said(
     ]
 
 
-# StepTotals runs
+# Whole runs
 
 
 @dataclass(frozen=True)

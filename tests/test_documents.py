@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind.data.errors import DataError
-from minimind.data.packing import make_steps
 from minimind.data.plain_text import Document, encode_documents, read_documents
+from minimind.data.plan import make_steps
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import texts
 from tests.support.tokenizers_of_bases import write_llama3
@@ -60,7 +60,7 @@ def test_an_empty_document_is_left_out(tokenizer: Tokenizer) -> None:
 
 def test_a_step_reads_max_length_tokens_of_each_window(tokenizer: Tokenizer) -> None:
     steps = make_steps(encode_documents(["나무 " * 50], tokenizer, 16), tokens_per_step=16)
-    sizes = [length for step in steps for batch in step for length in batch.lengths]
+    sizes = [length for step in steps for batch in step for length in batch.documents.lengths]
     assert sum(sizes) == len(tokenizer.encode("나무 " * 50)) + 1
     assert sorted(sizes)[1:] == [16] * (len(sizes) - 1)
 

@@ -16,11 +16,9 @@ import pytest
 import torch
 
 from minimind.evaluate import __main__ as evaluate
-from minimind.evaluate import evaluation
 from minimind.model.pretrained import BASE, save
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
-from minimind.training.scoring import score
 from tests.support.browser import ask
 from tests.support.tiny import CONFIG, write_base
 
@@ -58,7 +56,7 @@ def test_one_model_is_judged_and_the_results_are_written(base, rows, tmp_path, c
     assert main([*arguments, *FAST]) == 0
     printed = capsys.readouterr().out
     assert "question: 이름이 <b>뭐</b>예요?\nanswer: " in printed
-    assert "of 3 rows 2 scored, 3 asked" in printed
+    assert f"{base}: 3 rows, 3 answered, 2 scored" in printed
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     (model,) = results["models"]
     assert {"loss", "perplexity", "bits_per_byte", "ended", "exact", "regex"} <= set(
@@ -93,7 +91,7 @@ def test_the_page_works_in_a_browser(base, rows, tmp_path) -> None:
         ".map(row => row.querySelector('.question').innerText);"
         "const all = shown(), words = document.getElementById('words');"
         "words.value = '이름이'; words.dispatchEvent(new Event('input')); const some = shown();"
-        "words.value = ''; const which = document.getElementById('which'); which.value = 'wrong';"
+        "words.value = ''; const which = document.getElementById('tag'); which.value = 'wrong';"
         "which.dispatchEvent(new Event('change'));"
         "const beside = document.querySelector('.answers').children.length;"
         "const style = getComputedStyle(document.body);"
@@ -127,7 +125,7 @@ def test_documents_are_scored_byte_by_byte(base, tmp_path, capsys) -> None:
     assert main([str(text), "--documents", "--model", str(base), "--out", str(out)]) == 0
     assert "bits_per_byte" in capsys.readouterr().out
     (row,) = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
-    assert row["answers"][0]["values"]["text_bytes"] == len(text.read_bytes())
+    assert row["answers"][0]["sums"]["bits_per_byte"][1] == len(text.read_bytes())
 
 
 def test_rows_come_from_standard_input_under_its_own_name(
@@ -139,7 +137,7 @@ def test_rows_come_from_standard_input_under_its_own_name(
         assert main(["-", "--model", str(base), "--out", str(out), "--no-generate"]) == 0
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert {row["path"] for row in results["rows"]} == {"-"}
-    assert results["models"][0]["asked"] == 0
+    assert results["models"][0]["answered"] == 0
 
 
 def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) -> None:
@@ -160,7 +158,7 @@ def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) ->
         (["--prompt-key", "q"], 2, "one of --prompt-key and --answer-key is missing"),
         (["--limit", "0"], 2, "--limit is 0; use a positive number"),
         (["--show", "-1"], 2, "--show is -1; use 0 or more"),
-        (["--model", "a", "--model", "a"], 2, "--model names one twice; name each once"),
+        (["--model", "a", "--model", "a"], 2, "--model names a model twice; name each once"),
         (["--documents", "--metrics", "exact"], 2, "--documents scores whole texts; leave out"),
         (["--temperature", "-1"], 2, "temperature is -1.0"),
         (["--model", "no/such/folder/here"], 2, "no/such/folder/here"),
@@ -190,7 +188,7 @@ def test_where_results_can_not_stand_is_told_before_the_work(base, rows, tmp_pat
     for place in (rows, rows / "below"):
         assert main([*common, str(place)]) == 2
         printed = capsys.readouterr()
-        assert f"--out {place}: {rows} is no folder that can be written" in printed.err
+        assert f"--out {place}: {rows} is not a writable folder; name another" in printed.err
         assert not printed.out
     out = str(tmp_path / "out")
     assert main([*common, out]) == 0
@@ -228,7 +226,7 @@ def test_what_lies_beyond_a_models_context_is_said_and_not_compared(base, tmp_pa
     models = ["--model", str(base), "--model", str(tmp_path / "short")]
     out = tmp_path / "out"
     assert main([str(path), *models, "--no-generate", "--out", str(out)]) == 0
-    told = "short: of 2 rows 1 scored, 0 asked; of 1 answers what lies beyond its context"
+    told = "short: 2 rows, 0 answered, 1 scored; in 1 of them, what exceeds the context isn"
     assert told in capsys.readouterr().out
     assert told in (out / "report.html").read_text(encoding="utf-8")
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
@@ -276,24 +274,12 @@ def test_a_terminal_is_not_disturbed_by_what_a_row_says(base, tmp_path, capsys) 
     assert "question: \\x1b[2Jhello\n" in capsys.readouterr().out
 
 
-def test_tokens_per_batch_bounds_documents_too(base, tmp_path, monkeypatch) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("some words " * 200)
-    seen = []
-    monkeypatch.setattr(
-        evaluation, "score", lambda *given, **named: seen.append(named) or score(*given, **named)
-    )
-    common = [str(text), "--documents", "--model", str(base), "--out", str(tmp_path / "out")]
-    assert main([*common, "--tokens-per-batch", "300"]) == 0
-    assert {"tokens_per_batch": 300} in seen
-
-
 def test_no_file_and_no_rows_are_told(base, tmp_path, capsys) -> None:
     assert main([]) == 2
     assert "no file; name one" in capsys.readouterr().err
     (tmp_path / "empty.txt").write_text("\n\n")
     assert main([str(tmp_path / "empty.txt"), "--model", str(base)]) == 3
-    assert "has no rows to ask or to score" in capsys.readouterr().err
+    assert "has no rows to answer or to score" in capsys.readouterr().err
     (tmp_path / "nothing.txt").touch()
     assert main([str(tmp_path / "nothing.txt"), "--documents", "--model", str(base)]) == 3
     assert "has no text; check that it was written" in capsys.readouterr().err

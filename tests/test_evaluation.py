@@ -11,15 +11,8 @@ import torch
 
 from minimind.data.conversation import parse_conversation
 from minimind.data.masking import encode_conversation, encode_prompt
-from minimind.evaluate.evaluation import (
-    Evaluation,
-    Record,
-    compare,
-    evaluate,
-    figures,
-    paired_bootstrap,
-    parts,
-)
+from minimind.evaluate.evaluation import Evaluation, evaluate
+from minimind.evaluate.figures import Record, compare, figures, paired_bootstrap
 from minimind.evaluate.questions import Question
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate
@@ -54,12 +47,12 @@ def test_figures_are_those_of_scoring_and_answering_row_by_row(model, tokenizer)
     records = list(evaluate(model, tokenizer, rows, evaluation))
     assert [record.line for record in records] == list(range(1, 13))
     for row, record in zip(rows, records, strict=True):
-        prompt = encode_prompt(row.asked, tokenizer)
-        ids = list(generate(model, prompt, config=SAMPLED, stop_ids=tokenizer.stop_ids))
+        prompt = encode_prompt(row.prompt, tokenizer)
+        ids = list(generate(model, prompt, SAMPLED, stop_ids=tokenizer.stop_ids))
         assert record.answer == tokenizer.decode(ids, skip_control=True)
-        assert record.tokens == record.values["tokens"] == len(ids)
-        assert record.values["ended"] == (ids[-1] in tokenizer.stop_ids)
-        assert ("exact" in record.values) == (row.expected is not None)
+        assert record.sums["tokens"] == (len(ids), 1)
+        assert record.sums["ended"] == (ids[-1] in tokenizer.stop_ids, 1)
+        assert ("exact" in record.sums) == (row.expected is not None)
     answered = [row.conversation for row in rows if row.expected is not None]
     scores = score(model, [encode_conversation(row, tokenizer) for row in answered], tokenizer)
     found = figures(records)
@@ -67,7 +60,7 @@ def test_figures_are_those_of_scoring_and_answering_row_by_row(model, tokenizer)
     assert found["perplexity"] == pytest.approx(scores.perplexity, rel=1e-5)
     assert found["accuracy"] == pytest.approx(scores.accuracy)
     assert found["bits_per_byte"] == pytest.approx(scores.bits_per_byte, rel=1e-6)
-    assert found["tokens"] == pytest.approx(np.mean([record.tokens for record in records]))
+    assert found["tokens"] == pytest.approx(np.mean([r.sums["tokens"][0] for r in records]))
 
 
 def test_the_same_comes_out_whatever_the_batch(model, tokenizer, monkeypatch) -> None:
@@ -78,7 +71,9 @@ def test_the_same_comes_out_whatever_the_batch(model, tokenizer, monkeypatch) ->
     other = list(evaluate(model, tokenizer, rows, small))
     assert [record.answer for record in other] == [record.answer for record in whole]
     for a, b in zip(whole, other, strict=True):
-        assert a.values == pytest.approx(b.values, rel=1e-6)
+        assert a.sums.keys() == b.sums.keys()
+        for name, sums in a.sums.items():
+            assert sums == pytest.approx(b.sums[name], rel=1e-6)
 
 
 def test_what_does_not_fit_the_context_is_not_asked(model, tokenizer) -> None:
@@ -87,8 +82,8 @@ def test_what_does_not_fit_the_context_is_not_asked(model, tokenizer) -> None:
     rows = [*questions(3), long]
     records = list(evaluate(model, tokenizer, rows, Evaluation(sampling=SAMPLED), told.append))
     assert records[-1].answer is None
-    assert records[-1].values == {}
-    assert compare({"a": records})["models"][0]["asked"] == 3
+    assert records[-1].sums == {}
+    assert compare({"a": records})["models"][0]["answered"] == 3
     assert sum(told) == 4
 
 
@@ -124,8 +119,8 @@ def test_models_are_compared_on_the_same_rows_and_by_file(model, tokenizer) -> N
 
 def test_models_of_other_tokens_are_compared_by_bytes_alone() -> None:
     def records(tokens: float) -> list[Record]:
-        values = {"nats": 9.0, "supervised": tokens, "correct": 1.0, "text_bits": 8.0}
-        return [Record("a", line, "q", "a", values=values | {"text_bytes": 3.0}) for line in (1, 2)]
+        sums = {"loss": (9.0, tokens), "accuracy": (1.0, tokens), "bits_per_byte": (8.0, 3.0)}
+        return [Record("a", line, "q", "a", sums=sums) for line in (1, 2)]
 
     (same,) = compare({"a": records(4), "b": records(4)})["differences"]
     assert set(same["figures"]) == {"loss", "accuracy", "bits_per_byte"}
@@ -139,25 +134,26 @@ def test_a_bootstrap_interval_holds_the_truth_about_as_often_as_it_says() -> Non
     for trial in range(100):
         a, b = generator.normal(0.5, 1, 80), generator.normal(0, 1, 80)
         ones = np.ones(80)
-        _, low, high = paired_bootstrap((a, ones), (b, ones), seed=trial)
+        _, low, high = paired_bootstrap(np.stack([a, ones]), np.stack([b, ones]), seed=trial)
         held += low <= 0.5 <= high
     assert 88 <= held <= 100
 
 
 def test_a_model_against_itself_differs_by_nothing() -> None:
-    column = (np.array([1.0, 2, 3]), np.array([2.0, 2, 2]))
-    assert paired_bootstrap(column, column) == (0, 0, 0)
+    sums = np.array([[1.0, 2, 3], [2, 2, 2]])
+    assert paired_bootstrap(sums, sums) == (0, 0, 0)
 
 
 def test_a_figure_is_over_the_rows_that_have_it() -> None:
-    records = [Record("a", 1, "?", None, values={"exact": 1.0}), Record("a", 2, "?", None)]
-    over, under = parts(records, "exact")
-    assert (over.tolist(), under.tolist()) == ([1, 0], [1, 0])
-    assert figures(records) == {"exact": 1}
+    records = [Record("a", line, "?", None) for line in (1, 2, 3)]
+    records[0].sums = {"exact": (1.0, 1.0), "loss": (6.0, 2.0)}
+    records[1].sums = {"loss": (1.0, 8.0)}
+    found = figures(records)
+    assert found == {"loss": 0.7, "perplexity": pytest.approx(math.exp(0.7)), "exact": 1}
 
 
 def test_a_loss_beyond_floats_has_no_perplexity() -> None:
-    record = Record("a", 1, "?", None, values={"nats": 8000.0, "supervised": 1.0, "correct": 0.0})
+    record = Record("a", 1, "?", None, sums={"loss": (8000.0, 1.0), "accuracy": (0.0, 1.0)})
     assert figures([record]) == {"loss": 8000, "accuracy": 0}
     assert not any(map(math.isinf, figures([record]).values()))
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from minimind.data.build import DataOptions
-from minimind.data.packing import make_steps
+from minimind.data.plan import make_steps
 from minimind.data.selection import select_rows
 from minimind.inspect import __main__ as inspect
 from minimind.inspect import preflight
@@ -83,8 +83,8 @@ def test_the_hash_is_over_the_very_tokens_that_batches_hold(data, tokenizer, cap
     steps = make_steps(training, tokens_per_step=200, epochs=1)
     consumed: dict[int, tuple[list[int], list[int]]] = {}
     for batch in (batch for step in steps for batch in step):
-        ends = np.cumsum(batch.lengths)
-        for row, end, length in zip(batch.rows, ends, batch.lengths, strict=True):
+        ends = np.cumsum(batch.documents.lengths)
+        for row, end, length in zip(batch.rows, ends, batch.documents.lengths, strict=True):
             span = slice(end - length, end)
             consumed[row] = batch.input_ids[span].tolist(), batch.labels[span].tolist()
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind.data.dataset import Dataset, Example
-from minimind.data.packing import Batch, make_batch, make_steps
+from minimind.data.packing import Batch, make_batch
+from minimind.data.plan import make_steps
 from minimind.model.transformer import Transformer
 from minimind.training import loop
 from minimind.training.loop import TrainConfig, TrainState, batch_loss, train, train_step
@@ -45,7 +47,7 @@ def step_gradients(batches: list[Batch]) -> dict[str, Tensor]:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
-        train_step(model, batches, FP32, TrainState(model, FP32), rate=1e-3)
+        train_step(model, batches, FP32, TrainState(model, FP32), factor=1.0)
     return seen
 
 
@@ -56,7 +58,7 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
 def naive_loss(model: Transformer, example: Example) -> tuple[Tensor, int]:
     """The slow twin: one row at a time, full logits. Weighted sum, count of trained tokens."""
     ids, trained = torch.tensor(example.input_ids), torch.tensor(example.loss_mask)[1:]
-    losses = F.cross_entropy(model.logits(ids[None])[0, :-1], ids[1:], reduction="none")
+    losses = F.cross_entropy(model(ids[None])[0, :-1], ids[1:], reduction="none")
     if example.weights is not None:
         losses = losses * torch.tensor(example.weights)[1:]
     return losses[trained].sum(), int(trained.sum())
@@ -144,9 +146,9 @@ class Waits(TorchDispatchMode):
 def test_a_step_never_waits_for_the_device(precision, weighted) -> None:
     model, config = new_model(), TrainConfig(precision=precision)
     state, batches = TrainState(model, config), cut_evenly(ragged_rows(4, weighted=weighted), 2)
-    train_step(model, batches, config, state, 1e-4)
+    train_step(model, batches, config, state, 1.0)
     with Waits() as waits:
-        result = train_step(model, batches, config, state, 1e-4)
+        result = train_step(model, batches, config, state, 1.0)
     assert waits.seen == []
     with Waits() as waits:
         result.loss.item()  # the observer does see a wait
@@ -157,9 +159,7 @@ def test_a_step_without_supervision_is_refused() -> None:
     model = new_model()
     batch = cut_evenly(ragged_rows(1), 1)[0]
     nothing = torch.zeros(0, dtype=torch.long)
-    empty = replace(
-        batch, labels=torch.full_like(batch.labels, -100), supervised=nothing, num_supervised=0
-    )
+    empty = replace(batch, labels=torch.full_like(batch.labels, -100), supervised=nothing)
     before = weights_of(model)
     with pytest.raises(ValueError, match="step 1 has no supervised token; leave out rows"):
         list(train(model, [[empty, empty]], FP32))
@@ -219,13 +219,13 @@ def test_the_tail_is_divided_by_its_own_tokens_and_the_rate_ends_where_planned()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_between_any_two_steps_the_state_is_whole_and_a_run_can_go_on_elsewhere(precision) -> None:
+def test_between_any_two_steps_the_state_is_whole_and_a_run_can_resume_elsewhere(precision) -> None:
     steps = make_steps(ragged_rows(8), tokens_per_step=60, tokens_per_batch=45, epochs=2)
     config = replace(FP32, precision=precision)
     model = new_model()
     state = TrainState(model, config)
     stops = []
-    for result in train(model, steps, config, state):
+    for result in train(model, steps, config, state=state):
         assert state.step == result.step
         assert all(parameter.grad is None for parameter in model.parameters())
         stops.append(copy.deepcopy((model.state_dict(), state.state_dict())))
@@ -236,7 +236,7 @@ def test_between_any_two_steps_the_state_is_whole_and_a_run_can_go_on_elsewhere(
         state = TrainState(model, config)
         model.load_state_dict(weights)
         state.load_state_dict(plain)
-        assert len(list(train(model, steps, config, state))) == len(steps) - plain["step"]
+        assert len(list(train(model, steps, config, state=state))) == len(steps) - plain["step"]
         assert all(torch.equal(p, final[name]) for name, p in model.named_parameters())
 
 
@@ -247,9 +247,9 @@ def test_a_caller_may_evaluate_or_stop_between_two_steps() -> None:
         pass
     state = TrainState(disturbed, FP32)
     for stop in (2, 3, len(steps)):
-        for _ in islice(train(disturbed, steps, FP32, state), stop - state.step):
+        for _ in islice(train(disturbed, steps, FP32, state=state), stop - state.step):
             with torch.no_grad():
-                disturbed.logits(torch.zeros(1, 3, dtype=torch.long))
+                disturbed(torch.zeros(1, 3, dtype=torch.long))
     assert all(map(torch.equal, undisturbed.parameters(), disturbed.parameters()))
 
 
@@ -259,6 +259,86 @@ def test_without_a_config_or_state_the_defaults_train() -> None:
     results = list(train(model, make_steps(ragged_rows(4), tokens_per_step=40)))
     assert results[-1].learning_rate == pytest.approx(1e-5, rel=1e-12)
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+OPTIMIZERS = {
+    "SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    "AdamW": torch.optim.AdamW,
+    "fused SGD": lambda groups: torch.optim.SGD(groups, fused=True),
+    "Adafactor": torch.optim.Adafactor,
+    "RMSprop": torch.optim.RMSprop,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_trains_and_keeps_each_groups_own_rate(name) -> None:
+    model = new_model()
+    embedding, *others = model.parameters()
+    groups = [{"params": [embedding], "lr": 0.02}, {"params": others, "lr": 0.005}]
+    optimizer = OPTIMIZERS[name](groups)
+    steps = make_steps(ragged_rows(8), tokens_per_step=60, epochs=4)
+    config = replace(FP32, learning_rate=123.0)  # isn't used
+    results = []
+    before = weights_of(model)
+    for result in train(model, steps, config, optimizer):
+        results.append(result)
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert (result.learning_rate, first) == (first, pytest.approx(4 * second, rel=1e-12))
+    assert results[0].learning_rate == 0.02  # a single step of warm-up
+    assert results[-1].learning_rate == pytest.approx(0.002, rel=1e-12)
+    assert all(result.loss.isfinite() for result in results)
+    assert not any(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_with_any_optimizer_a_step_that_is_not_finite_changes_nothing(name) -> None:
+    model = new_model()
+    optimizer = OPTIMIZERS[name]([{"params": list(model.parameters()), "lr": 0.01}])
+    rows = ragged_rows(2)
+    rows.weights = np.full(len(rows.input_ids), np.inf, np.float32)
+    before = weights_of(model)
+    (result,) = train(model, [[make_batch(rows, np.arange(2))]], FP32, optimizer)
+    assert not result.loss.isfinite()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_an_optimizer_of_some_weights_leaves_the_others_and_their_gradients_alone() -> None:
+    model = new_model()
+    head = list(model.model.norm.parameters())
+    before = weights_of(model)
+    steps = make_steps(ragged_rows(4), tokens_per_step=60)
+    for _ in train(model, steps, FP32, torch.optim.SGD(head, lr=0.1)):
+        assert all(parameter.grad is None for parameter in model.parameters())
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"model.norm.weight"}
+
+
+def test_what_is_no_optimizer_or_one_too_many_is_refused_at_once() -> None:
+    model, steps = new_model(), make_steps(ragged_rows(2), tokens_per_step=60)
+    state = TrainState(model, FP32)
+    with pytest.raises(TypeError, match="optimizer: is TrainState; give a torch"):
+        train(model, steps, FP32, state)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="the state has one already; give optimizer or state"):
+        train(model, steps, FP32, sgd, state)
+    assert TrainState(model, FP32, sgd).optimizer is sgd
+
+
+def test_a_row_longer_than_the_context_is_refused() -> None:
+    model = new_model(max_position_embeddings=8)
+    rows = [Example([3] * 10, [False] + [True] * 9)]
+    message = r"step 1 has a row of 9 tokens and the model's context is 8; .*max_length=8"
+    with pytest.raises(ValueError, match=message):
+        next(train(model, make_steps(rows, tokens_per_step=20), FP32))
+
+
+def test_a_result_is_plain_numbers_for_a_log() -> None:
+    steps = make_steps(ragged_rows(2), tokens_per_step=1000)
+    (result,) = train(new_model(), steps, FP32)
+    numbers = result.as_dict()
+    assert json.loads(json.dumps(numbers)) == numbers | {"rows": list(result.rows)}
+    assert numbers["loss"] == result.loss.item()
+    assert numbers["step"] == 1
 
 
 def test_no_steps_are_no_training() -> None:
@@ -274,7 +354,7 @@ def test_every_precision_learns_with_float32_weights_and_moments(precision) -> N
     config = TrainConfig(precision=precision, learning_rate=1e-2)
     state = TrainState(model, config)
     steps = make_steps(ragged_rows(6), tokens_per_step=10**6, epochs=30)
-    losses = [result.loss.item() for result in train(model, steps, config, state)]
+    losses = [result.loss.item() for result in train(model, steps, config, state=state)]
     assert losses[-1] < 0.5 * losses[0]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     moments = [x for entry in state.optimizer.state.values() for x in entry.values()]
@@ -323,12 +403,12 @@ def test_a_step_that_overflows_fp16_is_skipped_and_the_next_one_trains() -> None
     state, batches = TrainState(model, config), cut_evenly(ragged_rows(4), 1)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # far too large
     before = weights_of(model)
-    result = train_step(model, batches, config, state, 1e-3)
+    result = train_step(model, batches, config, state, 1.0)
     assert torch.isfinite(result.loss)
     assert not torch.isfinite(result.grad_norm)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     for _ in range(20):  # the scale is halved each time
-        train_step(model, batches, config, state, 1e-3)
+        train_step(model, batches, config, state, 1.0)
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
@@ -401,7 +481,7 @@ def greedy(model: Transformer, prompt: list[int], end: int, limit: int) -> list[
     ids = list(prompt)
     while len(ids) < len(prompt) + limit and ids[-1] != end:
         with torch.no_grad():
-            ids.append(int(model.logits(torch.tensor([ids]))[0, -1].argmax()))
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     return ids[len(prompt) :]
 
 

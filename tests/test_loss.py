@@ -249,10 +249,10 @@ def test_the_first_answer_token_gets_gradient() -> None:
     model = Transformer(config).initialize(std=0.5)
     prompt_end, first_answer_token = 2, 17
     with torch.no_grad():
-        logits = model.logits(torch.tensor([[3, 4, 5]]))
+        logits = model(torch.tensor([[3, 4, 5]]))
         expected = -logits[0, prompt_end].log_softmax(-1)[first_answer_token]
-    documents = Documents.of([3], wanted=torch.tensor([prompt_end]))
-    hidden = model.hidden_states(torch.tensor([3, 4, 5]), torch.arange(3), documents)
+    documents, last = Documents.of([3]), torch.tensor([prompt_end])
+    hidden = model.hidden_states(torch.tensor([3, 4, 5]), torch.arange(3), documents, last)
     total = summed_cross_entropy(hidden, model.head_weight, torch.tensor([first_answer_token]))
     total.backward()
     assert total.item() == pytest.approx(expected.item(), abs=1e-6)

@@ -68,7 +68,7 @@ def test_a_step_never_asks_the_device_for_a_value(precision, checkpointing, weig
         model = Transformer(CONFIG)
         state = TrainState(model, config)
         for _ in range(2):  # moments are made in the first
-            result = train_step(model, batches, config, state, 1e-4)
+            result = train_step(model, batches, config, state, 1.0)
         with pytest.raises(DataDependentOutputException):
             result.loss.item()  # asking is an error, indeed
     layers, passes = CONFIG.num_hidden_layers, 2 * len(batches)
@@ -101,7 +101,7 @@ def test_a_step_copies_nothing_back_to_the_host(weighted, monkeypatch) -> None:
     model.model._frequencies[model.device] = torch.empty(CONFIG.head_dim // 2, device="meta"), 1.0
     state = TrainState(model, config)
     for _ in range(2):
-        result = train_step(model, micro_batches(weighted), config, state, 1e-4)
+        result = train_step(model, micro_batches(weighted), config, state, 1.0)
     assert result.loss.device == result.grad_norm.device == torch.device("meta")
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         result.loss.cpu()  # copying is an error, indeed

@@ -13,19 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.data import packing
+from minimind.data import plan as plan_module
 from minimind.data.conversation import Message
 from minimind.data.dataset import Dataset, Example, Table
 from minimind.data.masking import encode_conversation
-from minimind.data.packing import (
-    IGNORE_INDEX,
-    Batch,
-    Steps,
-    batches_of,
-    cut,
-    make_batch,
-    make_steps,
-)
+from minimind.data.packing import IGNORE_INDEX, Batch, cut, make_batch
+from minimind.data.plan import Batches, Steps, make_steps
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
 
@@ -163,7 +156,7 @@ def test_batches_hold_tokens_only_and_are_as_few_as_fit() -> None:
     fill = []
     for step in steps:
         sizes = [len(batch) for batch in step]
-        assert sizes == [sum(batch.lengths) for batch in step]
+        assert sizes == [sum(batch.documents.lengths) for batch in step]
         assert len(sizes) == 8
         assert max(sizes) - min(sizes) < 512  # to less than a row
         fill += [size / 8_192 for size in sizes]
@@ -228,7 +221,7 @@ def test_a_plan_made_in_blocks_is_the_plan_made_in_one_piece(lengths: Lengths, b
     plans = []
     for rows in (block, len(lengths)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(packing, "BLOCK_ROWS", rows)
+            patch.setattr(plan_module, "BLOCK_ROWS", rows)
             steps = make_steps(only_lengths(lengths), tokens_per_step=500, epochs=2)
             plans.append([steps.rows_of(index).tolist() for index in range(len(steps))])
     assert plans[0] == plans[1]
@@ -335,13 +328,20 @@ def test_a_batch_written_out_by_hand() -> None:
     assert batch.input_ids.tolist() == [5, 7, 2, 5, 9]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1]
     assert batch.labels.tolist() == [ignored, 2, 8, ignored, 2]
-    assert batch.cu_seqlens.tolist() == [0, 3, 5]
+    assert batch.documents.cu_seqlens.tolist() == [0, 3, 5]
     assert batch.supervised.tolist() == [1, 2, 4]
     assert batch.weights is None
-    assert (batch.lengths, batch.max_seqlen, batch.num_supervised) == ((3, 2), 3, 3)
+    assert (batch.documents.lengths, batch.documents.max_seqlen) == ((3, 2), 3)
+    assert batch.num_supervised == 3
     assert batch.rows == (0, 1)
     assert len(batch) == 5
-    kinds = [batch.input_ids, batch.positions, batch.labels, batch.supervised, batch.cu_seqlens]
+    kinds = [
+        batch.input_ids,
+        batch.positions,
+        batch.labels,
+        batch.supervised,
+        batch.documents.cu_seqlens,
+    ]
     assert [kind.dtype for kind in kinds] == [torch.int64] * 4 + [torch.int32]
 
 
@@ -362,7 +362,7 @@ def test_every_label_is_the_next_token_or_ignored(tokenizer: Tokenizer) -> None:
 def assert_is_made_of(rows: list[Example], batch: Batch) -> None:
     """A batch against its rows, token by token."""
     at = 0
-    for row, length in zip(rows, batch.lengths, strict=True):
+    for row, length in zip(rows, batch.documents.lengths, strict=True):
         trained = [i for i, mark in enumerate(row.loss_mask) if mark]
         assert length == trained[-1]  # inputs end just before the last trained token
         for position in range(length):
@@ -378,8 +378,8 @@ def assert_is_made_of(rows: list[Example], batch: Batch) -> None:
     expected = torch.nonzero(batch.labels != IGNORE_INDEX).flatten()
     assert batch.supervised.equal(expected)
     assert batch.num_supervised == len(expected) == sum(sum(row.loss_mask) for row in rows)
-    assert batch.cu_seqlens.tolist() == np.cumsum([0, *batch.lengths]).tolist()
-    assert batch.max_seqlen == max(batch.lengths)
+    assert batch.documents.cu_seqlens.tolist() == np.cumsum([0, *batch.documents.lengths]).tolist()
+    assert batch.documents.max_seqlen == max(batch.documents.lengths)
     weights = [
         weight
         for row in rows
@@ -421,9 +421,8 @@ def test_a_batch_moves_with_all_of_its_tensors() -> None:
     batch = make_batch(Dataset.from_examples(rows), np.array([0]))
     assert batch.to(torch.device("cpu")) is batch
     moved = batch.to(torch.device("meta"))
-    tensors = ("input_ids", "positions", "labels", "cu_seqlens", "supervised", "weights")
-    assert {getattr(moved, name).device.type for name in tensors} == {"meta"}
-    assert (moved.lengths, moved.rows) == (batch.lengths, batch.rows)
+    assert [x.device.type for x in moved.tensors()] == ["meta"] * 6
+    assert (moved.documents.lengths, moved.rows) == (batch.documents.lengths, batch.rows)
     plain = make_batch(Dataset.from_examples([row_of(2)]), np.array([0]))
     assert plain.to(torch.device("meta")).weights is None
 
@@ -434,17 +433,17 @@ def test_a_batch_moves_with_all_of_its_tensors() -> None:
 def test_batches_hold_every_row_once_in_blocks_and_can_be_gone_over_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packing, "BLOCK_ROWS", 4 * 16)
+    monkeypatch.setattr(plan_module, "BLOCK_ROWS", 4 * 16)
     dataset = only_lengths([*range(1, 60), *range(1, 60)])
-    batches = batches_of(dataset, 64)
+    batches = Batches(dataset, 64)
     for _ in range(2):
         seen = list(batches)
         assert max(len(batch) for batch in seen) <= 64
         assert sorted(row for batch in seen for row in batch.rows) == list(range(118))
     assert batches
-    assert not batches_of(Dataset.from_examples([]), 64)
+    assert not Batches(Dataset.from_examples([]), 64)
     with pytest.raises(ValueError, match="a row has 59 tokens and tokens_per_batch is 58; raise"):
-        batches_of(dataset, 58)
+        Batches(dataset, 58)
 
 
 def test_rows_without_a_trained_token_are_left_out() -> None:
@@ -480,22 +479,31 @@ def test_options_that_cannot_be_are_refused() -> None:
     assert len(make_steps(rows, tokens_per_step=10, tokens_per_batch=9)) == 1
 
 
-def test_the_first_steps_are_the_same_and_the_plan_is_left_alone() -> None:
+def test_steps_are_a_sequence_with_slices_and_negative_indices() -> None:
     steps = make_steps(only_lengths([10] * 20), tokens_per_step=50, epochs=2)
-    some = steps.truncated(3)
-    assert (len(some), len(steps), len(steps.truncated(None)), len(steps.truncated(99))) == (
-        3,
-        8,
-        8,
-        8,
-    )
-    assert rows_in_order(some) == rows_in_order(steps)[:3]
-    assert len(list(some)) == 3
+    rows = [step.rows for step in steps]
+    assert len(rows) == len(steps) == 8
+    assert [steps[i].rows for i in range(-8, 0)] == rows
+    for part in (slice(3), slice(2, None), slice(-3, None), slice(1, 7, 3), slice(None, None, -1)):
+        assert [step.rows for step in steps[part]] == rows[part]
+        assert [steps[part].rows_of(i).tolist() for i in range(len(steps[part]))] == [
+            list(step) for step in rows[part]
+        ]
+    assert [step.rows for step in steps[2:][1:3]] == rows[2:][1:3]
+    assert [step.rows for step in reversed(steps)] == rows[::-1]
+    assert repr(steps) == "<8 steps of about 50 tokens, 4 an epoch, over 20 rows>"
+
+
+def test_a_truncated_plan_has_the_first_steps() -> None:
+    steps = make_steps(only_lengths([10] * 20), tokens_per_step=50, epochs=2)
+    assert rows_in_order(steps.truncated(3)) == rows_in_order(steps)[:3]
+    assert [len(steps.truncated(count)) for count in (3, None, 99)] == [3, 8, 8]
+    assert len(steps) == 8
     with pytest.raises(ValueError, match="the first 0 steps; use a positive number"):
         steps.truncated(0)
 
 
-@pytest.mark.parametrize("index", [-1, 8, 1_000])
+@pytest.mark.parametrize("index", [-9, 8, 1_000])
 def test_a_step_that_is_not_there_is_refused(index: int) -> None:
     steps = make_steps(only_lengths([10] * 20), tokens_per_step=50, epochs=2)
     with pytest.raises(IndexError, match=f"step {index}: the run has 8 steps; use 0 to 7"):

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import minimind.training.fit
+from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from minimind.evaluate.evaluation import score_documents
 from minimind.model.pretrained import load
 from minimind.pretrain import __main__ as pretrain
-from minimind.pretrain.__main__ import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from minimind.pretrain.corpus import build_corpus
 from minimind.sft import __main__ as sft
 from minimind.training import loop
@@ -82,8 +82,8 @@ def test_text_becomes_a_model_and_its_bits_per_byte_are_those_that_evaluation_fi
     model, _ = load(out / "last")  # in bfloat16; what was measured were float32 weights
     for name, file in (("", None), ("_hangul", 0), ("_latin", 1)):
         chosen = held_back if file is None else held_back.select(held_back.table["file"] == file)
-        values = score_documents(model, tokenizer, chosen, "").values
-        found_here = values["text_bits"] / values["text_bytes"]
+        bits, text_bytes = score_documents(model, tokenizer, chosen, "").sums["bits_per_byte"]
+        found_here = bits / text_bytes
         assert last[f"bits_per_byte{name}"] == pytest.approx(found_here, rel=2e-3)
 
 
@@ -224,7 +224,7 @@ def test_a_models_own_folder_is_not_trained_over(
     assert (base / "model.safetensors").read_bytes() == before
 
 
-def test_an_interruption_before_the_first_step_is_said(
+def test_an_interruption_before_the_first_checkpoint_is_said(
     files: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +236,7 @@ def test_an_interruption_before_the_first_step_is_said(
     monkeypatch.setattr(pretrain, "load", interrupted)
     options = [*files, "--model", "base", "--out", str(tmp_path / "run")]
     assert main(options) == EXIT_INTERRUPTED
-    assert "interrupted before the first step" in capsys.readouterr().err
+    assert "interrupted before the first checkpoint" in capsys.readouterr().err
 
 
 def test_nothing_held_back_is_said_and_the_last_weights_stand(

@@ -55,7 +55,7 @@ def same(one: dict[int, torch.Tensor], other: dict[int, torch.Tensor]) -> bool:
 
 def logits_of(model) -> torch.Tensor:
     with torch.no_grad():
-        return model.logits(torch.arange(24).view(2, 12))
+        return model(torch.arange(24).view(2, 12))
 
 
 # Loading
@@ -504,13 +504,13 @@ def test_a_saved_run_opens_in_transformers_and_survives_their_save(trained, tmp_
         input_ids = torch.arange(64).view(2, 32)
         with torch.no_grad():
             torch.testing.assert_close(
-                model.logits(input_ids), theirs(input_ids).logits, atol=1e-4, rtol=0
+                model(input_ids), theirs(input_ids).logits, atol=1e-4, rtol=0
             )
         eos = theirs.generation_config.eos_token_id
         assert eos == list(tokenizer.stop_ids)
         assert theirs.generation_config.pad_token_id == tokenizer.pad_id
         ours_again, tokenizer_again = load(directory)
-        assert torch.equal(model.logits(input_ids), ours_again.logits(input_ids))
+        assert torch.equal(model(input_ids), ours_again(input_ids))
         assert tokenizer_again.encode(TEXT) == tokenizer.encode(TEXT)
         assert AutoTokenizer.from_pretrained(directory).encode(TEXT) == tokenizer.encode(TEXT)
 

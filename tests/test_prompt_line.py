@@ -142,4 +142,4 @@ def test_a_history_that_cannot_be_kept_is_said_once_and_typing_goes_on(
     (tmp_path / "later").touch()  # where its folder should be made
     assert [line.read(), line.read()] == ["1", "2"]
     (note,) = notes
-    assert note.startswith("what is typed isn't kept for another time: [Errno")
+    assert note.startswith("the history isn't kept: [Errno")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minimind.data.errors import DataError
+from minimind.data.row_options import RowOptions
 from minimind.evaluate.questions import Question, read_questions
 
 
@@ -17,7 +18,7 @@ def write(path: Path, *rows: object) -> str:
 
 
 def asked(question: Question) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in question.asked]
+    return [(message.role, message.content) for message in question.prompt]
 
 
 def test_the_last_answer_is_expected_and_all_before_it_asked(tmp_path) -> None:
@@ -40,7 +41,7 @@ def test_the_last_answer_is_expected_and_all_before_it_asked(tmp_path) -> None:
 )
 def test_rows_may_only_ask(tmp_path, row) -> None:
     path = write(tmp_path / "a.jsonl", row)
-    (question,) = read_questions([path], prompt_key="q", answer_key="a")
+    (question,) = read_questions([path], RowOptions(prompt_key="q", answer_key="a"))
     assert asked(question) == [("user", "안녕?")]
     assert question.expected is None
 
@@ -56,7 +57,7 @@ def test_a_question_after_answers_is_asked_with_all_of_them(tmp_path) -> None:
 def test_a_text_file_has_a_prompt_a_line(tmp_path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeff안녕?\r\n\r\n  What is {this}?\n".encode())
-    questions = list(read_questions([str(path)], system="짧게."))
+    questions = list(read_questions([str(path)], RowOptions(system="짧게.")))
     assert [asked(question)[1:] for question in questions] == [
         [("user", "안녕?")],
         [("user", "What is {this}?")],
@@ -79,7 +80,7 @@ def test_a_pattern_that_is_none_is_refused_with_its_place(tmp_path, pattern) -> 
 
 def test_an_answer_to_nothing_is_refused(tmp_path) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": [{"role": "assistant", "content": "Hi"}]})
-    with pytest.raises(DataError, match=r"a\.jsonl:1: nothing stands before the answer"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: no message is before the answer"):
         list(read_questions([path]))
 
 
@@ -95,5 +96,5 @@ def test_bad_rows_can_be_passed_over(tmp_path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "a"}, {"other": 1}, {"prompt": "c"})
     errors: list[DataError] = []
     questions = list(read_questions([path], on_error=errors.append))
-    assert [question.asked[0].content for question in questions] == ["a", "c"]
+    assert [question.prompt[0].content for question in questions] == ["a", "c"]
     assert [error.line for error in errors] == [2]

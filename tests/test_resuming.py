@@ -15,21 +15,21 @@ import torch
 from safetensors.torch import load_file
 
 from minimind.atomic_io import folder_lock
-from minimind.data.packing import Steps, batches_of, make_steps
+from minimind.data.plan import Batches, Steps, make_steps
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import fit as module
 from minimind.training import loop
 from minimind.training.fit import Outcome, Run, TrainingError, fit
 from minimind.training.loop import TrainConfig
-from minimind.training.optim import learning_rate_at
+from minimind.training.optim import schedule_at
 from tests.support.tiny import CONFIG
 from tests.test_run import examples
 
 FP32 = TrainConfig(precision="fp32", learning_rate=1e-3)
 FIRST = 5  # the step that is interrupted
 ROWS = examples(12)
-VALIDATION = batches_of(examples(3), 1000)
+VALIDATION = Batches(examples(3), 1000)
 
 
 def plan(epochs: int = 3, tokens_per_batch: int = 40, seed: int = 0) -> Steps:
@@ -138,7 +138,7 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 def planned_rates(steps: int) -> list[float]:
     warmup = round(FP32.warmup_ratio * steps)
-    return [learning_rate_at(step, steps, 1e-3, warmup, 0.1) for step in range(steps)]
+    return [1e-3 * schedule_at(step, steps, warmup, 0.1) for step in range(steps)]
 
 
 # The same run
@@ -224,7 +224,6 @@ def test_a_checkpoint_holds_what_the_run_was_made_of(fitting) -> None:
         origin["surroundings"]
     )
     assert state["precision"] == "fp32"
-    assert state["compiling"] == {"compiled": False, "reason": "not asked for"}
 
 
 def test_the_learning_rate_of_a_resumed_run_ends_where_planned(fitting) -> None:
@@ -233,9 +232,7 @@ def test_the_learning_rate_of_a_resumed_run_ends_where_planned(fitting) -> None:
     fitting()
     rates = [line["learning_rate"] for line in metrics(fitting.out) if "learning_rate" in line]
     total = len(fitting.steps)
-    assert rates == [
-        learning_rate_at(i, total, 1e-3, round(0.03 * total), 0.1) for i in range(total)
-    ]
+    assert rates == [1e-3 * schedule_at(i, total, round(0.03 * total), 0.1) for i in range(total)]
     assert abs(rates[-1] / 1e-4 - 1) <= 1e-12
 
 
@@ -270,9 +267,7 @@ def test_more_epochs_go_on_along_the_longer_runs_cosine_and_say_so(fitting) -> N
     ]
     rates = [line["learning_rate"] for line in metrics(fitting.out) if "learning_rate" in line]
     warmup = round(0.03 * total)
-    assert rates[done:] == [
-        learning_rate_at(i, total, 1e-3, warmup, 0.1) for i in range(done, total)
-    ]
+    assert rates[done:] == [1e-3 * schedule_at(i, total, warmup, 0.1) for i in range(done, total)]
 
 
 # Another run

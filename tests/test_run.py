@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from minimind.cli.command import new_folder
 from minimind.data.dataset import Dataset, Example
-from minimind.data.packing import make_steps
+from minimind.data.plan import make_steps
 from minimind.data.show import show_row
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_cut() -> None:
         losses.append(validation_loss(model, batches, "fp32"))
     total, count = 0.0, 0
     for row in rows:
-        logits = model.logits(torch.tensor([row.input_ids]))[0].detach().double().log_softmax(-1)
+        logits = model(torch.tensor([row.input_ids]))[0].detach().double().log_softmax(-1)
         for position in range(2, len(row)):
             total -= float(logits[position - 1, row.input_ids[position]])
             count += 1

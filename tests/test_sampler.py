@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from minimind.sampler import (
     FIRST_LOOK,
     Ending,
     SampleConfig,
+    SampleOptions,
     candidates,
     choose,
     generate,
@@ -95,7 +97,7 @@ def from_full_logits(
     rng = torch.Generator().manual_seed(config.seed or 0)
     for _ in range(config.max_new_tokens):
         with torch.no_grad():
-            logits = model.logits(torch.tensor([ids]))[0, -1].double().numpy()
+            logits = model(torch.tensor([ids]))[0, -1].double().numpy()
         for token in set(ids):
             penalty = config.repetition_penalty
             logits[token] = (
@@ -358,8 +360,8 @@ def test_a_prompt_may_be_a_tensor() -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], r"prompt: its shape is \[0\]; give one or more ids"),
-        (torch.tensor([[1, 2]]), r"prompt: its shape is \[1, 2\]; give one or more ids"),
+        ([], r"prompt: its shape is \[0\]; give a list of ids"),
+        (torch.tensor([[1, 2]]), r"prompt: its shape is \[1, 2\]; give a list of ids"),
         ([1] * CONTEXT, "prompt: 64 tokens, and the model's context of 64 must hold the answer"),
         ([1, VOCABULARY], "prompt: has id 300, and the model has 0 to 299; use the model's own"),
         ([1, -100], "prompt: has id -100, and the model has 0 to 299"),
@@ -374,19 +376,22 @@ def test_a_prompt_that_cannot_be_answered_is_an_error_at_once(prompt, message) -
 
 def test_options_come_as_keywords_or_as_a_config_but_not_as_both() -> None:
     config = replace(SAMPLED[2], max_new_tokens=9)
-    assert list(generate(MODEL, [1], config=config)) == list(generate(MODEL, [1], **asdict(config)))
-    with pytest.raises(ValueError, match="config: given beside other options; put all of them in"):
-        generate(MODEL, [1], temperature=0, config=config)
+    answer = list(generate(MODEL, [1], config))
+    assert list(generate(MODEL, [1], config=config)) == answer
+    assert list(generate(MODEL, [1], **asdict(config))) == answer
+    for function in (reply, stream_reply):
+        with pytest.raises(ValueError, match="config: given beside other options; put all of them"):
+            function(MODEL, TOKENIZER, QUESTION, config, temperature=0)
+        with pytest.raises(TypeError, match=r"config is 0\.7; give a SampleConfig, or"):
+            function(MODEL, TOKENIZER, QUESTION, 0.7)
+        with pytest.raises(TypeError, match="tempreature"):
+            function(MODEL, TOKENIZER, QUESTION, tempreature=0)
 
 
-def test_the_defaults_of_every_function_are_those_of_the_config() -> None:
-    defaults = asdict(SampleConfig())
-    for function in (generate, reply, stream_reply):
-        own = dict(function.__kwdefaults__ or {})
-        positional = function.__defaults__ or ()
-        names = function.__code__.co_varnames[: function.__code__.co_argcount]
-        own |= dict(zip(names[len(names) - len(positional) :], positional, strict=True))
-        assert {name: own[name] for name in defaults} == defaults
+def test_the_typed_options_are_the_fields_of_the_config() -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(SampleConfig)}
+    types = {name: kind.__forward_arg__ for name, kind in SampleOptions.__annotations__.items()}
+    assert types == fields
 
 
 def test_inference_mode_does_not_leak_to_the_caller_between_two_tokens() -> None:
@@ -421,7 +426,7 @@ def test_a_model_that_has_answered_can_be_trained_as_if_it_had_not(training) -> 
         if answers:
             list(generate(model, [1, 2, 3]))
         assert model.training == training
-        model.logits(torch.arange(12).view(2, 6)).logsumexp(-1).sum().backward()
+        model(torch.arange(12).view(2, 6)).logsumexp(-1).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(map(torch.equal, *gradients))
 
@@ -430,7 +435,7 @@ def test_a_half_precision_model_answers_in_its_own_precision() -> None:
     model = random_model().to(torch.bfloat16)
     answer = list(generate(model, [1, 2, 3], temperature=0, max_new_tokens=10))
     with torch.no_grad():
-        first = model.logits(torch.tensor([[1, 2, 3]]))[0, -1].argmax().item()
+        first = model(torch.tensor([[1, 2, 3]]))[0, -1].argmax().item()
     assert (len(answer), answer[0]) == (10, first)
 
 
@@ -483,12 +488,12 @@ def ended(stream) -> Ending:
             return stop.value
 
 
-def test_a_stream_returns_whether_the_answer_ended_by_itself_and_its_tokens() -> None:
+def test_a_stream_returns_why_the_answer_ended_and_its_tokens() -> None:
     options = {"temperature": 0, "max_new_tokens": 3}
     whole = ended(stream_reply(Scripted(TOKENIZER, "1"), TOKENIZER, QUESTION, **options))
-    assert (whole.by_itself, whole.tokens) == (True, 2)
+    assert whole == ("stop", 2)
     cut = ended(stream_reply(Scripted(TOKENIZER, "1234"), TOKENIZER, QUESTION, **options))
-    assert (cut.by_itself, cut.tokens) == (False, 3)
+    assert cut == ("length", 3)
 
 
 def test_an_answer_cut_within_a_character_ends_with_a_replacement_character() -> None:

@@ -30,7 +30,7 @@ class Spelling:
 
 def naive(model: Transformer, example: Example) -> list[tuple[int, float, bool]]:
     """(label, -log p, likeliest) of each supervised token, by full logits in float64."""
-    logits = model.logits(torch.tensor([list(example.input_ids)]))[0].double().log_softmax(-1)
+    logits = model(torch.tensor([list(example.input_ids)]))[0].double().log_softmax(-1)
     return [
         (label, -logits[at, label].item(), logits[at].argmax().item() == label)
         for at, (label, trained) in enumerate(
@@ -96,7 +96,7 @@ def test_bits_per_byte_of_a_text_begin_at_its_first_token_and_leave_its_end_out(
     model, tokenizer = base
     text = "비가 온다. It rains."
     ids = [tokenizer.encode_control("<|endoftext|>"), *tokenizer.encode(text)]
-    log_p = model.logits(torch.tensor([ids]))[0].double().log_softmax(-1)
+    log_p = model(torch.tensor([ids]))[0].double().log_softmax(-1)
     nats = -sum(log_p[at, id].item() for at, id in enumerate(ids[1:]))
     scores = score(model, encode_documents([text], tokenizer, 512), tokenizer)
     assert scores.text_bytes.sum() == len(text.encode())

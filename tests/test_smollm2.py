@@ -65,7 +65,7 @@ def test_real_text_gets_the_logits_of_transformers(both, text: str) -> None:
     assert ids == their_tokenizer.encode(text)
     assert len(ids) > 200
     with torch.no_grad():
-        logits = ours.logits(torch.tensor([ids]))
+        logits = ours(torch.tensor([ids]))
         for kernel in ("eager", "sdpa"):
             theirs.set_attn_implementation(kernel)
             difference = (logits - theirs(torch.tensor([ids])).logits).abs().max().item()

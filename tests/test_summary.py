@@ -17,7 +17,7 @@ from minimind.cli.summary import (
 from minimind.data.build import DataReport
 from minimind.data.dataset import Dataset, Example
 from minimind.data.masking import encode_conversation
-from minimind.data.packing import make_steps
+from minimind.data.plan import make_steps
 from minimind.data.show import GREEN, RESET, prompt_of, show_row, show_tokens
 from minimind.pretrain.corpus import CorpusReport
 from minimind.pretrain.summary import describe_corpus, describe_mix

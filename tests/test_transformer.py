@@ -5,11 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from minimind.model.attention import Documents, packed_attention
+from minimind.documents import Documents
 from minimind.model.cache import KVCache
 from minimind.model.config import ModelConfig, RopeScaling
 from minimind.model.transformer import Transformer
@@ -62,14 +60,17 @@ def random_documents(lengths: list[int]) -> list[Tensor]:
 def packed_states(
     model: Transformer,
     documents: list[Tensor],
-    wanted: Tensor | None = None,
+    keep: Tensor | None = None,
     activation_checkpointing: bool = False,
 ) -> Tensor:
     lengths = [len(document) for document in documents]
     positions = torch.cat([torch.arange(length) for length in lengths])
-    packed = Documents.of(lengths, wanted=wanted)
     return model.hidden_states(
-        torch.cat(documents), positions, packed, activation_checkpointing=activation_checkpointing
+        torch.cat(documents),
+        positions,
+        Documents.of(lengths),
+        keep,
+        activation_checkpointing=activation_checkpointing,
     )
 
 
@@ -81,12 +82,19 @@ def packed_logits(model: Transformer, documents: list[Tensor]) -> Tensor:
 def full_logits(model: Transformer, document: Tensor) -> Tensor:
     """(tokens, V), of one document on its own."""
     with torch.no_grad():
-        return model.logits(document[None])[0]
+        return model(document[None])[0]
 
 
 def assert_near(actual: Tensor, expected: Tensor) -> None:
     assert expected.std() > 0.1  # logits that could differ
     torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_run_of_ids_without_rows_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"input_ids: their shape is \[3\]; give \(batch, tokens\)"
+    ):
+        random_model(QWEN3)(torch.tensor([1, 2, 3]))
 
 
 # The cache
@@ -177,18 +185,18 @@ def test_a_rectangular_batch_gets_the_logits_of_its_rows(config) -> None:
     model = random_model(config)
     rows = torch.stack(random_documents([14, 14, 14]))
     with torch.no_grad():
-        logits = model.logits(rows)
+        logits = model(rows)
     assert_near(logits, torch.stack([full_logits(model, row) for row in rows]))
 
 
 @every_family
-@pytest.mark.parametrize("wanted", [[0, 5, 6, 20, 25], [5, 16, 25], [3, 5, 6, 16, 18, 19]])
-def test_wanted_states_and_their_gradients_are_those_of_all(config, wanted) -> None:
-    documents, wanted = random_documents([6, 11, 9]), torch.tensor(wanted)
+@pytest.mark.parametrize("keep", [[0, 5, 6, 20, 25], [5, 16, 25], [3, 5, 6, 16, 18, 19]])
+def test_kept_states_and_their_gradients_are_those_of_all(config, keep) -> None:
+    documents, keep = random_documents([6, 11, 9]), torch.tensor(keep)
     results = []
     for states_of in (
-        lambda model: packed_states(model, documents, wanted),
-        lambda model: packed_states(model, documents)[wanted],
+        lambda model: packed_states(model, documents, keep),
+        lambda model: packed_states(model, documents)[keep],
     ):
         model = random_model(config)
         states = states_of(model)
@@ -198,39 +206,17 @@ def test_wanted_states_and_their_gradients_are_those_of_all(config, wanted) -> N
         torch.testing.assert_close(some, all_of_them)
 
 
-@given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=6), st.sampled_from([(4, 4), (4, 2), (6, 1)])
-)
-def test_packed_attention_is_dense_attention_under_a_block_diagonal_mask(lengths, heads) -> None:
-    generator = torch.Generator().manual_seed(sum(lengths))
-    query_heads, key_heads = heads
-    tokens, head_dim = sum(lengths), 8
-    q, k, v = (
-        torch.randn(tokens, count, head_dim, generator=generator, dtype=torch.float64)
-        for count in (query_heads, key_heads, key_heads)
-    )
-    document = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    position = torch.arange(tokens)
-    sees = (document[:, None] == document) & (position[:, None] >= position)
-    group = query_heads // key_heads
-    scores = torch.einsum("thd,shd->hts", q, k.repeat_interleave(group, 1)) / head_dim**0.5
-    weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
-    expected = torch.einsum("hts,shd->thd", weights, v.repeat_interleave(group, 1))
-    attended = packed_attention(Documents.of(lengths), 0, q, k, v)
-    torch.testing.assert_close(attended, expected)
-
-
 # Gradients
 
 
 @every_family
 def test_activation_checkpointing_changes_no_gradient_by_a_bit(config) -> None:
     documents = random_documents([6, 11, 9])
-    wanted = torch.tensor([3, 10, 11, 25])
+    keep = torch.tensor([3, 10, 11, 25])
     results = []
     for activation_checkpointing in (False, True):
         model = random_model(config)
-        states = packed_states(model, documents, wanted, activation_checkpointing)
+        states = packed_states(model, documents, keep, activation_checkpointing)
         loss = F.linear(states, model.head_weight).logsumexp(-1).sum()
         loss.backward()
         gradients = [parameter.grad for parameter in model.parameters()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minimind.data.packing import make_steps
+from minimind.data.plan import make_steps
 from minimind.pretrain import trial
 from minimind.pretrain.trial import MEASURED, WARM_UP, seconds_per_step, steps_within
 from minimind.training.loop import TrainConfig

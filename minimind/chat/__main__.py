@@ -1,7 +1,4 @@
-"""`python -m minimind.chat`: talk to a model in a terminal, or let it answer a pipe's prompts.
-
-Knows neither the template nor how tokens are chosen.
-"""
+"""`python -m minimind.chat`: talk to a model in a terminal, or let it answer a pipe's prompts."""
 
 from __future__ import annotations
 
@@ -9,50 +6,38 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from minimind.chat.graphemes import whole_characters
 from minimind.chat.prompt_line import KEYS, PromptLine
-from minimind.cli.command import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    OptionError,
-    compile_decoding,
-    fail,
-    following_options,
-    out_of_memory,
-    prepare_terminal,
-    reader_left,
-)
+from minimind.cli.command import compile_decoding, following_options, run_command
+from minimind.cli.options import parse_options
 from minimind.data.conversation import Message
+from minimind.data.errors import DataError
 from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
-from minimind.sampler import Ending, SampleConfig, stream_reply
+from minimind.sampler import SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
 from minimind.training.environment import choose_device
 
 HELP = f"""\
 /system TEXT    set the system message; without TEXT, remove it
-/undo           take back the last question and its answer
-/reset          forget the conversation; the system message stays
-/save F.jsonl   add the conversation to a file that minimind.sft reads
+/undo           remove the last question and its answer
+/reset          start a new conversation; the system message stays
+/save F.jsonl   append the conversation to a file that minimind.sft reads
 /help           this list
 {KEYS}
-Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves. To begin a question with "/", put a
+Ctrl-C stops an answer and keeps its text so far; Ctrl-D quits. To begin a question with "/", put a
 space before it."""
 
-FAINT, RESET = "\033[2m", "\033[0m"
-
-# What would move a terminal's cursor or change its colours is shown, not done.
+# Control characters are printed as escapes, so that they can't move the cursor or change colours.
 VISIBLE = {
     code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
@@ -71,11 +56,11 @@ class ChatOptions:
     model: str | None = None
     """A run's folder, another Hugging Face folder or a hub name; default: the embedded base."""
     prompt: str | None = None
-    """Answer this, and leave."""
+    """Answer this, and exit."""
     system: str | None = None
-    """A system message to begin with; default: none."""
+    """The system message; default: none."""
     history: bool = True
-    """Keep what is typed in a terminal for the next time, in ~/.local/state/minimind."""
+    """Keep a history of what is typed in a terminal, in ~/.local/state/minimind."""
     compile: bool = False
     """Compile the decoder first, for faster answers."""
     device: str = "auto"
@@ -85,40 +70,31 @@ class ChatOptions:
     )
 
 
+@dataclass
 class Chat:
-    """A conversation: what was said, and what happens when someone says more.
-
-    Args:
-        model: a chat model.
-        tokenizer: its tokenizer.
-        config: how it answers.
-        system: its system message.
-        write: takes pieces of answers.
-        note: takes sentences about the conversation.
-        pace: takes an answer's length and speed, in words.
+    """A conversation, and what happens when someone types a line.
 
     Attributes:
-        turns: user, assistant, user, assistant, ...: all of it, also what is no longer read.
-        forgotten: messages at the beginning of `turns` that didn't fit the context any more.
+        config: how the model answers.
+        write: takes pieces of answers.
+        note: takes sentences about the conversation.
+        show_speed: whether to note each answer's length and speed.
+        turns: user, assistant, user, assistant, ...: the whole conversation.
+        dropped: messages at the beginning of `turns` that no longer fit the context.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        config: SampleConfig,
-        system: str | None,
-        write: Callable[[str], None],
-        note: Callable[[str], None],
-        pace: Callable[[str], None],
-    ) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.system, self.write, self.note, self.pace = system, write, note, pace
-        self.turns: list[Message] = []
-        self.forgotten = 0
+    model: Transformer
+    tokenizer: Tokenizer
+    config: SampleConfig
+    system: str | None
+    write: Callable[[str], None]
+    note: Callable[[str], None]
+    show_speed: bool
+    turns: list[Message] = field(default_factory=list)
+    dropped: int = 0
 
-    def take(self, line: str) -> None:
-        """Do what a person typed: a command, or a question; nothing for an empty line."""
+    def handle(self, line: str) -> None:
+        """Run a command or answer a question; an empty line does nothing."""
         commands: dict[str, Callable[[str], None]] = {
             "/system": self._set_system,
             "/undo": self._undo,
@@ -127,7 +103,7 @@ class Chat:
             "/help": lambda _: self.note(HELP),
         }
         name, _, rest = line.partition(" ")
-        before = len(self.turns)
+        turns_before = len(self.turns)
         try:
             if not line.startswith("/"):
                 if line.strip():
@@ -137,75 +113,71 @@ class Chat:
             else:
                 self.note(f"no command {name}; /help lists them")
         except KeyboardInterrupt:
-            kept = len(self.turns) > before
-            self.note("stopped; /undo takes it back" if kept else "stopped; nothing is kept")
+            kept = len(self.turns) > turns_before
+            self.note("stopped; /undo removes it" if kept else "stopped; nothing is kept")
         except (ValueError, OSError) as error:
             self.note(f"error: {error}")
 
     def answer(self, question: str) -> None:
-        """Answer a question piece by piece. What was said is kept, also if something breaks it off.
+        """Answer a question piece by piece; an answer that is interrupted is kept so far.
 
         Raises:
             ValueError: the question is empty or doesn't fit the context; nothing is kept.
         """
         started = time.perf_counter()
-        asked = [*self.turns, Message("user", question)]
-        forgotten = self._forget(asked)
-        stream = stream_reply(
-            self.model, self.tokenizer, self._read(asked, forgotten), config=self.config
-        )
-        if forgotten > self.forgotten:
+        turns = [*self.turns, Message("user", question)]
+        dropped = self._count_dropped(turns)
+        stream = stream_reply(self.model, self.tokenizer, self._prompt(turns, dropped), self.config)
+        if dropped > self.dropped:
             self.note(
-                f"the context of {self.context} tokens is full: of this conversation's questions, "
-                f"the model no longer reads the first {forgotten // 2}"
+                f"the context of {self.context} tokens is full: the model no longer reads the "
+                f"first {dropped} messages of this conversation"
             )
-        said: list[str] = []
-        ending = Ending(True, 0)
-
-        def pieces() -> Generator[str, None, None]:
-            nonlocal ending
-            ending = yield from whole_characters(stream)
-
+        characters = whole_characters(stream)
+        text = ""
         try:
-            for piece in pieces():
-                said.append(piece)
+            while True:
+                piece = next(characters)
+                text += piece
                 self.write(piece)
+        except StopIteration as end:
+            ending = end.value
         finally:
             self.write("\n")
-            if said:
-                self.turns = [*asked, Message("assistant", "".join(said))]
-                self.forgotten = forgotten
+            if text:
+                self.turns = [*turns, Message("assistant", text)]
+                self.dropped = dropped
         speed = ending.tokens / (time.perf_counter() - started)
-        if not said:
+        if not text:
             self.note("no answer; the question isn't kept")
             return
-        self.pace(f"{ending.tokens:,} tokens, {speed:,.1f} tokens/s")
-        if not ending.by_itself:
+        if self.show_speed:
+            self.note(f"{ending.tokens:,} tokens, {speed:,.1f} tokens/s")
+        if ending.finish_reason == "length":
             self.note(
-                f"cut: an answer has {self.config.max_new_tokens} tokens at most "
+                f"cut: an answer has at most {self.config.max_new_tokens} tokens "
                 f"(--max-new-tokens), a conversation {self.context}"
             )
 
     @property
     def context(self) -> int:
-        """Tokens that the model can read and write in all."""
+        """Tokens of the prompt and the answer together, at most."""
         return self.model.config.max_position_embeddings
 
-    def _read(self, turns: list[Message], forgotten: int) -> list[Message]:
-        """What the model is given."""
+    def _prompt(self, turns: list[Message], dropped: int) -> list[Message]:
         system = [Message("system", self.system)] if self.system else []
-        return [*system, *turns[forgotten:]]
+        return [*system, *turns[dropped:]]
 
-    def _forget(self, asked: list[Message]) -> int:
-        """How many of the oldest messages to leave out, so that question and answer have room."""
+    def _count_dropped(self, turns: list[Message]) -> int:
+        """How many of the oldest messages to drop, so that the prompt and the answer fit."""
         room = self.context - min(self.config.max_new_tokens, self.context // 2)
-        forgotten = self.forgotten
+        dropped = self.dropped
         while (
-            forgotten + 2 < len(asked)
-            and len(encode_prompt(self._read(asked, forgotten), self.tokenizer)) > room
+            dropped + 2 < len(turns)
+            and len(encode_prompt(self._prompt(turns, dropped), self.tokenizer)) > room
         ):
-            forgotten += 2
-        return forgotten
+            dropped += 2
+        return dropped
 
     def _set_system(self, text: str) -> None:
         self.system = text or None
@@ -213,28 +185,28 @@ class Chat:
 
     def _undo(self, _: str) -> None:
         if self.turns:
-            self.note(f"took back: {self.turns[-2].content}")
-            self.turns, self.forgotten = self.turns[:-2], 0
+            self.note(f"removed: {self.turns[-2].content}")
+            self.turns, self.dropped = self.turns[:-2], 0
         else:
-            self.note("nothing to take back")
+            self.note("nothing to remove")
 
     def _reset(self, _: str) -> None:
-        self.turns, self.forgotten = [], 0
+        self.turns, self.dropped = [], 0
         self.note("a new conversation")
 
     def _save(self, name: str) -> None:
         path = Path(name).expanduser()
         if path.suffix != ".jsonl":
-            raise ValueError("/save: adds a line of JSON to a file; give a name ending in .jsonl")
+            raise ValueError("/save: appends a row to a JSONL file; give a name ending in .jsonl")
         if not self.turns:
-            raise ValueError("/save: nothing was said yet; ask something first")
-        messages = [{"role": m.role, "content": m.content} for m in self._read(self.turns, 0)]
+            raise ValueError("/save: the conversation is empty; ask something first")
+        messages = [{"role": m.role, "content": m.content} for m in self._prompt(self.turns, 0)]
         row = json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
         with path.open("ab+") as file:
             file.seek(max(0, file.tell() - 1))
-            cut_short = file.read() not in (b"", b"\n")  # a last line without its end
-            file.write(b"\n" + row if cut_short else row)
-        self.note(f"added to {path}")
+            needs_newline = file.read() not in (b"", b"\n")
+            file.write(b"\n" + row if needs_newline else row)
+        self.note(f"appended to {path}")
 
 
 def converse(chat: Chat, prompt_line: PromptLine) -> None:
@@ -242,7 +214,7 @@ def converse(chat: Chat, prompt_line: PromptLine) -> None:
     interrupted = False
     while True:
         try:
-            chat.take(prompt_line.read())
+            chat.handle(prompt_line.read())
             interrupted = False
         except EOFError:
             return print()
@@ -251,23 +223,13 @@ def converse(chat: Chat, prompt_line: PromptLine) -> None:
                 return print()
             interrupted = True
             print()
-            chat.note("Ctrl-C again or Ctrl-D leaves")
+            chat.note("Ctrl-C again or Ctrl-D quits")
         except UnicodeDecodeError:
-            chat.note("error: what was typed isn't UTF-8; set the terminal to it")
-
-
-def history_file() -> Path:
-    """In `$XDG_STATE_HOME`, where the XDG base directories have what was done in a program."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(state) / "minimind" / "chat_history.jsonl"
+            chat.note("error: the input isn't UTF-8; set the terminal to UTF-8")
 
 
 def answer_lines(lines: Iterable[bytes], new_chat: Callable[[], Chat]) -> None:
-    """Answer each line on its own; empty ones are passed over.
-
-    Raises:
-        ValueError: a line isn't UTF-8, or can't be answered. Earlier answers are written.
-    """
+    """Answer each line on its own; empty lines are skipped, and errors name their line."""
     for number, line in enumerate(lines, start=1):
         try:
             prompt = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -284,10 +246,10 @@ def answer_lines(lines: Iterable[bytes], new_chat: Callable[[], Chat]) -> None:
             raise ValueError(f"<stdin>:{number}: {error}") from None
 
 
-def run(options: ChatOptions, device: torch.device) -> None:
-    """Load the model, and talk wherever the prompts come from."""
+def run(options: ChatOptions) -> None:
+    """Load the model, and answer `--prompt`, the terminal or the pipe."""
     with following_options():
-        model, tokenizer = load(options.model, device=device)
+        model, tokenizer = load(options.model, device=choose_device(options.device))
     terminal = options.prompt is None and sys.stdin.isatty()
 
     def write(text: str) -> None:
@@ -300,46 +262,33 @@ def run(options: ChatOptions, device: torch.device) -> None:
         else:
             print(f"note: {text}", file=sys.stderr)
 
-    def pace(text: str) -> None:
-        if terminal and sys.stdout.isatty():
-            faint, reset = ("", "") if os.environ.get("TERM") == "dumb" else (FAINT, RESET)
-            print(f"{faint}({text}){reset}")
-
     def new_chat() -> Chat:
-        return Chat(model, tokenizer, options.sampling, options.system, write, note, pace)
+        return Chat(model, tokenizer, options.sampling, options.system, write, note, terminal)
 
     if options.compile:
         compile_decoding(model, 1, note)
     if options.prompt is not None:
-        new_chat().answer(options.prompt)
+        try:
+            new_chat().answer(options.prompt)
+        except DataError as error:  # chat has no exit code for data
+            raise ValueError(str(error)) from None
     elif terminal:
-        print(f"{options.model or 'the embedded base'}. /help lists commands, Ctrl-D leaves.")
-        converse(new_chat(), PromptLine(history_file() if options.history else None, note))
+        print(f"{options.model or 'the embedded base'}. /help lists commands, Ctrl-D quits.")
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+        history = state / "minimind" / "chat_history.jsonl" if options.history else None
+        converse(new_chat(), PromptLine(history, note))
     else:
         answer_lines(sys.stdin.buffer, new_chat)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    prepare_terminal()
-    try:
-        options = tyro.cli(ChatOptions, args=argv, prog="python -m minimind.chat")
-        device = choose_device(options.device)
-    except ValueError as error:
-        return fail(EXIT_USAGE, error)
-    try:
-        run(options, device)
-    except OptionError as error:
-        return fail(EXIT_USAGE, error)
-    except BrokenPipeError:
-        return reader_left(EXIT_FAILED)
-    except (ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
-    except (MemoryError, RuntimeError) as error:
-        return fail(EXIT_FAILED, out_of_memory(error, "this model; use a smaller --model"))
-    except KeyboardInterrupt:
-        return fail(EXIT_INTERRUPTED, "interrupted")
-    return EXIT_OK
+    """Run the command; return its exit code."""
+    return run_command(
+        argv,
+        partial(parse_options, "minimind.chat", ChatOptions),
+        run,
+        out_of_memory=lambda _: "this model; use a smaller --model",
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Read what a person types: lines to edit, and what was typed before. Knows nothing of its use.
+"""Read a prompt from the terminal, with line editing and a history.
 
-The standard library's readline does the work, GNU's best; without it, or with libedit, a backslash
-at the end still begins a new line.
+The standard library's readline edits the line. Without it, or with libedit in place of GNU
+readline, a backslash at the end of a line still begins a new one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-KEPT = 1000  # entries; older ones are left in the file, and can't be reached by the arrow keys
+RECALLED = 1000  # newest entries that the arrow keys reach; older ones stay in the file
 
 KEYS = """\
 Alt-Enter, or a backslash at the end of a line, begins a new line; pasted lines stay together
@@ -21,12 +21,12 @@ Up, Down        what was typed before; Ctrl-R searches it"""
 
 
 class PromptLine:
-    """Asks for input, again and again.
+    """Reads one prompt after the other.
 
     Args:
-        history: keeps what is typed, a JSON string a line, readable by its owner alone; None: only
-            what is typed now can be brought back.
-        note: takes a sentence if the history can't be kept; it goes on without.
+        history: file to keep the history in, a JSON string per line, readable by its owner alone;
+            None keeps it in memory only.
+        note: takes a sentence if the file can't be read or written; it isn't used from then on.
     """
 
     def __init__(self, history: Path | None, note: Callable[[str], None]) -> None:
@@ -40,14 +40,14 @@ class PromptLine:
             import readline  # gives `input` its keys
 
             readline.set_auto_history(False)  # an entry may be several lines
-            if os.environ.get("TERM") != "dumb":  # where it would be seen
-                readline.parse_and_bind("set enable-bracketed-paste on")  # older ones need it said
-            readline.parse_and_bind(r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter: a line's end, as text
+            if os.environ.get("TERM") != "dumb":  # a dumb terminal shows its escape codes
+                readline.parse_and_bind("set enable-bracketed-paste on")  # older ones: off
+            readline.parse_and_bind(r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter inserts a newline
             self._add = readline.add_history
             self._recall(readline.add_history)
 
     def read(self) -> str:
-        """What is typed next; its lines are separated by newlines.
+        """Wait for the next prompt; its lines are separated by newlines.
 
         Raises:
             EOFError, KeyboardInterrupt: Ctrl-D, Ctrl-C.
@@ -71,10 +71,10 @@ class PromptLine:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._give_up(error)
+            self._stop_keeping(error)
             return
-        for line in lines[-KEPT:]:
-            # A line that a crash cut short, or that somebody wrote, is passed over.
+        for line in lines[-RECALLED:]:
+            # Skip a line that a crash cut short, or that isn't ours.
             with contextlib.suppress(ValueError, TypeError):
                 add(json.loads(line))
 
@@ -91,8 +91,8 @@ class PromptLine:
             with os.fdopen(owner_only, "ab") as file:
                 file.write(json.dumps(text, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
-            self._give_up(error)
+            self._stop_keeping(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _stop_keeping(self, error: OSError) -> None:
         self._history = None
-        self._note(f"what is typed isn't kept for another time: {error}")
+        self._note(f"the history isn't kept: {error}")

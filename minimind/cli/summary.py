@@ -10,7 +10,7 @@ import numpy as np
 
 from minimind.data.build import REJECTED, DataReport
 from minimind.data.dataset import Dataset
-from minimind.data.packing import Steps
+from minimind.data.plan import Steps
 from minimind.data.selection import Selection
 
 BARS, WIDTH = 10, 30  # of a drawing of lengths, in lines and in characters

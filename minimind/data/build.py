@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from minimind.data.dataset import Array, Dataset
 from minimind.data.errors import DataError
 from minimind.data.masking import Truncation, encode_rows, truncate
 from minimind.data.reader import read_conversations
+from minimind.data.row_options import RowOptions
 from minimind.data.storage import (
     DatasetWriter,
     build_once,
@@ -35,11 +36,10 @@ from minimind.tokenizer import Tokenizer
 
 BLOCK_ROWS = 512
 REJECTED = "rejected.jsonl"
-OnBadRow = Literal["stop", "skip"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataOptions:
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(RowOptions):
     """How rows become Examples. All of it is part of the cache's key.
 
     Attributes:
@@ -47,21 +47,14 @@ class DataOptions:
         truncation: what becomes of longer rows: turns drops their last whole turns, tokens cuts
             wherever the limit is, drop leaves them out.
         train_on: every assistant message, or the last one.
-        system: system message of rows that have none.
-        prompt_key: with answer_key, the key that holds the question.
-        answer_key: with prompt_key, the key that holds the answer.
-        on_bad_row: at a row that can't be used: stop, or skip and count it.
     """
 
     max_length: int = 512
     truncation: Truncation = "turns"
     train_on: TrainOn = "all"
-    system: str | None = None
-    prompt_key: str | None = None
-    answer_key: str | None = None
-    on_bad_row: OnBadRow = "stop"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; use a positive number")
 

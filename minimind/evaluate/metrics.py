@@ -1,4 +1,4 @@
-"""Measure one answer, mostly against the one expected. Knows no model and no files.
+"""Measure one answer, mostly by comparing it with the expected one.
 
 Each metric takes a Case and returns a number, or None where it doesn't apply.
 """
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question with what was answered, what was expected, and a pattern of right answers."""
+    """A question, its answer, the expected answer, and a pattern that right answers match."""
 
     question: str
     answer: str
@@ -30,30 +30,29 @@ class Case:
 
 
 def exact(case: Case) -> float | None:
-    """Whether the answer is the expected one, but for white space and Unicode's form (NFC)."""
+    """Whether both answers are the same after normalizing white space and Unicode (NFC)."""
     if case.expected is None:
         return None
     return float(_plain(case.answer) == _plain(case.expected))
 
 
 def contains(case: Case) -> float | None:
-    """Whether the expected answer stands in the answer, whatever the case of letters."""
+    """Whether the answer contains the expected one, ignoring case."""
     if case.expected is None:
         return None
     return float(_plain(case.expected).casefold() in _plain(case.answer).casefold())
 
 
 def regex(case: Case) -> float | None:
-    """Whether the row's "pattern" matches in the answer, whatever the case of letters."""
+    """Whether the row's "pattern" matches in the answer, ignoring case."""
     if case.pattern is None:
         return None
     return float(re.search(case.pattern, case.answer, PATTERN_FLAGS) is not None)
 
 
 def numeric(case: Case) -> float | None:
-    """Whether the last number of the answer is that of the expected one.
+    """Whether the answer's last number equals the expected answer's last one (after "####").
 
-    Of the expected answer the number after "####" counts, if it has one.
     Source: GSM8K (Cobbe et al. 2021, arXiv:2110.14168) for "####" and for taking the last number.
     """
     if case.expected is None:
@@ -63,11 +62,7 @@ def numeric(case: Case) -> float | None:
 
 
 def chrf(case: Case) -> float | None:
-    """chrF2 by sacrebleu, from 0 to 1. Source: Popović 2015, W15-3049.
-
-    Raises:
-        ValueError: sacrebleu isn't installed.
-    """
+    """chrF2 by sacrebleu, from 0 to 1. Source: Popović 2015, W15-3049."""
     if case.expected is None:
         return None
     try:
@@ -80,7 +75,7 @@ def chrf(case: Case) -> float | None:
 
 
 def repetition(case: Case) -> float:
-    """Share of the answer's runs of four words that it had said before."""
+    """Share of the answer's runs of four words that occurred in it before."""
     return repeated_share(case.answer.split(), REPEATED_WORDS)
 
 
@@ -90,21 +85,15 @@ def language(case: Case) -> float | None:
     return None if None in scripts else float(scripts[0] == scripts[1])
 
 
-ALWAYS: dict[str, Callable[[Case], float | None]] = {
-    "repetition": repetition,
-    "language": language,
-}
-CHOSEN: dict[str, Callable[[Case], float | None]] = {
-    "exact": exact,
-    "contains": contains,
-    "regex": regex,
-    "numeric": numeric,
-    "chrf": chrf,
+Metrics = dict[str, Callable[[Case], "float | None"]]
+DEFAULT_METRICS: Metrics = {"repetition": repetition, "language": language}
+OPTIONAL_METRICS: Metrics = {
+    metric.__name__: metric for metric in (exact, contains, regex, numeric, chrf)
 }
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number that stands in a text; commas group digits."""
+    """The last number in a text; commas group digits."""
     numbers = _NUMBER.findall(text)
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 

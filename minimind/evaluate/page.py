@@ -1,38 +1,21 @@
-"""Show an evaluation as one HTML page: figures, differences, answers beside each other."""
+"""Show an evaluation as one HTML page: figures, differences, answers side by side."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from minimind.cli.page import escape, page
-from minimind.evaluate.evaluation import describe_counts
+from minimind.cli.page import FILTER_SCRIPT, escape, page, row_filter
+from minimind.evaluate.figures import describe_counts
 
 STYLE = """
 .answers { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)) }
-.answers > div { white-space: pre-wrap } .row h3 { font-size: 1rem; margin: .25rem 0 }
+.answers > div { white-space: pre-wrap }
 .row { white-space: normal } .question { white-space: pre-wrap; font-weight: 600 }
 .wrong { border-left: .3rem solid var(--bad); padding-left: .5rem }
 .right { border-left: .3rem solid var(--good); padding-left: .5rem }
 """
-SCRIPT = """
-const rows = [...document.querySelectorAll('.row')];
-const words = document.getElementById('words'), which = document.getElementById('which');
-function filter() {
-  const wanted = words.value.toLowerCase();
-  let shown = 0;
-  for (const row of rows) {
-    const fits = row.textContent.toLowerCase().includes(wanted)
-      && (which.value === '' || row.querySelector('.' + which.value));
-    row.hidden = !fits;
-    shown += fits ? 1 : 0;
-  }
-  document.getElementById('shown').textContent = shown + ' of ' + rows.length + ' rows';
-}
-words.addEventListener('input', filter);
-which.addEventListener('change', filter);
-filter();
-"""
-RIGHT = ("exact", "contains", "regex", "numeric")  # say by themselves whether an answer is right
+VERDICTS = ("exact", "contains", "regex", "numeric")  # metrics that say if an answer is right
+TAGS = {"wrong": "with a wrong answer", "right": "with a right answer"}
 
 
 def evaluation_page(results: dict[str, Any]) -> str:
@@ -49,14 +32,10 @@ def evaluation_page(results: dict[str, Any]) -> str:
         "</table>",
         *(_difference(difference) for difference in results["differences"]),
         *(_sources(model) for model in models if model["sources"]),
-        '<h2>Rows</h2><p><input id="words" placeholder="filter by words" '
-        'aria-label="filter by words"> <select id="which" aria-label="which rows">'
-        '<option value="">all rows</option><option value="wrong">with a wrong answer</option>'
-        '<option value="right">with a right answer</option></select> '
-        '<span id="shown" class="faint" role="status"></span></p>',
+        f"<h2>Rows</h2>{row_filter('all rows', TAGS)}",
         *(_row(row, [model["model"] for model in models]) for row in results["rows"]),
     ]
-    return page("Evaluation", "\n".join(body), style=STYLE, script=SCRIPT)
+    return page("Evaluation", "\n".join(body), style=STYLE, script=FILTER_SCRIPT)
 
 
 def _figure_row(name: str, figures: list[dict[str, float]]) -> str:
@@ -75,8 +54,8 @@ def _difference(difference: dict[str, Any]) -> str:
         for name, (mean, low, high) in difference["figures"].items()
     )
     return (
-        f"<h2>{escape(title)}</h2><p>On the same rows; the interval holds 95% of the differences "
-        "that rows drawn with replacement give.</p><table><tr><th>figure</th>"
+        f"<h2>{escape(title)}</h2><p>On the same rows. The interval holds 95% of the differences "
+        "when rows are drawn with replacement.</p><table><tr><th>figure</th>"
         f'<th class="number">difference</th><th class="number">interval</th></tr>{rows}</table>'
     )
 
@@ -92,32 +71,30 @@ def _sources(model: dict[str, Any]) -> str:
 
 
 def _row(row: dict[str, Any], models: list[str]) -> str:
-    answers = "".join(
-        _answer(name, given) for name, given in zip(models, row["answers"], strict=True)
-    )
+    verdicts = [_verdict(answer["sums"]) for answer in row["answers"]]
+    answers = "".join(map(_answer, models, row["answers"], verdicts))
     expected = row["expected"]
     if expected is not None:
         answers = f'<div><span class="faint">expected</span><br>{escape(expected)}</div>{answers}'
+    tags = escape("\n".join(verdicts))
     return (
-        f'<div class="row panel"><div class="faint">{escape(row["path"])}:{row["line"]}</div>'
+        f'<div class="row panel" data-tags="{tags}">'
+        f'<div class="faint">{escape(row["path"])}:{row["line"]}</div>'
         f'<div class="question">{escape(row["question"])}</div>'
         f'<div class="answers">{answers}</div></div>'
     )
 
 
-def _answer(model: str, given: dict[str, Any]) -> str:
-    values, answer = given["values"], given["answer"]
-    verdicts = [values[name] for name in RIGHT if name in values]
-    kind = ("right" if all(verdicts) else "wrong") if verdicts else ""
-    notes = [
-        f"{name} {value:.3g}"
-        for name, value in values.items()
-        if name in (*RIGHT, "chrf", "tokens")
-    ]
-    if values.get("supervised"):
-        notes.append(f"loss {values['nats'] / values['supervised']:.3f}")
-    if values.get("ended") == 0:
-        notes.append("cut")
-    head = escape("; ".join([model, ", ".join(notes)]))
-    text = "(not asked)" if answer is None else escape(answer)
-    return f'<div class="{kind}"><span class="faint">{head}</span><br>{text}</div>'
+def _verdict(sums: dict[str, Any]) -> str:
+    verdicts = [sums[name][0] for name in VERDICTS if name in sums]
+    return ("right" if all(verdicts) else "wrong") if verdicts else ""
+
+
+def _answer(model: str, answer: dict[str, Any], verdict: str) -> str:
+    values = {name: total / count for name, (total, count) in answer["sums"].items()}
+    shown = (*VERDICTS, "chrf", "tokens", "loss")
+    notes = [f"{name} {values[name]:.3g}" for name in shown if name in values]
+    notes += ["cut"] if values.get("ended") == 0 else []
+    head = escape(f"{model}; {', '.join(notes)}")
+    text = "(no answer)" if answer["answer"] is None else escape(answer["answer"])
+    return f'<div class="{verdict}"><span class="faint">{head}</span><br>{text}</div>'

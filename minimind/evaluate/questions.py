@@ -1,11 +1,11 @@
-"""Read what a model is to be asked, and what is expected of it. Knows no model and no metrics.
+"""Read rows as prompts for a model, each with the expected answer if the row has one.
 
-    {"messages": [user, assistant]}        user is asked, assistant is expected; so of all shapes
-    {"messages": [user, assistant, user]}  all of it is asked, nothing is expected
-    {"instruction": ...}, {"prompt": ...}  asked, nothing is expected
-    a line of a .txt file                  asked, nothing is expected; empty lines are left out
+    {"messages": [user, assistant]}        user is the prompt, assistant is expected (any row shape)
+    {"messages": [user, assistant, user]}  all of it is the prompt, nothing is expected
+    {"instruction": ...}, {"prompt": ...}  the prompt, nothing is expected
+    a line of a .txt file                  the prompt, nothing is expected; empty lines are skipped
 
-A row may have a "pattern" beside these: a regular expression that a right answer matches.
+A row may also have a "pattern": a regular expression that a right answer matches.
 """
 
 from __future__ import annotations
@@ -18,50 +18,41 @@ from pathlib import Path
 from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.errors import DataError, excerpt
 from minimind.data.reader import Row, read_rows
+from minimind.data.row_options import RowOptions
 
 PATTERN_FLAGS = re.IGNORECASE | re.DOTALL
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A row: what it says, and what a right answer matches, if the row says so."""
+    """A row, and the pattern that a right answer matches, if the row has one."""
 
     conversation: Conversation
     pattern: str | None = None
 
     @property
-    def asked(self) -> tuple[Message, ...]:
-        """What the model is given."""
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages that a model answers."""
         messages = self.conversation.messages
         return messages[:-1] if messages[-1].role == "assistant" else messages
 
     @property
     def expected(self) -> str | None:
-        """The answer that the row has."""
+        """The row's own answer."""
         last = self.conversation.messages[-1]
         return last.content if last.role == "assistant" else None
 
 
 def read_questions(
     paths: Iterable[str],
-    *,
-    prompt_key: str | None = None,
-    answer_key: str | None = None,
-    system: str | None = None,
+    options: RowOptions | None = None,
     on_error: Callable[[DataError], None] | None = None,
 ) -> Iterator[Question]:
-    """Read files of rows, or of prompts line by line, in order.
+    """Read files of rows, or .txt files with a prompt per line, in order.
 
-    Args:
-        paths: as for `read_conversations`; what ends in .txt has a prompt a line.
-        prompt_key: with `answer_key`, two keys that hold the question and the answer.
-        answer_key: see `prompt_key`; rows may lack it.
-        system: becomes the first message of every row that has no system message.
-        on_error: called with each error in a file's content; without it the first is raised.
-
-    Raises:
-        DataError: a file, or without `on_error` a row, can't be used.
+    Without `on_error` the first error is raised; `options.on_bad_row` isn't used here.
     """
+    options = options or RowOptions()
     for path in paths:
         for row in _prompts(path) if path.endswith(".txt") else read_rows(path):
             try:
@@ -69,9 +60,9 @@ def read_questions(
                     raise row
                 conversation = parse_conversation(
                     row.value,
-                    prompt_key=prompt_key,
-                    answer_key=answer_key,
-                    system=system,
+                    prompt_key=options.prompt_key,
+                    answer_key=options.answer_key,
+                    system=options.system,
                     questions=True,
                     path=path,
                     line=row.line,
@@ -103,25 +94,14 @@ def _prompts(path: str) -> Iterator[Row | DataError]:
 def _question(conversation: Conversation, row: Row) -> Question:
     assert isinstance(row.value, dict)
     question = Question(conversation, row.value.get("pattern"))
-    if not question.asked:
-        raise DataError(
-            "no_question",
-            "nothing stands before the answer",
-            "begin with what a user says",
-            row.path,
-            row.line,
-            excerpt(row.text),
-        )
+    place = row.path, row.line, excerpt(row.text)
+    if not question.prompt:
+        fact = "no message is before the answer"
+        raise DataError("no_question", fact, "begin with a user's message", *place)
     if question.pattern is not None:
         try:
             re.compile(question.pattern, PATTERN_FLAGS)
         except (re.error, TypeError) as error:
-            raise DataError(
-                "bad_pattern",
-                f'"pattern" is no regular expression ({error})',
-                "mend it, or leave it out",
-                row.path,
-                row.line,
-                excerpt(row.text),
-            ) from None
+            fact = f'"pattern" is no regular expression ({error})'
+            raise DataError("bad_pattern", fact, "fix it, or leave it out", *place) from None
     return question

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens a model has already read. Knows no weights and no sampling."""
+"""Keys and values of the tokens that a model has already read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minimind.model.attention import Documents, cached_attention, packed_attention
+from minimind.documents import Documents
+from minimind.model.attention import cached_attention, packed_attention
 from minimind.model.config import ModelConfig
 
 
 class DecodeStep(NamedTuple):
-    """Where a pass of one token per row stands; the same for all layers.
+    """Positions and mask of one decode step: one new token per row; the same for all layers.
 
     Attributes:
         positions: (rows,) of the new tokens.
@@ -40,7 +41,7 @@ class KVCache:
         config: sizes.
         rows: sequences side by side.
         capacity: tokens per sequence, prompt and answer together.
-        device: where the cache lives.
+        device: where the cache is.
         dtype: of keys and values.
     """
 
@@ -52,7 +53,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        # (rows, K, capacity, D) a layer. Zeros, as what a mask hides must not be NaN.
+        # (rows, K, capacity, D) a layer. Zeros, since NaN would pass through the mask.
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
@@ -71,22 +72,22 @@ class KVCache:
         self._row_index = self._row_index[: len(rows)]
 
     def attend_prompts(
-        self, documents: Documents, layer: int, q: Tensor, k: Tensor, v: Tensor
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, documents: Documents
     ) -> Tensor:
         """Store whole prompts' keys and values; attend inside each. See `packed_attention`."""
         lengths = list(documents.lengths)
         for row, (key, value) in enumerate(zip(k.split(lengths), v.split(lengths), strict=True)):
             self.keys[layer][row, :, : len(key)] = key.transpose(0, 1)
             self.values[layer][row, :, : len(value)] = value.transpose(0, 1)
-        return packed_attention(documents, layer, q, k, v)
+        return packed_attention(q, k, v, documents)
 
-    def begin_token(self) -> DecodeStep:
-        """Prepare a pass of one token per row: how far to look, and what of it a row has filled."""
+    def begin_step(self) -> DecodeStep:
+        """Prepare a pass of one token per row."""
         kv_len = max(self.lengths) + 1
         mask = None
         if min(self.lengths) < max(self.lengths):
-            seen = torch.arange(kv_len, device=self.next_positions.device)
-            mask = (seen <= self.next_positions[:, None])[:, None, None, :]
+            places = torch.arange(kv_len, device=self.next_positions.device)
+            mask = (places <= self.next_positions[:, None])[:, None, None, :]
         return DecodeStep(self.next_positions, self._row_index, kv_len, mask)
 
     def advance(self, by: list[int]) -> None:
@@ -103,9 +104,15 @@ def attend_token(
     """Store each row's new key and value in a layer's cache; attend to all of the row.
 
     Args:
-        step: see `KVCache.begin_token`.
-        keys, values: (rows, K, capacity, D) of the layer; changed in place.
-        q, k, v: of the new tokens, as for `cached_attention`.
+        step: from `KVCache.begin_step`.
+        keys: (rows, K, capacity, D) of the layer; changed in place.
+        values: as keys.
+        q: (rows, H, D) of the new tokens.
+        k: (rows, K, D)
+        v: (rows, K, D)
+
+    Returns:
+        (rows, H, D)
     """
     if step.mask is None:  # all rows are equally long: a plain copy, without an index
         keys.select(2, step.kv_len - 1).copy_(k)
@@ -113,6 +120,6 @@ def attend_token(
     else:
         keys[step.rows, :, step.positions] = k.to(keys.dtype)
         values[step.rows, :, step.positions] = v.to(values.dtype)
-    seen_keys = keys.narrow(2, 0, step.kv_len).to(q.dtype)
-    seen_values = values.narrow(2, 0, step.kv_len).to(q.dtype)
-    return cached_attention(q, seen_keys, seen_values, step.mask)
+    filled_keys = keys.narrow(2, 0, step.kv_len).to(q.dtype)
+    filled_values = values.narrow(2, 0, step.kv_len).to(q.dtype)
+    return cached_attention(q, filled_keys, filled_values, step.mask)

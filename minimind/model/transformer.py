@@ -1,7 +1,7 @@
-"""A decoder of the Llama, Qwen2 and Qwen3 families on flat tokens. Knows no text and no loss.
+"""A decoder of the Llama, Qwen2 and Qwen3 families on flat tokens.
 
 Parameter names are Hugging Face's, so a state dict is a checkpoint. Tokens come as one flat run of
-documents, without padding; linear layers don't see where one ends, attention does.
+documents, without padding: linear layers don't see where one ends, attention does.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minimind.model.attention import Documents, Tails, packed_attention
+from minimind.documents import Documents
+from minimind.model.attention import packed_attention
 from minimind.model.cache import DecodeStep, KVCache, attend_token
+from minimind.model.compiling import compiled
 from minimind.model.config import ModelConfig
 from minimind.model.elementwise import rms_norm, rotate, swiglu
 from minimind.model.linear import Linear, linear
 from minimind.model.rope import inverse_frequencies
 
-# Shape letters: T tokens of all documents, Q of their tails, S wanted, C hidden size, V vocabulary,
-# H query heads, K key/value heads, D head dimension.
+# Shape letters: T tokens of all documents, S tokens whose states are wanted, C hidden size,
+# V vocabulary, H query heads, K key/value heads, D head dimension.
 
-# (layer, q, k, v) -> attended; what the queries may see is the caller's choice.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-LayerAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Before = Callable[["DecoderLayer", Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-After = Callable[["DecoderLayer", Tensor, Tensor], Tensor]
-ReadToken = Callable[..., Tensor]  # as `read_token`
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values -> (T, H, D)
+AttendLayer = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # the layer's index goes first
 
 
 class Transformer(nn.Module):
     """The whole model: `model.*` is the decoder, `lm_head` the product with the vocabulary.
 
-    A tied head has no parameter of its own; `head_weight` is the embedding then.
+    `model(input_ids)` gives logits. A tied head has no parameter of its own; `head_weight` is the
+    embedding then.
 
     Source: the modeling files of Llama, Qwen2 and Qwen3 in transformers, for names and formulas.
     """
@@ -47,7 +47,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._read_token: ReadToken = read_token  # see compile_decoding
+        self._decode_layer: Callable[..., Tensor] = decode_layer  # see compile_decoding
 
     @property
     def head_weight(self) -> Tensor:
@@ -79,107 +79,7 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=std * scale, generator=generator)
         return self
 
-    def compile_tokenwise(self) -> None:
-        """Compile what training does token by token: projections, norms, rotation, MLP.
-
-        Attention, the only part that sees where documents end, stays as it is, and token counts are
-        left open: nothing is compiled again later. Call it inside the autocast of the run. Where
-        compiling fails, the compiler's error comes out, and the model stays as it was.
-        """
-        if self.compiled:
-            return
-        layers = self._decoder_layers()
-        cos, sin = self.model.rotation(torch.arange(2, device=self.device))
-        x = torch.ones(2, self.config.hidden_size, device=self.device, requires_grad=True) * 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-            before = torch.compile(before_attention, dynamic=True)
-            after = torch.compile(after_attention, dynamic=True)
-            _leave_open(x, cos, sin)
-            q, k, v = before(layers[0], x, cos, sin)
-            attended = q.detach().requires_grad_() * 1
-            _leave_open(attended)
-            out = (q, k, v, after(layers[0], x, attended))
-            torch.autograd.grad(out, x, [torch.ones_like(y) for y in out])
-        for layer in layers:
-            layer.compiled = before, after
-
-    def use_eager(self) -> None:
-        """Take `compile_tokenwise` and `compile_decoding` back."""
-        for layer in self._decoder_layers():
-            layer.compiled = None
-        self._read_token = read_token
-
-    @torch.inference_mode()
-    def compile_decoding(self, rows: int = 1) -> None:
-        """Compile what a layer does to read one more token per row, for faster answers.
-
-        How far a row has come is left open. Another compilation follows when rows go from several
-        to one, from equally to differently long, or to more than a few. Where compiling fails, the
-        compiler's error comes out, and the model stays as it was.
-
-        Args:
-            rows: to compile for.
-        """
-        # Sizes that nothing else has: the compiler holds what is equal for one and the same.
-        cache = KVCache(self.config, rows, 61, self.device, self.head_weight.dtype)
-        cache.advance([53] * rows)
-        before, self._read_token = self._read_token, torch.compile(read_token, dynamic=True)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-                self.decode(torch.zeros(rows, dtype=torch.long, device=self.device), cache)
-        except BaseException:
-            self._read_token = before
-            raise
-
-    @property
-    def decodes_compiled(self) -> bool:
-        """Whether answers are decoded compiled."""
-        return self._read_token is not read_token
-
-    @property
-    def compiled(self) -> bool:
-        """Whether training runs compiled."""
-        return self._decoder_layers()[0].compiled is not None
-
-    def _decoder_layers(self) -> list[DecoderLayer]:
-        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
-
-    def forward(self, compute: Callable[[Transformer], Tensor]) -> Tensor:
-        """`compute(self)`, while embedding, final norm and head are at hand in one piece.
-
-        Training's losses are computed in here, head and all: where processes share the weights,
-        they are gathered when a module's `forward` is entered, and at no other time.
-        """
-        return compute(self)
-
-    def hidden_states(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        documents: Documents,
-        activation_checkpointing: bool = False,
-    ) -> Tensor:
-        """Read documents and return the states that the head turns into logits.
-
-        Args:
-            input_ids: (T,) int64
-            positions: (T,) int64, each document's own, from 0.
-            documents: where each document ends, and of which tokens the states are wanted; what
-                the last layer does for others alone isn't computed.
-            activation_checkpointing: compute each layer again in the backward pass, to save memory.
-
-        Returns:
-            (S, C) of the wanted tokens, or (T, C) of all.
-        """
-        attend = partial(packed_attention, documents)
-        states: Tensor = self.model(
-            input_ids, positions, attend, documents.tails, activation_checkpointing
-        )
-        return states
-
-    def logits(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor) -> Tensor:
         """Score every next token of a rectangular batch, causally.
 
         Args:
@@ -187,12 +87,47 @@ class Transformer(nn.Module):
 
         Returns:
             (batch, tokens, V)
+
+        Raises:
+            ValueError: `input_ids` isn't of two dimensions.
         """
+        if input_ids.ndim != 2:
+            raise ValueError(
+                f"input_ids: their shape is {list(input_ids.shape)}; give (batch, tokens)"
+            )
         rows, tokens = input_ids.shape
         documents = Documents.of([tokens] * rows, input_ids.device)
         positions = torch.arange(tokens, device=input_ids.device).repeat(rows)
-        states = self.hidden_states(input_ids.reshape(-1), positions, documents)
+        states = self.hidden_states(input_ids.flatten(), positions, documents)
         return F.linear(states, self.head_weight).view(rows, tokens, -1)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        documents: Documents,
+        keep: Tensor | None = None,
+        *,
+        activation_checkpointing: bool = False,
+    ) -> Tensor:
+        """Read documents and return the states that the head turns into logits.
+
+        Args:
+            input_ids: (T,) int64
+            positions: (T,) int64, each document's own, from 0.
+            documents: where each document ends.
+            keep: (S,) int64 indices of the tokens whose states are returned; None for all.
+            activation_checkpointing: compute each layer again in the backward pass, to save memory.
+
+        Returns:
+            (S, C), or (T, C) without `keep`.
+        """
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return packed_attention(q, k, v, documents)
+
+        states: Tensor = self.model(input_ids, positions, attend, keep, activation_checkpointing)
+        return states
 
     def prefill(self, prompts: list[Tensor], cache: KVCache) -> Tensor:
         """Read one prompt per row into an empty cache.
@@ -201,11 +136,11 @@ class Transformer(nn.Module):
             (rows, V) logits of the token that follows each prompt.
         """
         lengths = [len(prompt) for prompt in prompts]
-        last = torch.tensor(lengths).cumsum(0) - 1
-        documents = Documents.of(lengths, self.device, wanted=last)
+        documents = Documents.of(lengths, self.device)
         positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
-        attend = partial(cache.attend_prompts, documents)
-        states = self.model(torch.cat(prompts), positions, attend, documents.tails)
+        last = documents.cu_seqlens[1:].long() - 1
+        attend = partial(cache.attend_prompts, documents=documents)
+        states = self.model(torch.cat(prompts), positions, attend, last)
         cache.advance(lengths)
         return linear(states, self.head_weight)
 
@@ -219,13 +154,48 @@ class Transformer(nn.Module):
         Returns:
             (rows, V) logits of the token that follows.
         """
-        now = cache.begin_token()
+        step = cache.begin_step()
         x = self.model.embed_tokens(input_ids)  # (rows, C)
-        cos, sin = self.model.rotation(now.positions)
+        cos, sin = self.model.rotation(step.positions)
         for layer, keys, values in zip(self.model.layers, cache.keys, cache.values, strict=True):
-            x = self._read_token(layer, x, cos, sin, now, keys, values)
+            x = self._decode_layer(layer, x, cos, sin, step, keys, values)
         cache.advance([1] * len(input_ids))
         return linear(self.model.norm(x), self.head_weight)
+
+    def compile_training(self) -> None:
+        """Compile what training does token by token, when it is first used.
+
+        Attention, the only part that sees where documents end, stays as it is.
+        """
+        # One compiled function of each serves all layers.
+        project, feed = compiled(Attention.project), compiled(MLP.forward)
+        for layer in self.model.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.self_attn.project = MethodType(project, layer.self_attn)  # type: ignore[method-assign]
+            layer.mlp.forward = MethodType(feed, layer.mlp)  # type: ignore[method-assign]
+
+    @torch.inference_mode()
+    def compile_decoding(self, rows: int = 1) -> None:
+        """Compile what a layer does to read one more token per row, for faster answers.
+
+        How far a row has come is left open. Another compilation follows when rows go from several
+        to one, from equally to differently long, or to more than a few. Where compiling fails, the
+        compiler's error comes out, and the model stays as it was.
+
+        Args:
+            rows: to compile for.
+        """
+        # Unusual sizes: the compiler takes sizes that are equal for one and the same.
+        cache = KVCache(self.config, rows, 61, self.device, self.head_weight.dtype)
+        cache.advance([53] * rows)
+        before, self._decode_layer = self._decode_layer, torch.compile(decode_layer, dynamic=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's own, about its own code
+                self.decode(torch.zeros(rows, dtype=torch.long, device=self.device), cache)
+        except BaseException:
+            self._decode_layer = before
+            raise
 
 
 class Decoder(nn.Module):
@@ -243,16 +213,16 @@ class Decoder(nn.Module):
         self,
         input_ids: Tensor,
         positions: Tensor,
-        attend: Attend,
-        tails: Tails | None = None,
+        attend: AttendLayer,
+        keep: Tensor | None = None,
         activation_checkpointing: bool = False,
     ) -> Tensor:
-        """See `Transformer.hidden_states`."""
+        """(T,) -> (T, C), or (S, C) of the tokens in `keep`"""
         x = self.embed_tokens(input_ids)  # (T, C)
         cos, sin = self.rotation(positions)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            arguments = (x, cos, sin, partial(attend, index), tails if index == last else None)
+            arguments = (x, cos, sin, partial(attend, index), keep if index == last else None)
             if activation_checkpointing:
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -280,74 +250,20 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
-        self.compiled: tuple[Before, After] | None = None  # see Transformer.compile_tokenwise
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, tails: Tails | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, keep: Tensor | None = None
     ) -> Tensor:
-        """(T, C) -> (T, C), or (S, C) of the wanted tokens, which stand in the tails."""
-        # Without gradients the compiler would begin anew, for passes that are few.
-        fast = self.compiled if torch.is_grad_enabled() else None
-        before, after = fast or (before_attention, after_attention)
-        if tails is None:
-            return after(self, x, attend(*before(self, x, cos, sin)))
-        attended = attend(*before_tails(self, x, cos, sin, tails.index))  # (Q, H, D)
-        wanted = tails.index.index_select(0, tails.wanted)
-        return after(self, x.index_select(0, wanted), attended.index_select(0, tails.wanted))
-
-
-# What a layer does before and after attention works token by token. Functions of the layer, not
-# methods: one compiled pair serves all layers, and a copy of a model computes with its own weights.
-
-
-def before_attention(
-    layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, C) -> queries (T, H, D), keys and values (T, K, D)"""
-    x = layer.input_layernorm(x)
-    return layer.self_attn.queries(x, cos, sin), *layer.self_attn.keys_values(x, cos, sin)
-
-
-def read_token(
-    layer: DecoderLayer,
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    now: DecodeStep,
-    keys: Tensor,
-    values: Tensor,
-) -> Tensor:
-    """All that a layer does when decoding: (rows, C) -> (rows, C); see `attend_token`"""
-    q, k, v = before_attention(layer, x, cos, sin)
-    return after_attention(layer, x, attend_token(now, keys, values, q, k, v))
-
-
-def before_tails(
-    layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, C) -> queries (Q, H, D) of some tokens, keys and values (T, K, D) of all"""
-    x = layer.input_layernorm(x)
-    asking = (x.index_select(0, index), cos.index_select(0, index), sin.index_select(0, index))
-    return layer.self_attn.queries(*asking), *layer.self_attn.keys_values(x, cos, sin)
-
-
-def after_attention(layer: DecoderLayer, x: Tensor, attended: Tensor) -> Tensor:
-    """The residual stream (S, C) and what attention found (S, H, D) -> (S, C)"""
-    x = x + layer.self_attn.o_proj(attended.flatten(1))
-    out: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
-    return out
-
-
-def _leave_open(*tensors: Tensor) -> None:
-    """Tell the compiler that their first size, one and the same, may be any."""
-    from torch._dynamo.decorators import mark_unbacked  # takes a second to import
-
-    for tensor in tensors:
-        mark_unbacked(tensor, 0, shape_id="tokens", min=1)
+        """(T, C) -> (T, C), or (S, C) of the tokens in `keep`"""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        if keep is not None:  # in the last layer: nothing reads the other tokens any more
+            x = x.index_select(0, keep)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Attention(nn.Module):
-    """Projections of grouped-query attention: rotary positions, q/k norm or biases where set."""
+    """Grouped-query attention with rotary positions; q/k norm and biases where the config says."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -364,16 +280,18 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
         self.head_dim = head_dim
 
-    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(T, C) -> (T, H, D)"""
-        q: Tensor = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
-        return rotate(self.q_norm(q), cos, sin).to(q.dtype)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """(T, C) -> (T, C); `attend` chooses what the queries may see."""
+        attended = attend(*self.project(x, cos, sin))  # (T, H, D)
+        out: Tensor = self.o_proj(attended.flatten(1))
+        return out
 
-    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, C) -> keys and values, each (T, K, D)"""
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        return rotate(self.k_norm(k), cos, sin).to(v.dtype), v
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, C) -> queries (T, H, D), keys (T, K, D), both rotated, and values (T, K, D)"""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class MLP(nn.Module):
@@ -393,7 +311,7 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """See `rms_norm`."""
+    """Scale to unit root mean square, times a weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -403,3 +321,17 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
         return rms_norm(x, self.weight, self.eps)
+
+
+def decode_layer(
+    layer: DecoderLayer,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    step: DecodeStep,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """All that a layer does in a decode step: (rows, C) -> (rows, C); see `attend_token`."""
+    out: Tensor = layer(x, cos, sin, partial(attend_token, step, keys, values))
+    return out

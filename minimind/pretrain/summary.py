@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minimind.data.packing import Steps
+from minimind.data.plan import Steps
 from minimind.pretrain.corpus import CorpusReport
 
 

@@ -10,9 +10,9 @@ from statistics import median
 
 import torch
 
-from minimind.data.packing import Steps
+from minimind.data.plan import Steps
 from minimind.model.transformer import Transformer
-from minimind.training.loop import TrainConfig, TrainState, train
+from minimind.training.loop import TrainConfig, train
 
 WARM_UP, MEASURED = 2, 7  # steps
 
@@ -54,7 +54,7 @@ def seconds_per_step(model: Transformer, steps: Steps, config: TrainConfig) -> f
     with torch.random.fork_rng():
         copied = copy.deepcopy(model)
         times = [time.perf_counter()]
-        for result in train(copied, trial, config, TrainState(copied, config)):
+        for result in train(copied, trial, config):
             float(result.loss)  # waits for the step's end
             times.append(time.perf_counter())
     return median(after - before for before, after in pairwise(times[WARM_UP:]))

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from minimind.atomic_io import sync, write_tensors
 from minimind.model.transformer import Transformer
-from minimind.training.distributed import gather, is_main_process, shard_like
+from minimind.training.distributed import gather_state, is_main_process, shard_state
 from minimind.training.loop import TrainState
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -105,7 +105,8 @@ def load_checkpoint(
         plain = json.loads((path / STATE).read_text(encoding="utf-8"))
         extra: dict[str, Any] = plain.pop("extra")
         check(extra)
-        _scatter(load_file(path / TENSORS), plain, model, state)
+        tensors = load_file(path / TENSORS)  # mapped: moments mustn't keep the file open
+        _scatter({n: x.clone() for n, x in tensors.items()}, plain, model, state)
         return extra, passed_over
     return None, passed_over
 
@@ -121,35 +122,37 @@ def read_extra(folder: Path) -> dict[str, Any] | None:
 
 
 def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that a run is made of between two steps: tensors on the CPU, and what JSON can hold.
+    """Everything a run consists of between two steps: tensors on the CPU, and JSON values.
 
-    The tensors are the first process's alone.
+    The tensors are the main process's alone.
     """
-    plain = state.state_dict()
-    optimizer = plain.pop("optimizer")
-    plain["groups"] = optimizer["param_groups"]
-    tensors = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, moments in optimizer["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+    weights, optimizer = gather_state(model, state.optimizer)
+    tensors = {f"weights/{name}": tensor for name, tensor in weights.items()}
+    others: dict[str, dict[str, Any]] = {}  # of the optimizer's state, by parameter
+    for parameter, values in optimizer.get("state", {}).items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{parameter}/{name}"] = value
+            else:
+                others.setdefault(parameter, {})[name] = value
     tensors["random/cpu"] = torch.get_rng_state()
     if state.device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(state.device)
-    return gather(tensors), plain
+        tensors["random/cuda"] = torch.cuda.get_rng_state(state.device).cpu()
+    plain = {**state.state_dict(), "groups": optimizer.get("param_groups"), "others": others}
+    del plain["optimizer"]  # it is above, by names
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}, plain
 
 
 def _scatter(
     tensors: dict[str, Tensor], plain: dict[str, Any], model: Transformer, state: TrainState
 ) -> None:
-    """Put what `_gather` gave back in its places, in each process what belongs there."""
-    now = model.state_dict()
-    weights = _under("weights/", tensors)
-    model.load_state_dict({n: shard_like(now[n], x) if n in now else x for n, x in weights.items()})
-    moments: dict[int, dict[str, Tensor]] = {}
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    """Put what `_gather` returned back in its places, in each process what belongs there."""
+    moments: dict[str, dict[str, Any]] = plain.pop("others")
     for name, tensor in _under("optimizer/", tensors).items():
-        index, _, key = name.partition("/")
-        moments.setdefault(int(index), {})[key] = shard_like(trained[int(index)], tensor)
-    plain["optimizer"] = {"state": moments, "param_groups": plain.pop("groups")}
+        parameter, _, key = name.partition("/")
+        moments.setdefault(parameter, {})[key] = tensor
+    optimizer = {"state": moments, "param_groups": plain.pop("groups")}
+    shard_state(model, state.optimizer, _under("weights/", tensors), optimizer)
     state.load_state_dict(plain)
     torch.set_rng_state(tensors["random/cpu"])
     if "random/cuda" in tensors and state.device.type == "cuda":

@@ -1,25 +1,26 @@
 """Train with the processes that torchrun started. The only place that knows ranks.
 
-Each process trains its share of a step's batches. Weights, gradients and moments are spread over
+Each process trains its share of a step's batches. Weights, gradients and moments are sharded over
 processes by FSDP2 (`fully_shard`); `size` processes hold one copy, so that there are
-processes / size copies:
+world_size / size copies:
 
-    size = processes    one copy in all; least memory
+    size = world_size   one copy in all; least memory
     size = 1            one each: what DDP does; least communication, for models that fit
     between             one in each group of `size`, such as a node's GPUs
 
-Gradients are sums over processes, not means: the loss is divided before by all tokens of the step.
-Where there is one process, nothing here does anything. Knows no batches and no files.
+Gradients are sums over processes, not means: the loss was divided by all tokens of the step before.
+With one process nothing here does anything.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,15 +29,15 @@ from torch import Tensor, nn
 from minimind.model.transformer import Transformer
 from minimind.training.precision import DTYPES, Precision
 
-# A dead process is noticed at once; this is for one that hangs, and longer than saving takes.
+# For a process that hangs (a dead one is noticed at once); longer than saving takes.
 TIMEOUT = timedelta(minutes=30)
-PATIENCE = timedelta(days=7)  # while the first process tokenizes
+TOKENIZE_TIMEOUT = timedelta(days=7)  # while the main process tokenizes
 
 _T = TypeVar("_T")
 
 
 def init_distributed(device: torch.device) -> None:
-    """Meet the other processes: over NCCL for CUDA tensors, over gloo for the CPU's."""
+    """Join the other processes: NCCL for CUDA tensors, gloo for those on the CPU."""
     if not _launched() or dist.is_initialized():
         return
     if device.type == "cuda":
@@ -47,7 +48,7 @@ def init_distributed(device: torch.device) -> None:
 
     store, rank, ranks = next(rendezvous("env://", timeout=TIMEOUT))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
-        # torchrun keeps its store when it starts processes again: they would look for dead ones.
+        # torchrun keeps its store when it restarts processes: they would look for dead ones.
         # (Between machines this count differs; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps there.)
         store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=ranks)
@@ -55,7 +56,7 @@ def init_distributed(device: torch.device) -> None:
 
 
 def world_size() -> int:
-    """How many train together; 1 before they have met."""
+    """How many processes train together; 1 before `init_distributed`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -71,15 +72,15 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def own_device(device: torch.device) -> torch.device:
-    """Of a machine's GPUs, this process's."""
+def local_device(device: torch.device) -> torch.device:
+    """This process's GPU among those of its machine."""
     if device.type != "cuda" or not _launched():
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 def launcher() -> list[str]:
-    """What stood before `-m` in the command that started this."""
+    """The words before `-m` in the command that started this process."""
     if not _launched():
         return ["python"]
     return ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
@@ -89,16 +90,13 @@ def _launched() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
-# Agreeing
-
-
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process alone does what follows, then the others: they find it done."""
+    """The main process runs the block first, then the others: they find the work done."""
     if world_size() == 1:
         yield
         return
-    group = dist.new_group(timeout=PATIENCE, backend="gloo")
+    group = dist.new_group(timeout=TOKENIZE_TIMEOUT, backend="gloo")
     if not is_main_process():
         dist.barrier(group)
     yield
@@ -107,7 +105,7 @@ def main_process_first() -> Iterator[None]:
 
 
 def broadcast(value: _T) -> _T:
-    """The first process's value, everywhere."""
+    """The main process's value, in every process."""
     if world_size() == 1:
         return value
     values = [value]
@@ -116,7 +114,7 @@ def broadcast(value: _T) -> _T:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is so in any process; the host waits for the other hosts, not for a device."""
+    """True if `flag` is set on any rank (a CPU collective: no device is waited for)."""
     if world_size() == 1:
         return flag
     flags = torch.tensor([flag], dtype=torch.uint8)
@@ -132,20 +130,17 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def is_loss_of_another(error: RuntimeError) -> bool:
-    """Whether an error came up because another process is gone."""
+    """Whether an error was raised because another process has died."""
     # gloo's have no type of their own.
     return world_size() > 1 and (isinstance(error, dist.DistError) or "by peer" in str(error))
 
 
-# Spreading
-
-
 def shard(model: Transformer, precision: Precision, size: int | None = None) -> None:
-    """Spread a model's weights in place, a layer at a time; nothing where there is one process.
+    """Shard a model's weights in place, a layer at a time; with one process do nothing.
 
     A layer's weights are whole while it computes, in the precision it computes in. Embedding, final
-    norm and head are whole in float32 from `Transformer.forward`'s beginning to the end of the
-    backward pass.
+    norm and head are whole in float32 from the beginning of `Transformer.hidden_states` to the end
+    of the backward pass, so that a loss can use the head.
 
     Args:
         model: on its device, the same in all processes.
@@ -165,7 +160,12 @@ def shard(model: Transformer, precision: Precision, size: int | None = None) -> 
         return
     # Slow to import, and seldom needed.
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     copies = world_size() // size
     mesh = (
@@ -181,6 +181,7 @@ def shard(model: Transformer, precision: Precision, size: int | None = None) -> 
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=half, reshard_after_forward=size > 1)
     fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "hidden_states")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -194,41 +195,20 @@ def announce_backward(model: nn.Module, last: bool) -> None:
         model.set_requires_all_reduce(last)  # type: ignore[operator]
 
 
-@contextmanager
-def unsharded(layer: nn.Module) -> Iterator[None]:
-    """Inside, a layer has all of its weights without its `forward` being called."""
-    if world_size() == 1:
-        yield
-        return
-    layer.unshard()  # type: ignore[operator]
-    yield
-    layer.reshard()  # type: ignore[operator]
-
-
 def full_tensor(x: Tensor) -> Tensor:
-    """A tensor that may be spread over processes, in one piece."""
+    """A tensor that may be sharded over processes, in one piece."""
     out: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
     return out
 
 
-def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in one piece on the first process's CPU; nothing in the other processes.
-
-    One after another: a device holds one of them more than before.
-    """
-    kept = {}
-    for name, tensor in tensors.items():
-        tensor = full_tensor(tensor.detach())
-        if is_main_process():
-            kept[name] = tensor.cpu().contiguous()
-    return kept
-
-
 def gather_model(model: Transformer) -> Transformer:
-    """The model in one piece: itself, or a copy on the first process's CPU, empty elsewhere."""
+    """The model in one piece: itself, or a copy on the main process's CPU, empty elsewhere."""
     if world_size() == 1:
         return model
-    weights = gather(model.state_dict())
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
     with torch.device("meta"):
         copy = Transformer(model.config)
     if is_main_process():
@@ -236,12 +216,34 @@ def gather_model(model: Transformer) -> Transformer:
     return copy
 
 
-def shard_like(other: Tensor, x: Tensor) -> Tensor:
-    """What of `x`, in one piece in every process, belongs here as `other` is spread."""
-    if world_size() == 1 or not x.ndim:
-        return x
-    from torch.distributed.tensor import DTensor, distribute_tensor
+def gather_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State dicts of model and optimizer with whole tensors, on the main process's CPU alone.
 
-    assert isinstance(other, DTensor)
-    x = x.to(other.device)
-    return distribute_tensor(x, other.device_mesh, other.placements, src_data_rank=None)
+    The optimizer's has parameters' names where its own has numbers.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = get_state_dict(model, optimizer, options=options)
+    return dict(weights), dict(moments)
+
+
+def shard_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Any],
+    moments: dict[str, Any],
+) -> None:
+    """Load what `gather_state` returned; every process has whole tensors and keeps its part."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=weights,
+        optim_state_dict=moments,
+        options=StateDictOptions(full_state_dict=True),
+    )
+    gc.collect()  # PyTorch's function leaves a cycle that holds all these tensors

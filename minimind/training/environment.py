@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
             raise ValueError(
                 f"device {name}: {first_line}; use auto, or a device that is here"
             ) from error
-    device = distributed.own_device(device)
+    device = distributed.local_device(device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what isn't in half precision anyway
     return device

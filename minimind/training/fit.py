@@ -28,14 +28,14 @@ from tqdm import tqdm
 
 from minimind.atomic_io import folder_lock
 from minimind.data.chatml import CHAT_TEMPLATE
-from minimind.data.packing import Batch, Batches, Steps
+from minimind.data.packing import Batch
+from minimind.data.plan import Batches, Steps
 from minimind.data.show import show_row
 from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import load_checkpoint, save_checkpoint
-from minimind.training.compiling import Compiling
 from minimind.training.environment import processor, versions
 from minimind.training.loop import (
     StepResult,
@@ -48,14 +48,10 @@ from minimind.training.loss import token_losses
 from minimind.training.metrics import Metrics, Reader, behind
 from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
-from minimind.training.resume import Origin, changes, refusal
+from minimind.training.resume import Origin, TrainingError, changes, refusal
 from minimind.training.stop import Stop
 
 NON_FINITE = "non_finite_rows.jsonl"
-
-
-class TrainingError(RuntimeError):
-    """A run that can't go on; the last checkpoint is intact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +111,6 @@ class Outcome:
         supervised_per_second: over the training of this call, validation and saving left out.
         skipped: steps of this call that changed nothing, since fp16 gradients overflowed.
         precision: of the matrix products; what "auto" came to.
-        compiling: whether layers ran compiled, and why.
     """
 
     steps: int
@@ -127,7 +122,6 @@ class Outcome:
     supervised_per_second: float
     skipped: int
     precision: Precision
-    compiling: Compiling
 
 
 def fit(
@@ -168,7 +162,7 @@ def fit(
             lambda *of_a_step: TrainingError(_not_finite(of_a_step, steps, run, tokenizer)),
         )
         bar = tqdm(
-            train(model, steps.of_rank(*place), config, state),
+            train(model, steps.of_rank(*place), config, state=state),
             total=len(steps),
             initial=state.step,
             unit="step",
@@ -263,12 +257,9 @@ def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Pre
     sums = torch.zeros(2, dtype=torch.float64, device=model.device)  # losses, tokens
     with torch.no_grad(), autocast(precision, model.device):
         for batch in prefetch(batches, model.device):
-
-            def losses(model: Transformer, batch: Batch = batch) -> torch.Tensor:
-                states, labels = supervised_states(model, batch)
-                return token_losses(states, model.head_weight, labels, batch.weights)
-
-            sums[0] += model(losses).double().sum()
+            states, labels = supervised_states(model, batch)
+            losses = token_losses(states, model.head_weight, labels, batch.weights)
+            sums[0] += losses.double().sum()
             sums[1] += batch.num_supervised
     model.train()
     total, count = distributed.all_reduce_sum(sums).tolist()
@@ -357,7 +348,6 @@ def _outcome(state: TrainState, history: _History, reader: Reader, finished: boo
         supervised_per_second=reader.supervised_per_second,
         skipped=reader.skipped,
         precision=state.precision,
-        compiling=state.compiling or Compiling(),
     )
 
 
@@ -401,7 +391,7 @@ def _resume(
         run.say(sentence)
     if distributed.world_size() > 1 and state.precision != precision:  # weights are gathered in it
         run.say(f"not bit-exact: precision was {state.precision} and is {precision}")
-        state.compute_in(precision)
+        state.set_precision(precision)
     return _History(extra["steps"], extra["losses"])
 
 

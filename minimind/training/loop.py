@@ -1,4 +1,4 @@
-"""Train a model on steps of batches. Knows no files, no text and no progress bars.
+"""Train a model on steps of batches.
 
 `train()` yields after each optimizer step; logging, evaluating, saving and stopping are the
 caller's, between two steps.
@@ -7,7 +7,6 @@ caller's, between two steps.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -15,20 +14,25 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from minimind.data.packing import Batch, StepTotals
-from minimind.model.attention import Documents, Tails
+from minimind.data.packing import Batch, Step
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
-from minimind.training.compiling import Compiling, choose_compiling
 from minimind.training.loss import summed_cross_entropy
-from minimind.training.optim import clip_gradients, learning_rate_at, make_optimizer, step_if_finite
+from minimind.training.optim import (
+    clip_gradients,
+    make_optimizer,
+    schedule_at,
+    set_learning_rates,
+    step_if_finite,
+    trained_parameters,
+)
 from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How to train. The defaults are the guide's.
+    """How to train. The defaults are those of MiniMind's guide to fine-tuning.
 
     Attributes:
         learning_rate: the peak; for the embedded base, minimind.sft takes 2e-4 if none is given.
@@ -38,8 +42,11 @@ class TrainConfig:
         warmup_ratio: share of the steps over which the learning rate rises.
         min_lr_ratio: the last step's learning rate as a share of the peak.
         precision: of the matrix products; weights and moments stay float32.
-        compile: compile the parts that work token by token, if a trial is faster for it.
+        compile: compile the parts that work token by token.
         activation_checkpointing: compute layers again in the backward pass, to save memory.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     learning_rate: float = 1e-4
@@ -72,15 +79,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did. `loss` and `grad_norm` stay on the device until they are read.
+    """What one optimizer step did.
 
     Attributes:
         step: from 1.
-        loss: mean over the step's supervised tokens.
-        grad_norm: before clipping.
-        learning_rate: of this step.
+        loss: mean over the step's supervised tokens; a scalar on the device.
+        grad_norm: before clipping; a scalar on the device.
+        learning_rate: of this step; of the optimizer's first group, where there are several.
         tokens: read by the model.
-        supervised: predicted in the loss.
+        supervised: tokens in the loss.
         rows: indices of the step's examples.
     """
 
@@ -92,11 +99,36 @@ class StepResult:
     supervised: int
     rows: tuple[int, ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, for a log; waits until the step is done on the device."""
+        return asdict(self) | {"loss": float(self.loss), "grad_norm": float(self.grad_norm)}
+
 
 class TrainState:
-    """What, besides the weights, a run is made of between two steps."""
+    """Everything besides the weights that a run consists of between two steps.
 
-    def __init__(self, model: Transformer, config: TrainConfig) -> None:
+    Args:
+        model: its weights are float32.
+        config: how to train.
+        optimizer: default: AdamW as `config` says.
+
+    Attributes:
+        step: optimizer steps done.
+        optimizer: its moments are part of the state.
+        scaler: scales the loss in fp16; does nothing in other precisions.
+        precision: of the matrix products; what "auto" was resolved to.
+        device: where the model is.
+
+    Raises:
+        ValueError: the weights aren't float32.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: TrainConfig,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
         if wrong:
             raise ValueError(
@@ -104,47 +136,43 @@ class TrainState:
                 "dtype=torch.float32 (precision='bf16' computes in bfloat16 all the same)"
             )
         self.step = 0
-        self.compiling: Compiling | None = None  # decided before the first step
-        self.precision = resolve_precision(config.precision, model.device)
-        self.optimizer = make_optimizer(
+        self.device = model.device
+        self.optimizer = optimizer or make_optimizer(
             model, config.learning_rate, config.betas, config.weight_decay
         )
-        self.device = model.device
-        self.scaler = self._make_scaler()
+        for group in self.optimizer.param_groups:  # the peak, under PyTorch's schedulers' name
+            group.setdefault("initial_lr", float(group["lr"]))
+        self.set_precision(resolve_precision(config.precision, model.device))
 
-    def _make_scaler(self) -> torch.amp.GradScaler:
-        """Small fp16 gradients vanish: the loss is scaled up, and overflowing steps are skipped."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+    def set_precision(self, precision: Precision) -> None:
+        """Continue in a precision that may differ from the one before."""
+        self.precision = precision
+        # Small fp16 gradients vanish: the loss is scaled up, and overflowing steps are skipped.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as tensors and numbers."""
+        """All of it, as tensors and plain values."""
         return {
             "step": self.step,
             "precision": self.precision,
-            "compiling": None if self.compiling is None else asdict(self.compiling),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned; without "optimizer" that one stays as it is."""
         self.step = state["step"]
-        if (decided := state.get("compiling")) is not None:
-            self.compiling = Compiling(**decided)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.compute_in(state["precision"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.set_precision(state["precision"])
         self.scaler.load_state_dict(state["scaler"])
-
-    def compute_in(self, precision: Precision) -> None:
-        """Go on in a precision that may be another one than before."""
-        self.precision = precision
-        self.scaler = self._make_scaler()
 
 
 def train(
     model: Transformer,
     steps: Sequence[list[Batch]],
     config: TrainConfig | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     state: TrainState | None = None,
 ) -> Iterator[StepResult]:
     """Train `model` in place, one optimizer step per item.
@@ -153,78 +181,77 @@ def train(
         model: float32 weights, on the device to train on.
         steps: lists of micro-batches; its length is the schedule's.
         config: how; default `TrainConfig()`.
-        state: where to go on; default the beginning.
+        optimizer: any PyTorch optimizer over the model's parameters; default AdamW. Each of its
+            groups keeps its own learning rate as its peak: `config.learning_rate`, `betas` and
+            `weight_decay` aren't used then.
+        state: where to continue; default the beginning. It has an optimizer of its own.
 
     Yields:
         One StepResult after each optimizer step. Between two of them the state is whole.
 
     Raises:
-        ValueError: the weights aren't float32, or a step has no supervised token.
+        ValueError: the weights aren't float32, a step has no supervised token, a row is longer than
+            the model's context, or both `optimizer` and `state` are given.
+        TypeError: `optimizer` isn't an optimizer.
     """
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: is {type(optimizer).__name__}; give a torch.optim.Optimizer "
+            "(a TrainState goes to state=)"
+        )
+    if optimizer is not None and state is not None:
+        raise ValueError("optimizer: the state has one already; give optimizer or state, not both")
     config = config or TrainConfig()
-    state = state or TrainState(model, config)
-    _compile(model, steps, config, state)
+    state = state or TrainState(model, config, optimizer)
+    return _train(model, steps, config, state)
+
+
+def _train(
+    model: Transformer, steps: Sequence[list[Batch]], config: TrainConfig, state: TrainState
+) -> Iterator[StepResult]:
+    if config.compile:
+        model.compile_training()
     warmup_steps = min(round(config.warmup_ratio * len(steps)), len(steps) - 1)
     model.train()
     while state.step < len(steps):
-        rate = learning_rate_at(
-            state.step, len(steps), config.learning_rate, warmup_steps, config.min_lr_ratio
-        )
-        yield train_step(model, steps[state.step], config, state, rate)
-
-
-def _compile(
-    model: Transformer, steps: Sequence[list[Batch]], config: TrainConfig, state: TrainState
-) -> None:
-    """Decide on compiling, or do what a run that goes on decided before."""
-    if not config.compile or state.step >= len(steps):
-        state.compiling = state.compiling or Compiling()
-        return
-    with autocast(state.precision, model.device):
-        if state.compiling is None:
-            largest = max(len(batch) for batch in steps[state.step])
-            with distributed.unsharded(model.model.layers[0]):
-                mine = choose_compiling(model, largest)
-            state.compiling = distributed.broadcast(mine)
-            if not state.compiling.compiled:
-                model.use_eager()
-                warnings.warn(f"not compiled: {state.compiling.reason}", stacklevel=2)
-        elif state.compiling.compiled:
-            with distributed.unsharded(model.model.layers[0]):
-                model.compile_tokenwise()
+        factor = schedule_at(state.step, len(steps), warmup_steps, config.min_lr_ratio)
+        yield train_step(model, steps[state.step], config, state, factor)
 
 
 def train_step(
-    model: Transformer, batches: list[Batch], config: TrainConfig, state: TrainState, rate: float
+    model: Transformer, batches: list[Batch], config: TrainConfig, state: TrainState, factor: float
 ) -> StepResult:
     """One optimizer step over its micro-batches, divided once by all their supervised tokens.
 
-    Where the loss or a gradient isn't finite, weights and moments stay what they were. Nothing
-    here waits for the device: the caller reads what came of it.
+    Where the loss or a gradient isn't finite, weights and moments stay what they were. With a fused
+    optimizer, such as the default, nothing here waits for the device.
+
+    Args:
+        model: in training mode.
+        batches: of this rank.
+        config: how to train.
+        state: its step is counted up.
+        factor: this step's learning rate as a share of the peak.
     """
-    step = StepTotals.of(batches)
-    if not step.supervised:
-        raise ValueError(
-            f"step {state.step + 1} has no supervised token; leave out rows without one"
-        )
+    step = Step.of(batches)
+    _check(step, state.step + 1, model.config.max_position_embeddings)
     total = torch.zeros((), device=model.device)
-    for number, batch in enumerate(prefetch(batches, model.device), 1):
-        distributed.announce_backward(model, last=number == len(batches))
+    for number, batch in enumerate(prefetch(step, model.device), 1):
+        distributed.announce_backward(model, last=number == len(step))
         loss = batch_loss(model, batch, config, state.precision) / step.supervised
         state.scaler.scale(loss).backward()
         total += loss.detach()
     total = distributed.all_reduce_sum(total)
 
     state.scaler.unscale_(state.optimizer)
-    norm = clip_gradients(model.parameters(), config.max_grad_norm)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    norm = clip_gradients(trained_parameters(state.optimizer), config.max_grad_norm)
+    rate = set_learning_rates(state.optimizer, factor)
     if state.scaler.is_enabled():  # it has seen every gradient itself
         state.scaler.step(state.optimizer)
         state.scaler.update()
     else:
         step_if_finite(torch.isfinite(total + norm), state.optimizer)
-    state.optimizer.zero_grad()
+    model.zero_grad()
     state.step += 1
     return StepResult(state.step, total, norm, rate, step.tokens, step.supervised, step.rows)
 
@@ -234,23 +261,31 @@ def batch_loss(
 ) -> Tensor:
     """The loss summed over a batch's supervised tokens."""
     batch = batch.to(model.device)
-
-    def compute(model: Transformer) -> Tensor:
+    with autocast(precision, model.device):
         states, labels = supervised_states(model, batch, config.activation_checkpointing)
         return summed_cross_entropy(states, model.head_weight, labels, batch.weights)
-
-    with autocast(precision, model.device):
-        loss: Tensor = model(compute)
-    return loss
 
 
 def supervised_states(
     model: Transformer, batch: Batch, activation_checkpointing: bool = False
 ) -> tuple[Tensor, Tensor]:
     """What the head reads at a batch's supervised positions, (S, C), and the labels there, (S,)."""
-    tails = Tails(batch.tails, batch.tail_lengths, batch.tail_cu_seqlens, batch.supervised_in_tails)
-    documents = Documents(batch.lengths, batch.cu_seqlens, batch.max_seqlen, tails)
     states = model.hidden_states(
-        batch.input_ids, batch.positions, documents, activation_checkpointing
+        batch.input_ids,
+        batch.positions,
+        batch.documents,
+        keep=batch.supervised,
+        activation_checkpointing=activation_checkpointing,
     )
     return states, batch.labels.index_select(0, batch.supervised)
+
+
+def _check(step: Step, number: int, context: int) -> None:
+    if not step.supervised:
+        raise ValueError(f"step {number} has no supervised token; leave out rows without one")
+    longest = max(batch.documents.max_seqlen for batch in step)
+    if longest > context:
+        raise ValueError(
+            f"step {number} has a row of {longest:,} tokens and the model's context is "
+            f"{context:,}; use encode_conversation(..., max_length={context})"
+        )

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups, the cosine schedule, gradient clipping. Knows no batches."""
+"""AdamW's parameter groups, the cosine schedule, gradient clipping."""
 
 from __future__ import annotations
 
@@ -28,48 +28,65 @@ def make_optimizer(
     )
 
 
-def step_if_finite(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step of a fused optimizer where `ok`, else none; decided on the device.
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What the optimizer changes."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    The host needn't wait to know: the fused kernel takes the flag that GradScaler hands it.
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set each group's learning rate to `factor` times its peak, its `initial_lr`.
+
+    Returns:
+        The first group's rate.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def step_if_finite(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One optimizer step if `ok`; otherwise weights and moments stay what they were.
+
+    A fused optimizer decides on the device: it takes the flag that GradScaler hands it, and the
+    host needn't wait. With another optimizer the host waits for `ok`.
 
     Args:
         ok: a bool scalar on the weights' device.
-        optimizer: fused; where not `ok`, its weights and moments stay what they were.
+        optimizer: any.
     """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if ok:
+            optimizer.step()
+        return
     optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
     optimizer.step()
     del optimizer.found_inf  # type: ignore[attr-defined]
 
 
-def learning_rate_at(
-    step: int, steps: int, peak: float, warmup_steps: int, min_lr_ratio: float
-) -> float:
-    """The learning rate of one optimizer step: a straight line up, then half a cosine down.
+def schedule_at(step: int, steps: int, warmup_steps: int, min_lr_ratio: float) -> float:
+    """The learning rate of one step as a share of the peak: a line up, then half a cosine down.
 
-        peak   |   /`-.
-               |  /    `.
-        floor  | /       `-._
-               +--------------  step 0 ... steps - 1
+        1             |   /`-.
+                      |  /    `.
+        min_lr_ratio  | /       `-._
+                      +--------------  step 0 ... steps - 1
 
-    The first step of the warm-up already moves (peak / warmup_steps); the last step of the run
-    gets exactly peak * min_lr_ratio.
+    The first step of the warm-up already moves (1 / warmup_steps); the last step of the run gets
+    exactly min_lr_ratio.
 
     Args:
         step: from 0.
         steps: in the whole run.
-        peak: the largest learning rate.
         warmup_steps: steps of the straight line; the first step after it is at the peak.
-        min_lr_ratio: the last step's learning rate as a share of the peak.
+        min_lr_ratio: the last step's share.
 
     Source: the cosine of Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
     """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+        return (step + 1) / warmup_steps
     falling = steps - 1 - warmup_steps
     progress = min(1.0, (step - warmup_steps) / falling) if falling > 0 else 1.0
-    floor = peak * min_lr_ratio
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -81,6 +98,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Source: Pascanu et al. 2013, arXiv:1211.5063.
     """
     parameters = list(parameters)
-    norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = full_tensor(norm)
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

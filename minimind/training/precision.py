@@ -1,4 +1,4 @@
-"""Choose and apply a compute precision. Weights and moments stay float32 whatever is chosen."""
+"""Choose and apply the precision of matrix products. Weights and moments stay float32."""
 
 from __future__ import annotations
 

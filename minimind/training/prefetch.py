@@ -1,13 +1,11 @@
-"""Copy a step's batches to the device ahead of their use. Knows no model."""
+"""Copy a step's batches to the device ahead of their use."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 
 import torch
-from torch import Tensor
 
 from minimind.data.packing import Batch
 
@@ -18,7 +16,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         copying stream     copy 0 | copy 1  copy 2 ...
         computing stream          | batch 0        | batch 1 ...
 
-    Elsewhere batches are handed on one by one.
+    Elsewhere nothing is copied ahead.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -26,22 +24,18 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         return
     copying, computing = _copying_stream(device), torch.cuda.current_stream(device)
 
-    def copied(batch: Batch) -> Batch:
+    def copy(batch: Batch) -> Batch:
         with torch.cuda.stream(copying):
             return batch.to(device)
 
-    left = iter(batches)
-    following = next(left, None)
-    if following is not None:
-        following = copied(following)
-    while following is not None:
-        batch = following
-        computing.wait_stream(copying)  # before the next copy is begun: that one isn't waited for
-        for tensor in _tensors(batch):  # so that its memory isn't reused while it is read
+    copies = map(copy, batches)
+    upcoming = next(copies, None)
+    while upcoming is not None:
+        batch = upcoming
+        computing.wait_stream(copying)  # before the next copy starts: that one isn't waited for
+        for tensor in batch.tensors():  # so that its memory isn't reused while it is read
             tensor.record_stream(computing)
-        following = next(left, None)
-        if following is not None:
-            following = copied(following)
+        upcoming = next(copies, None)
         yield batch
 
 
@@ -49,8 +43,3 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     """One for the whole run: PyTorch keeps freed memory for each stream apart."""
     return torch.cuda.Stream(device)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    values = (getattr(batch, field.name) for field in fields(batch))
-    return [value for value in values if isinstance(value, Tensor)]

@@ -1,4 +1,4 @@
-"""Measure how well a model predicts what a dataset trains. Knows no files and no answers.
+"""Measure how well a model predicts the supervised tokens of a dataset.
 
     row        <|im_start|> user \n Hi <|im_end|> ... assistant \n Hello ! <|im_end|>
     scored                                                         x   x       x
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +32,14 @@ BLOCK_ROWS = 2**14  # planned at once
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Sums per row; the figures are over all of them.
+    """Sums per row, each of shape (rows,); the properties are over all rows.
 
     Attributes:
-        nats: (rows,) sum of -log p over a row's supervised tokens.
-        tokens: (rows,) how many these are.
-        correct: (rows,) how many of them were the model's likeliest.
-        text_nats: (rows,) as `nats`, without the tokens that end an answer or a text.
-        text_bytes: (rows,) UTF-8 bytes of what `text_nats` is over.
+        nats: -log p, summed over a row's supervised tokens.
+        tokens: how many supervised tokens a row has.
+        correct: how many of them are the model's likeliest token.
+        text_nats: as `nats`, without control tokens such as the one that ends an answer.
+        text_bytes: UTF-8 bytes of the tokens in `text_nats`.
     """
 
     nats: Floats
@@ -55,12 +55,12 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss."""
+        """e to the power of the loss."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def accuracy(self) -> float:
-        """Share of the supervised tokens that were the model's likeliest."""
+        """Share of the supervised tokens that are the model's likeliest."""
         return float(self.correct.sum() / self.tokens.sum())
 
     @property
@@ -70,10 +70,8 @@ class Scores:
         return float(self.text_nats.sum()) / math.log(2) / total if total else math.nan
 
     def select(self, rows: npt.ArrayLike) -> Scores:
-        """Only some of the rows: indices, or a mask."""
-        chosen = np.asarray(rows)
-        parts = (self.nats, self.tokens, self.correct, self.text_nats, self.text_bytes)
-        return Scores(*(part[chosen] for part in parts))
+        """Scores of some rows only: indices, or a mask."""
+        return Scores(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @torch.no_grad()
@@ -85,14 +83,13 @@ def score(
     tokens_per_batch: int = 4096,
     precision: Precision = "fp32",
 ) -> Scores:
-    """Score a model on the supervised tokens of examples; weights of messages play no part.
+    """Score a model on the supervised tokens of examples; the weights of messages aren't used.
 
     Args:
         model: on any device.
         examples: a Dataset, or Examples (copied into one).
-        tokenizer: what the examples were made with, which tells the bytes of tokens; without it
-            there are no bits per byte.
-        tokens_per_batch: tokens in memory at once, or one row's; bounds memory, changes nothing.
+        tokenizer: what the examples were made with; without it there are no bits per byte.
+        tokens_per_batch: tokens in memory at once, or one row's; results don't depend on it.
         precision: of the matrix products.
 
     Returns:
@@ -109,45 +106,30 @@ def score(
     rows = np.flatnonzero(lengths)
     if not len(rows):
         raise ValueError(
-            f"none of {len(dataset)} rows has a supervised token; "
-            "check that rows have an answer that fits into max_length"
+            f"none of {len(dataset)} rows has a supervised token; check that answers fit max_length"
         )
-    text_bytes = _bytes_of_tokens(tokenizer, model.config.vocab_size)
-    sums = np.zeros((5, len(dataset)))
-    was_training = model.training
-    model.eval()
-    with autocast(precision, model.device):
-        budget = max(tokens_per_batch, int(lengths.max()))
-        for block in np.array_split(rows, -(-len(rows) // BLOCK_ROWS)):
-            for group in cut(block, lengths[block], budget):
-                batch = make_batch(dataset, group).to(model.device)
+    budget = max(tokens_per_batch, int(lengths.max()))
+    bytes_of_id = np.full(model.config.vocab_size, -1)  # -1: a control token is no text
+    if tokenizer is not None:
+        for id in set(range(len(bytes_of_id))) - tokenizer.control_ids:
+            bytes_of_id[id] = len(tokenizer.token_bytes(id))
+    tokens = dataset.table["supervised"].astype(np.int64)
+    sums = np.zeros((4, len(dataset)))  # nats, correct, text_nats, text_bytes
+    for block in np.array_split(rows, -(-len(rows) // BLOCK_ROWS)):
+        for group in cut(block, lengths[block], budget):
+            batch = make_batch(dataset, group).to(model.device)
+            with autocast(precision, model.device):
                 states, labels = supervised_states(model, batch)
                 losses, correct = token_scores(states, model.head_weight, labels)
-                nats = losses.double().cpu().numpy()
-                spelled = text_bytes[labels.cpu().numpy()]
-                ends = np.cumsum(batch.lengths)
-                owner = np.searchsorted(ends, batch.supervised.cpu().numpy(), side="right")
-                text_nats = np.where(spelled >= 0, nats, 0.0)
-                columns = (np.ones_like(nats), correct.cpu().numpy(), spelled.clip(0))
-                for sum_, column in zip(sums, (nats, text_nats, *columns), strict=True):
-                    sum_[group] = np.bincount(owner, column, len(group))
-    model.train(was_training)
+            nats = losses.double().cpu().numpy()  # (supervised tokens of the group,)
+            size = bytes_of_id[labels.cpu().numpy()]
+            columns = nats, correct.cpu().numpy(), nats * (size >= 0), size.clip(0)
+            row = np.repeat(np.arange(len(group)), tokens[group])
+            sums[:, group] = [np.bincount(row, column) for column in columns]
     finite = np.isfinite(sums[0])
     if not finite.all():
         raise ValueError(
             f"model: its loss of example {int(finite.argmin())} isn't finite; its weights are "
             "broken, or too large for its dtype: load it with dtype=torch.float32"
         )
-    tokens, right, text = sums[2:].astype(np.int64)
-    return Scores(sums[0], tokens, right, sums[1], text)
-
-
-def _bytes_of_tokens(tokenizer: Tokenizer | None, vocab_size: int) -> Ints:
-    """How many bytes of text each id stands for; -1 for control tokens, which are no text."""
-    if tokenizer is None:
-        return np.full(vocab_size, -1, np.int64)
-    lengths = [
-        -1 if id in tokenizer.control_ids else len(tokenizer.token_bytes(id))
-        for id in range(vocab_size)
-    ]
-    return np.array(lengths, np.int64)
+    return Scores(sums[0], tokens, sums[1].astype(np.int64), sums[2], sums[3].astype(np.int64))

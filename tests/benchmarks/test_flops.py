@@ -29,9 +29,7 @@ def test_executed_operations_are_those_that_pytorch_counts(fields) -> None:
     products = sum(flops for op, flops in counted.items() if "attention" not in op)
 
     config = model.config
-    layers = config.num_hidden_layers
-    pairs = (layers - 1) * sum(causal_pairs(n, n) for n in batch.lengths)
-    pairs += sum(map(causal_pairs, batch.tail_lengths, batch.lengths))
+    pairs = config.num_hidden_layers * sum(map(causal_pairs, batch.documents.lengths))
     attention = 14 * config.num_attention_heads * config.head_dim * pairs
     assert executed_flops(config, batch) - attention == products
 
@@ -39,10 +37,9 @@ def test_executed_operations_are_those_that_pytorch_counts(fields) -> None:
 def test_a_plain_step_computes_what_the_model_asks_for_and_its_scores_once_more() -> None:
     config = new_model().config
     again = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-    assert dense_flops(config, 1, 9) == model_flops(config, [9]) + again * causal_pairs(9, 9)
+    assert dense_flops(config, 1, 9) == model_flops(config, [9]) + again * causal_pairs(9)
     assert dense_flops(config, 4, 9) == 4 * dense_flops(config, 1, 9)
 
 
-def test_the_last_queries_see_all_keys_before_them() -> None:
-    assert causal_pairs(3, 3) == 1 + 2 + 3
-    assert causal_pairs(2, 5) == 4 + 5
+def test_a_query_sees_its_own_key_and_all_before() -> None:
+    assert causal_pairs(3) == 1 + 2 + 3

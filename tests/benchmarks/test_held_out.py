@@ -48,7 +48,7 @@ def test_answers_are_counted_by_group_and_what_scores_are_worth(tokenizer: Token
         "하늘 색은?": "The sky is blue.",
         "한국의 수도는?": "서울이에요.",
     }
-    script = [said[p.question.asked[-1].content] for p in by_length(tokenizer)]
+    script = [said[p.question.prompt[-1].content] for p in by_length(tokenizer)]
     found = ask(Scripted(tokenizer, *script), tokenizer, PROMPTS, GREEDY)
     assert [found[group] for group in GROUPS] == [0, 1, 1, 1]
     assert found["ended"] == 1
@@ -63,7 +63,7 @@ def by_length(tokenizer: Tokenizer) -> list[Asked]:
     """In the order they are asked in: short prompts first."""
     from minimind.data.masking import encode_prompt
 
-    return sorted(PROMPTS, key=lambda each: len(encode_prompt(each.question.asked, tokenizer)))
+    return sorted(PROMPTS, key=lambda each: len(encode_prompt(each.question.prompt, tokenizer)))
 
 
 @pytest.mark.usefixtures("one_at_a_time")
@@ -80,7 +80,7 @@ def test_every_held_out_prompt_is_asked_with_its_pattern() -> None:
     for each in prompts:
         assert each.question.expected is None
         assert regex(Case("", "", pattern=each.question.pattern)) == 0
-        asked = each.question.asked[-1].content
+        asked = each.question.prompt[-1].content
         assert language(Case(asked, "가" if each.group[:2] == "ko" else "a")) in (1, None)
 
 

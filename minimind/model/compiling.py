@@ -1,0 +1,51 @@
+"""Compile a module's function for inputs of any number of tokens."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, compiled at its first call that needs gradients; other calls run eagerly.
+
+    Token counts are left open, so that nothing is compiled again. Where compiling fails, a warning
+    says why, and this and all later calls run eagerly.
+
+    Args:
+        function: takes a module, then tensors whose first size is the number of tokens.
+    """
+    fast: Callable[..., Any] | None = None
+    failed = False
+
+    def call(module: torch.nn.Module, *tensors: Tensor) -> Any:
+        nonlocal fast, failed
+        if failed or not torch.is_grad_enabled():  # passes without gradients are few
+            return function(module, *tensors)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's own, about its own code
+                fast = fast or torch.compile(function, dynamic=True)
+                _leave_open(tensors)
+                return fast(module, *tensors)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            failed = True
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"not compiled: {reason}", stacklevel=2)
+        return function(module, *tensors)
+
+    return call
+
+
+def _leave_open(tensors: tuple[Tensor, ...]) -> None:
+    """Tell the compiler that their first size, one and the same, may be any."""
+    from torch._dynamo.decorators import mark_unbacked  # takes a second to import
+
+    for tensor in tensors:
+        mark_unbacked(tensor, 0, shape_id="tokens", min=1)
