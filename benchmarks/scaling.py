@@ -34,10 +34,10 @@ import numpy as np
 import minimind
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, markdown, peak_memory, ratio, spread
-from minimind.data.dataset import DataOptions, DataReport, build_dataset, read_dataset
+from minimind.data.build import DataOptions, DataReport, build_dataset
+from minimind.data.dataset import COLUMNS, Table
 from minimind.data.plan import make_steps
-from minimind.data.sources import SETTLED_NS
-from minimind.data.table import COLUMNS, Table
+from minimind.data.storage import read_dataset
 from minimind.tokenizer import Tokenizer
 from minimind.training import checkpoint
 from minimind.training.fit import rows_hash
@@ -126,7 +126,6 @@ def write_rows(path: Path, count: int, seed: int = 0) -> Path:
 def measure_size(rows: int, folder: Path) -> Measures:
     """Build, open again, split, plan and build a step of a file of so many rows, in a process."""
     file = write_rows(folder / f"{rows}.jsonl", rows)
-    time.sleep(SETTLED_NS / 1e9 + 0.5)  # a younger file is hashed each time
     measures = {"rows": float(rows), "file_bytes": float(file.stat().st_size)} | child("size", file)
     file.unlink()
     return measures
@@ -237,7 +236,6 @@ def going_on(folder: Path, rows: int) -> dict[str, tuple[float, float]]:
         Seconds from the start, and of them on the CPU, until it goes on, and after a step.
     """
     file, out = write_rows(folder / "few.jsonl", 50), folder / "going-on"
-    time.sleep(SETTLED_NS / 1e9 + 0.5)
     cache = folder / "going-on-cache"
     options = ["--val-fraction", "0.00001", "--tokens-per-step", "2176", "--precision", "fp32"]
     command = ["env", f"MINIMIND_CACHE={cache}", sys.executable, "-u", "-m", "minimind.sft"]

@@ -30,8 +30,8 @@ import minimind
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, alternate, markdown, ratio, serve, spread
 from benchmarks.workload import docstring_conversations
+from minimind.data.build import DataOptions, build_dataset
 from minimind.data.conversation import Conversation
-from minimind.data.dataset import DataOptions, build_dataset
 from minimind.data.masking import encode_rows
 from minimind.data.reader import read_conversations
 from minimind.tokenizer import Tokenizer

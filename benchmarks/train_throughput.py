@@ -40,7 +40,7 @@ from benchmarks.harness import (
     synchronize,
 )
 from benchmarks.workload import SHAPES, docstring_dataset
-from minimind.data.dataset import DataOptions, build_dataset
+from minimind.data.build import DataOptions, build_dataset
 from minimind.data.packing import cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.training.environment import choose_device

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minimind.data.conversation import parse_conversation
 from minimind.data.dataset import Dataset
-from minimind.data.masking import encode_conversations, truncate
+from minimind.data.masking import encode_rows, truncate
 from minimind.model.config import ModelConfig
 from minimind.tokenizer import Tokenizer
 
@@ -69,7 +69,7 @@ def docstring_dataset(tokenizer: Tokenizer, count: int = 512, vocabulary: int = 
     Ids that a smaller `vocabulary` has no row for are folded into it: time doesn't depend on them.
     """
     conversations = [parse_conversation(row) for row in docstring_conversations(count)]
-    examples = encode_conversations(conversations, tokenizer)
+    examples = encode_rows(conversations, tokenizer)
     dataset = Dataset.from_examples(
         truncate(row, MAX_LENGTH, tokenizer, "tokens") for row in examples
     )

@@ -9,8 +9,10 @@ for result in minimind.train(model, steps):
 print(minimind.reply(model, tokenizer, [{"role": "user", "content": "Hello!"}]))
 """
 
-from minimind.data.conversation import Conversation, DataError, Message
-from minimind.data.masking import Example, encode_conversation
+from minimind.data.conversation import Conversation, Message, parse_conversation
+from minimind.data.dataset import Example
+from minimind.data.errors import DataError
+from minimind.data.masking import encode_conversation
 from minimind.data.packing import Batch
 from minimind.data.plan import Steps, make_steps
 from minimind.data.reader import read_conversations
@@ -43,6 +45,7 @@ __all__ = [
     "generate",
     "load",
     "make_steps",
+    "parse_conversation",
     "read_conversations",
     "reply",
     "save",

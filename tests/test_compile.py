@@ -14,8 +14,7 @@ import torch
 import torch._dynamo.utils
 import torch._inductor.config
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import Batch, make_batch
 from minimind.model import compiling
 from minimind.model.transformer import Transformer

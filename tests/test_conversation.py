@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,14 +11,12 @@ from minimind.data.conversation import (
     ROLES,
     UNTRAINED,
     Conversation,
-    DataError,
     Message,
-    excerpt,
     irregularities,
     parse_conversation,
     parse_messages,
-    printable,
 )
+from minimind.data.errors import DataError, excerpt, printable
 from tests.support.strategies import conversations, messages, texts
 
 USER = {"role": "user", "content": "안녕?"}
@@ -200,7 +199,10 @@ def test_a_row_that_is_not_a_conversation_is_told_so(row: object, error: str) ->
         ({"role": "bot", "content": "x"}, r'message 2 has role "bot"; use system, user, assistant'),
         ({"role": "Assistant", "content": "x"}, r'message 2 has role "Assistant"; use system'),
         ({"role": ["user"], "content": "x"}, r"message 2 has role a list of 1; use system"),
-        ({"from": "bing", "value": "x"}, r'message 2 is from "bing"; use assistant, function_resp'),
+        (
+            {"from": "bing", "value": "x"},
+            r'message 2 has role "bing"; use system, user, assist',
+        ),
         ({"role": "user"}, r'message 2 has no "content"; give it "content", a text'),
         ({"role": "user", "content": 1.5}, r'message 2 has 1.5 for "content"; it takes a text'),
         ({"role": "user", "content": 10**5000}, r"message 2 has a huge number for"),
@@ -256,17 +258,19 @@ def test_nothing_else_is_a_weight(weight: object) -> None:
 
 
 @given(st.lists(messages("user") | messages("assistant"), min_size=1, max_size=4))
-def test_message_objects_pass_through_unchanged_and_mix_with_dicts(found: list[Message]) -> None:
+def test_message_objects_stay_as_they_are_and_mix_with_dicts(found: list[Message]) -> None:
     parsed = parse_messages([*found, USER])
-    assert all(a is b for a, b in zip(parsed, found, strict=False))
+    assert list(parsed[:-1]) == found
     assert parsed[-1] == Message("user", "안녕?")
     assert parse_messages(parsed) == parsed
 
 
 def test_messages_from_python_must_be_a_list() -> None:
-    for wrong in ("Hi", None, USER, iter([USER])):
-        with pytest.raises(DataError, match=r'messages: "messages" is .*; it takes a list of mess'):
+    for wrong in ("Hi", None, USER, 5, b"Hi"):
+        with pytest.raises(TypeError, match=r"messages: .* is not a list; give a list such as"):
             parse_messages(wrong)  # type: ignore[arg-type]
+    for right in ((USER,), iter([USER]), np.array([USER]), [Message("user", "안녕?")]):
+        assert parse_messages(right) == PLAIN[:1]
     with pytest.raises(DataError, match=r'messages: "messages" is an empty list; give at least on'):
         parse_messages([])
 
@@ -398,11 +402,17 @@ def test_an_excerpt_is_short_safe_and_shows_its_place(text: str, at: int) -> Non
         ("\ud83d.jsonl", r"\ud83d.jsonl"),
         ("a\nb\x1b.jsonl", r"a\nb\x1b.jsonl"),
         ("-", "<stdin>"),
-        ("", "data"),
     ],
 )
 def test_a_file_is_called_by_its_name_in_any_locale(path: str, place: str) -> None:
     assert str(DataError("kind", "fact", "remedy", path, 3)) == f"{place}:3: fact; remedy"
+
+
+def test_what_is_no_file_is_called_by_its_number_or_by_what_it_is() -> None:
+    assert str(DataError("kind", "fact", "remedy")) == "data: fact; remedy"
+    for place, line in (("row", 0), ("row 3", 3)):
+        with pytest.raises(DataError, match=rf"^{place}: the row is null; a row is a JSON object"):
+            parse_conversation(None, line=line)
 
 
 def test_an_excerpt_shows_what_stands_around_its_index() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind.data.conversation import DataError
 from minimind.data.dataset import Dataset
+from minimind.data.errors import DataError
 from minimind.data.plain_text import encode_documents
 from minimind.pretrain import corpus
 from minimind.pretrain.corpus import CorpusReport, build_corpus, scripts_of
@@ -120,7 +120,7 @@ def test_a_file_that_breaks_off_leaves_nothing_behind(tmp_path: Path, tokenizer:
     path = write(tmp_path / "a.jsonl", many(3))
     path.write_text(path.read_text() + '{"text": "Once"')
     cache = tmp_path / "own"
-    with pytest.raises(DataError, match=r"a\.jsonl:4: the row is not complete"):
+    with pytest.raises(DataError, match=r"a\.jsonl:4: the JSON breaks off before"):
         build_corpus([path], tokenizer, 64, cache)
     assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == []
 

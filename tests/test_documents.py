@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.data.conversation import DataError
+from minimind.data.errors import DataError
 from minimind.data.plain_text import Document, encode_documents, read_documents
 from minimind.data.plan import make_steps
 from minimind.tokenizer import Tokenizer
@@ -117,7 +117,7 @@ def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path) -> None:
         ("{'text': 'x'}", "this is Python, not JSON"),
         ('{"text": "x"} {"text": "y"}', "more text follows the row"),
         ('{"text": "a\\ud800"}', "half a character (a lone surrogate) stands at 1 of the text"),
-        ('{"text": "x", "text": "y"}', 'the key "text" stands twice'),
+        ('{"text": "x", "text": "y"}', 'the key "text" appears twice'),
         ("[" * 200_000, "the JSON is nested too deeply"),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind.data.dataset import DataOptions
+from minimind.data.build import DataOptions
 from minimind.data.plan import make_steps
 from minimind.data.selection import select_rows
 from minimind.inspect import __main__ as inspect

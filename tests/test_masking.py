@@ -6,18 +6,19 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind.data.conversation import Conversation, DataError, Message
+from minimind.data.conversation import Conversation, Message
+from minimind.data.dataset import Example
+from minimind.data.errors import DataError
 from minimind.data.masking import (
-    BATCH_ROWS,
-    Example,
     Truncation,
     encode_conversation,
-    encode_conversations,
     encode_prompt,
+    encode_rows,
     truncate,
 )
 from minimind.tokenizer import Tokenizer
@@ -112,7 +113,7 @@ def test_ten_thousand_conversations_train_the_answers_and_their_ends_and_nothing
     tokenizer: Tokenizer,
 ) -> None:
     rows = list(random_conversations(seed=1, count=10_000))
-    examples = list(encode_conversations(rows, tokenizer))
+    examples = encode_rows(rows, tokenizer)
     assert len(examples) == len(rows)
     for conversation, example in zip(rows, examples, strict=True):
         assert_trains_exactly_the_answers(conversation, example, tokenizer)
@@ -162,8 +163,8 @@ def test_user_text_can_never_change_the_mask(
 
 
 def test_many_conversations_are_encoded_as_one_by_one(tokenizer: Tokenizer) -> None:
-    rows = list(random_conversations(seed=3, count=BATCH_ROWS + 3))
-    together = list(encode_conversations(iter(rows), tokenizer, train_on="last"))
+    rows = list(random_conversations(seed=3, count=500))
+    together = list(encode_rows(rows, tokenizer, train_on="last"))
     apart = [encode_conversation(row, tokenizer, train_on="last") for row in rows]
     assert together == apart
 
@@ -442,6 +443,9 @@ def test_dicts_messages_and_conversations_give_the_same(tokenizer: Tokenizer) ->
     expected = encode_conversation(Conversation(messages), tokenizer)
     assert encode_conversation(dicts, tokenizer) == expected
     assert encode_conversation(iter(messages), tokenizer) == expected
+    assert encode_conversation(np.array(dicts), tokenizer) == expected
+    assert encode_conversation({"messages": dicts}, tokenizer) == expected
+    assert encode_conversation({"prompt": "안녕", "completion": dicts[1:]}, tokenizer) == expected
     assert encode_prompt(dicts[:1], tokenizer) == encode_prompt(messages[:1], tokenizer)
 
 
@@ -451,3 +455,9 @@ def test_messages_that_are_no_conversation_are_refused(tokenizer: Tokenizer) -> 
         encode_conversation(wrong, tokenizer)
     with pytest.raises(DataError, match='message 1 has role "bot"; use system, user'):
         encode_prompt(wrong, tokenizer)
+    with pytest.raises(DataError, match='row: the row\'s shape is unknown: its keys are "role"'):
+        encode_conversation(wrong[0], tokenizer)
+    for encode in (encode_conversation, encode_prompt):
+        for no_list in ("Hi", 5, None):
+            with pytest.raises(TypeError, match=r'is not a list; give a list such as \[\{"role'):
+                encode(no_list, tokenizer)

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from minimind.data import plan as plan_module
 from minimind.data.conversation import Message
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example, encode_conversation
+from minimind.data.dataset import Dataset, Example, Table
+from minimind.data.masking import encode_conversation
 from minimind.data.packing import IGNORE_INDEX, Batch, cut, make_batch
 from minimind.data.plan import Batches, Steps, make_steps
-from minimind.data.table import Table
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from minimind.data import chatml, masking
+from minimind.data.build import DataOptions, DataReport
 from minimind.data.conversation import Conversation, Message
-from minimind.data.dataset import DataOptions, DataReport, Dataset
-from minimind.data.masking import EncodedRows, encode_conversations
+from minimind.data.dataset import Dataset, Example
+from minimind.data.masking import encode_rows
 from minimind.inspect import preflight
 from minimind.inspect.preflight import ROW_CHECKS, Check, check_data
 from minimind.inspect.survey import survey
@@ -49,7 +50,7 @@ def check(
 ) -> dict[str, Check]:
     """All checks by name, on rows as `build_dataset` makes a dataset of them."""
     found = survey(rows, tokenizer, options)
-    encoded = list(encode_conversations(rows, tokenizer, train_on=options.train_on))
+    encoded = encode_rows(rows, tokenizer, train_on=options.train_on)
     kept = [
         masking.truncate(row, options.max_length, tokenizer, options.truncation) for row in encoded
     ]
@@ -86,15 +87,15 @@ def test_sound_data_passes_every_check(tokenizer, train_on, truncation) -> None:
 @settings(max_examples=60)
 @given(conversations())
 def test_whatever_a_legal_row_says_no_check_of_rows_fails(row: Conversation) -> None:
-    (example,) = encode_conversations([row], TOKENIZER)
+    (example,) = encode_rows([row], TOKENIZER)
     for name, row_check, _ in ROW_CHECKS:
         assert row_check(row, example, TOKENIZER, OPTIONS) is None, name
 
 
-def changed(monkeypatch, change: Callable[[EncodedRows], None]) -> None:
+def changed(monkeypatch, change: Callable[[Dataset], None]) -> None:
     """Let rows be encoded wrongly for the checks."""
 
-    def encode(*arguments: object, **options: object) -> EncodedRows:
+    def encode(*arguments: object, **options: object) -> Dataset:
         rows = masking.encode_rows(*arguments, **options)
         change(rows)
         return rows
@@ -103,8 +104,8 @@ def changed(monkeypatch, change: Callable[[EncodedRows], None]) -> None:
 
 
 def test_training_the_users_words_is_found(tokenizer, monkeypatch) -> None:
-    def train_everything(rows: EncodedRows) -> None:
-        rows.weights[:] = 1
+    def train_everything(rows: Dataset) -> None:
+        rows.loss_mask[:] = True
 
     changed(monkeypatch, train_everything)
     checks = check(tokenizer)
@@ -114,8 +115,8 @@ def test_training_the_users_words_is_found(tokenizer, monkeypatch) -> None:
 
 
 def test_an_end_that_is_not_trained_is_found(tokenizer, monkeypatch) -> None:
-    def without_ends(rows: EncodedRows) -> None:
-        rows.weights[rows.input_ids == tokenizer.end_id] = 0
+    def without_ends(rows: Dataset) -> None:
+        rows.loss_mask[rows.input_ids == tokenizer.end_id] = False
 
     changed(monkeypatch, without_ends)
     checks = check(tokenizer)
@@ -141,7 +142,7 @@ def test_a_second_beginning_of_text_is_found(tokenizer, monkeypatch) -> None:
 def test_an_invented_end_after_a_cut_is_found(tokenizer, monkeypatch) -> None:
     def invents(example, *arguments):
         cut = masking.truncate(example, *arguments)
-        return masking.Example([*list(cut.input_ids)[:-1], tokenizer.end_id], cut.loss_mask)
+        return Example([*list(cut.input_ids)[:-1], tokenizer.end_id], cut.loss_mask)
 
     monkeypatch.setattr(preflight, "truncate", invents)
     checks = check(tokenizer, options=replace(OPTIONS, truncation="tokens"))
@@ -163,7 +164,7 @@ def test_data_without_anything_to_train_on_is_found(tokenizer) -> None:
 
 
 def test_a_row_without_anything_to_train_on_is_found(tokenizer) -> None:
-    dataset = Dataset.from_examples(encode_conversations(ROWS[:2], tokenizer))
+    dataset = encode_rows(ROWS[:2], tokenizer)
     dataset.table.columns["supervised"][1] = np.uint32(0)
     checks = check(tokenizer, dataset=dataset)
     name = "every row has something to train on"

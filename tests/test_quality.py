@@ -16,7 +16,8 @@ from minimind.clean.rules import (
     Verdict,
     check_conversation,
 )
-from minimind.data.conversation import Conversation, DataError
+from minimind.data.conversation import Conversation
+from minimind.data.errors import DataError
 from minimind.text.mojibake import broken_text
 from tests.support import planted
 from tests.support.strategies import conversations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minimind.data.conversation import DataError
+from minimind.data.errors import DataError
 from minimind.data.row_options import RowOptions
 from minimind.evaluate.questions import Question, read_questions
 

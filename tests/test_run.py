@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from minimind.cli.command import new_folder
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.plan import make_steps
 from minimind.data.show import show_row
 from minimind.model.transformer import Transformer

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from minimind.data.conversation import DataError
+from minimind.data.errors import DataError
 from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import BASE
 from minimind.model.transformer import Transformer

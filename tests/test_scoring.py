@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minimind
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.plain_text import encode_documents
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind.data.conversation import DataError
-from minimind.data.dataset import DataOptions, Dataset
+from minimind.data.build import DataOptions
+from minimind.data.dataset import Dataset
+from minimind.data.errors import DataError
 from minimind.data.selection import select_rows
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import minimind.training.fit
 from minimind.atomic_io import folder_lock
 from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
-from minimind.data.dataset import DataOptions, build_dataset
+from minimind.data.build import DataOptions, build_dataset
 from minimind.model.pretrained import load, save
 from minimind.sft import __main__ as sft
 from minimind.training.loop import TrainState

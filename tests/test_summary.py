@@ -14,8 +14,9 @@ from minimind.cli.summary import (
     describe_tokens,
     draw_lengths,
 )
-from minimind.data.dataset import DataReport, Dataset
-from minimind.data.masking import Example, encode_conversation
+from minimind.data.build import DataReport
+from minimind.data.dataset import Dataset, Example
+from minimind.data.masking import encode_conversation
 from minimind.data.plan import make_steps
 from minimind.data.show import GREEN, RESET, prompt_of, show_row, show_tokens
 from minimind.pretrain.corpus import CorpusReport

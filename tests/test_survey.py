@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
+from minimind.data.build import DataOptions
 from minimind.data.conversation import Conversation, Message
-from minimind.data.dataset import DataOptions
 from minimind.inspect import survey as survey_module
 from minimind.inspect.survey import DRAWN, PER_REASON, SHOWN, Survey, survey
 

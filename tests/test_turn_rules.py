@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minimind.data import conversation
-from minimind.data.dataset import DataOptions, build_dataset
+from minimind.data.build import DataOptions, build_dataset
 from minimind.tokenizer import Tokenizer
 
 # Each order breaks one rule only; a role in capitals says nothing.

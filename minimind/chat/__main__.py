@@ -18,7 +18,8 @@ from minimind.chat.graphemes import whole_characters
 from minimind.chat.prompt_line import KEYS, PromptLine
 from minimind.cli.command import compile_decoding, following_options, run_command
 from minimind.cli.options import parse_options
-from minimind.data.conversation import DataError, Message
+from minimind.data.conversation import Message
+from minimind.data.errors import DataError
 from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer

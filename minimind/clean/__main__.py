@@ -18,9 +18,8 @@ from minimind.clean.rules import RULES, Rule, Thresholds
 from minimind.cli.command import following_options, run_command
 from minimind.cli.options import parse_options
 from minimind.data.conversation import Conversation, parse_conversation
-from minimind.data.dataset import cache_directory
 from minimind.data.row_options import RowKeys
-from minimind.data.sources import readable_again
+from minimind.data.storage import cache_directory, readable_again
 
 ALL_RULES = (*RULES, *DATASET_RULES)
 

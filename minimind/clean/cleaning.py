@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from minimind.clean.diversity import Diversity
 from minimind.clean.rules import Rule, Thresholds, Verdict, judge
-from minimind.data.conversation import Conversation, DataError, parse_conversation
+from minimind.data.conversation import Conversation, parse_conversation
+from minimind.data.errors import DataError, one_line
 from minimind.data.reader import REST_UNREAD, Row, read_rows
-from minimind.data.strict_json import one_line
 from minimind.text.near_duplicates import DuplicateFinder, Ints, minhash_available
 
 UNUSABLE, DUPLICATE, NEAR_DUPLICATE = "unusable", "duplicate", "near_duplicate"

@@ -14,13 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minimind.data.conversation import (
-    Conversation,
-    Message,
-    excerpt,
-    irregularities,
-    parse_messages,
-)
+from minimind.data.conversation import Conversation, Message, irregularities, parse_messages
+from minimind.data.errors import excerpt
 from minimind.text.look_alike import LOOK_ALIKE
 from minimind.text.mojibake import broken_text
 from minimind.text.ngrams import LONGEST, ngrams

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minimind.cli.options import Options
-from minimind.data.conversation import DataError
+from minimind.data.errors import DataError
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
 from minimind.training.resume import TrainingError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minimind.data.dataset import REJECTED, DataReport, Dataset
+from minimind.data.build import REJECTED, DataReport
+from minimind.data.dataset import Dataset
 from minimind.data.plan import Steps
 from minimind.data.selection import Selection
 

@@ -1,10 +1,11 @@
-"""Turn a parsed JSON row into a Conversation. Knows no files, no templates, no tokens.
+"""Read one row as a Conversation.
 
-Row shapes, mixed freely. The first shape whose keys are all there, and not null, is taken:
+Row shapes, mixed freely. The first shape whose keys are all there is taken; a null key counts as
+missing:
 
     {PROMPT: ..., ANSWER: ...}                     any two keys by name; as prompt and completion
     {"messages": [{"role": ..., "content": ...}]}  OpenAI; content may be a list of text parts,
-                                                   joined as they are; "weight" scales the loss
+                                                   which are joined; "weight" scales the loss
     {"conversations": [...]}                       MiniMind's role and content, ShareGPT's from and
                                                    value
     {"instruction": ..., "output": ...}            Alpaca; the user's turn is instruction + "\\n" +
@@ -12,86 +13,47 @@ Row shapes, mixed freely. The first shape whose keys are all there, and not null
                                                    before it
     {"prompt": ..., "completion": ...}             each a string or a list of messages
 
-In each of them "system" beside these keys is the first message. A key that is null is as good as
-absent, and so is an optional key ("input", "system", "history") that is empty. Other keys are
-ignored, but for those that carry meaning which is not trained yet: UNTRAINED.
+In each of them "system" beside these keys is the first message. An optional key ("input", "system",
+"history") that is empty counts as missing, too. Other keys are ignored, except those in UNTRAINED:
+they mean something that isn't trained yet, and are an error.
 
-Turns. Whatever is legal is kept as it stands, turn by turn; the names are `irregularities`':
+Turns are kept in their order; the names are those of `irregularities`:
 
     system, not first                  error      system_not_first
     tool, not after assistant or tool  error      tool_out_of_place
     no message at all                  error      no_messages
-    empty content, but a tool's        error      empty_content
+    empty content, except a tool's     error      empty_content
     content that is only white space   legal      trained or shown as it is
     user after user                    legal      repeated_user: two turns
     assistant after assistant          legal      repeated_assistant: two turns, each trained
     assistant first                    legal      leading_assistant: trained, with nothing before it
     user or tool last, after answers   legal      trailing_prompt: read, never trained
     no assistant at all                legal      no_assistant: a prompt only, nothing to train
-    every other order                  legal      nothing to tell
+    every other order                  legal      the usual
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from minimind.data.errors import DataError, excerpt, printable, show
 
 ROLES = ("system", "user", "assistant", "tool")
-UNTRAINED = ("tool_calls", "tools", "function_call", "reasoning_content", "chosen", "rejected")
-
-Row: TypeAlias = dict[str, object]
-
-_SHAREGPT_ROLES = {
-    "system": "system",
+_ROLE_OF = {role: role for role in ROLES} | {
     "human": "user",
-    "user": "user",
     "gpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
     "function_response": "tool",
     "observation": "tool",
 }
-_EXCERPT = 80  # characters
+UNTRAINED = ("tool_calls", "tools", "function_call", "reasoning_content", "chosen", "rejected")
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 0.0001, 10_000  # beyond them a loss in float32 means little
 
-
-class DataError(ValueError):
-    """A row or a file that can't be used.
-
-        train.jsonl:41: message 2 has role "bot"; use system, user, assistant or tool
-            {"messages": [{"role": "user", "content": "Hi"}, {"role": "bot", "content": "H…
-
-    Attributes:
-        kind: a short stable name for counting, such as "unknown_role".
-        fact: what was found.
-        remedy: what to do about it.
-        path: the file, "-" for standard input, or what else was read: "row" or "messages".
-        line: the line in the file, from 1; 0 where no single line is meant.
-        excerpt: at most 80 printable characters of the input, or "".
-        row: the whole row as it stands in the file, where it could be made out, or "".
-    """
-
-    def __init__(
-        self, kind: str, fact: str, remedy: str, path: str = "", line: int = 0, excerpt: str = ""
-    ) -> None:
-        super().__init__(kind, fact, remedy, path, line, excerpt)  # so that it pickles
-        self.kind = kind
-        self.fact = fact
-        self.remedy = remedy
-        self.path = path
-        self.line = line
-        self.excerpt = excerpt
-        self.row = ""
-
-    def __str__(self) -> str:
-        place = "<stdin>" if self.path == "-" else printable(_as_typed(self.path)) or "data"
-        if self.line:
-            place += f":{self.line}"
-        excerpt = f"\n    {self.excerpt}" if self.excerpt else ""
-        return f"{place}: {self.fact}; {self.remedy}{excerpt}"
+JsonObject: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +61,9 @@ class Message:
     """One turn.
 
     Attributes:
-        role: one of ROLES.
+        role: one of system, user, assistant and tool.
         content: its text, not empty unless it is a tool's.
-        weight: how much an assistant's turn counts in the loss; means nothing on other roles.
+        weight: how much an assistant's turn counts in the loss; ignored for other roles.
     """
 
     role: str
@@ -111,24 +73,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The messages of one row, the name of its shape, and the file and line where it stood."""
+    """The messages of one row, the name of its shape, and its place.
+
+    Attributes:
+        messages: at least one.
+        shape: such as "messages" or "instruction/output".
+        path: the file, or "" for a row that a caller gave.
+        line: its line in the file, or its number among the rows given, from 1; 0 for a single row.
+    """
 
     messages: tuple[Message, ...]
     shape: str = "messages"
     path: str = ""
     line: int = 0
-
-
-class _RowError(Exception):
-    """What is wrong, as a predicate: `has role "bot"`. Whoever knows the subject puts it before."""
-
-    def __init__(self, kind: str, predicate: str, remedy: str) -> None:
-        self.kind = kind
-        self.predicate = predicate
-        self.remedy = remedy
-
-    def of(self, subject: str) -> _RowError:
-        return _RowError(self.kind, f"{subject} {self.predicate}", self.remedy)
 
 
 def parse_conversation(
@@ -144,57 +101,63 @@ def parse_conversation(
 ) -> Conversation:
     """Read one row of any accepted shape.
 
+        >>> parse_conversation({"prompt": "1 + 1 = ?", "completion": "2."}).messages
+        (Message('user', '1 + 1 = ?'), Message('assistant', '2.'))
+
     Args:
-        row: what `json.loads` made of it.
-        prompt_key: with `answer_key`, two keys that come before every other shape.
+        row: a dict or another mapping. Lists in it may also be tuples or arrays.
+        prompt_key: with `answer_key`, two keys that are looked for before every other shape.
         answer_key: see `prompt_key`.
-        system: becomes the first message where the row has no system message.
-        questions: take rows, too, that have the question's keys only.
-        path: where the row stood, for the Conversation and for errors.
-        line: its line there, from 1.
-        text: its source, for an error's excerpt.
+        system: becomes the first message if the row has no system message.
+        questions: also accept rows that have a question and no answer.
+        path: the row's file, for the Conversation and for errors.
+        line: its line there, or without a file its number, from 1.
+        text: the JSON that `row` was read from, for an error's excerpt.
 
     Raises:
-        DataError: the row's shape, a message or the order of the turns is not one of those above.
+        DataError: the row has none of the shapes above, or a message or the order of turns is
+            illegal.
         ValueError: only one of `prompt_key` and `answer_key` is given.
     """
     shapes = _shapes(prompt_key, answer_key, questions)
     try:
-        name, messages = _read_row(row, shapes)
+        name, messages = _read_row(row if text else _plain_row(row), shapes)
         if system and messages[0].role != "system":
-            messages.insert(0, _added_system(system))
-    except _RowError as fault:
-        raise DataError(
-            fault.kind, fault.predicate, fault.remedy, path or "row", line, excerpt(text)
-        ) from None
+            messages.insert(0, _field({"system": system}, "system", of="the added system message"))
+    except DataError as error:
+        error.path, error.line = path or ("" if line else "row"), line
+        error.excerpt = excerpt(text)
+        raise
     return Conversation(tuple(messages), name, path, line)
 
 
-def parse_messages(messages: Sequence[Message | Mapping[str, object]]) -> tuple[Message, ...]:
-    """Check messages that come from Python: dicts, or Messages, which pass through unchanged.
+def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[Message, ...]:
+    """Check messages that come from Python: dicts, Messages, or both.
 
     Raises:
-        DataError: as for a file's row; its place reads "messages".
+        DataError: as for a row of a file; its place reads "messages".
+        TypeError: it isn't a list of messages.
     """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise TypeError(
+            f"messages: {show(messages)} is not a list; "
+            'give a list such as [{"role": "user", "content": "Hello!"}]'
+        )
     try:
-        parsed = _read_messages(messages, "messages")
+        parsed = _read_messages(_plain(list(messages)), "messages")
         _check_turns(parsed)
-    except _RowError as fault:
-        raise DataError(fault.kind, fault.predicate, fault.remedy, "messages") from None
+    except DataError as error:
+        error.path = "messages"
+        raise
     return tuple(parsed)
 
 
 def irregularities(conversation: Conversation) -> list[str]:
-    """Name the legal but unusual things about the order of turns, each at most once.
+    """Name what is legal but unusual in the order of turns, each at most once.
 
     See the table at the top of this module. The list is empty for system?, (user, assistant)+.
     """
-    return list(_irregularities(tuple([message.role for message in conversation.messages])))
-
-
-@lru_cache  # a data set knows few orders of turns
-def _irregularities(order: tuple[str, ...]) -> tuple[str, ...]:
-    roles = [role for role in order if role != "system"]
+    roles = [message.role for message in conversation.messages if message.role != "system"]
     pairs = set(pairwise(roles))
     found = {
         "repeated_user": ("user", "user") in pairs,
@@ -203,288 +166,212 @@ def _irregularities(order: tuple[str, ...]) -> tuple[str, ...]:
         "trailing_prompt": "assistant" in roles and roles[-1] != "assistant",
         "no_assistant": "assistant" not in roles,
     }
-    return tuple(name for name, present in found.items() if present)
+    return [name for name, present in found.items() if present]
 
 
-def printable(text: str) -> str:
-    """Escape whatever could disturb a terminal or can't be encoded: controls, lone surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+def _plain_row(row: object) -> object:
+    """A row from Python as JSON would have it."""
+    plain = _plain(row)
+    if isinstance(plain, dict):  # a pandas frame has NaN where a row lacks a key
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in plain.items()}
+    return plain
 
 
-def _as_typed(path: str) -> str:
-    """A file's name in UTF-8: in the locale C Python has a surrogate for each of its bytes."""
-    try:
-        return path.encode(errors="surrogateescape").decode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return path
+def _plain(value: object) -> Any:
+    """Mappings as dicts; tuples and arrays (of pandas, Parquet, NumPy) as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # an array; or one of NumPy's numbers, which becomes Python's
+        value = value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def excerpt(text: str, at: int = 0) -> str:
-    """Cut at most 80 printable characters out of `text`, around the index `at`."""
-    start = max(0, at - _EXCERPT // 4)
-    cut = printable(text[start : start + _EXCERPT].rstrip("\r\n"))
-    cut = "…" * (start > 0) + cut
-    if len(cut) > _EXCERPT or len(text.rstrip("\r\n")) > start + _EXCERPT:
-        cut = cut[: _EXCERPT - 1] + "…"
-    return cut
+# Shapes: the keys that a row of the shape has, in order, and what reads the messages under each.
+# The errors raised here have no place yet: parse_conversation adds it.
+
+_Reader: TypeAlias = Callable[[JsonObject, str], list[Message]]
+_Shape: TypeAlias = dict[str, _Reader]
 
 
-# Shapes. A parser takes a row that has the shape's keys, and returns its messages.
-
-_Parser: TypeAlias = Callable[[Row], list[Message]]
-_Shapes: TypeAlias = dict[str, tuple[tuple[str, ...], _Parser]]
+def _turns(row: JsonObject, key: str) -> list[Message]:
+    return _read_messages(row[key], key)
 
 
-def _read_row(row: object, shapes: _Shapes) -> tuple[str, list[Message]]:
-    if not isinstance(row, dict):
-        raise _RowError("not_object", f"the row is {_show(row)}", "a row is a JSON object")
-    if not _UNTRAINED.isdisjoint(row):
-        _refuse_untrained(row, "the row ")
-    for name, (keys, parse) in shapes.items():
-        for key in keys:
-            if row.get(key) is None:
-                break
-        else:
-            messages = parse(row)
-            _check_turns(messages)
-            if not _absent(row.get("system")) and "system" not in keys:
-                if messages[0].role == "system":
-                    raise _RowError(
-                        "two_systems",
-                        'the row has "system" beside a system message',
-                        "keep one of them",
-                    )
-                messages.insert(0, _field(row, "system", "system"))
-            return name, messages
-    raise _unknown_shape(row, shapes)
-
-
-def _unknown_shape(row: Row, shapes: _Shapes) -> _RowError:
-    found = [_show(key) + (" (null)" if row[key] is None else "") for key in list(row)[:8]]
-    if len(row) > len(found):
-        found.append(f"{len(row) - len(found)} more")
-    accepted = ["+".join(keys) for keys, _ in shapes.values()]
-    return _RowError(
-        "unknown_shape",
-        f"the row's shape is unknown: its keys are {', '.join(found)}"
-        if found
-        else "the row is {}",
-        f"a row needs {', '.join(accepted[:-1])} or {accepted[-1]}, "
-        "or two keys named by --prompt-key and --answer-key",
-    )
-
-
-def _alpaca(row: Row) -> list[Message]:
-    return [*_alpaca_question(row), _field(row, "output", "assistant")]
-
-
-def _alpaca_question(row: Row) -> list[Message]:
-    messages = []
-    history = [] if _absent(row.get("history")) else row["history"]
-    if not isinstance(history, list):
-        raise _bad_history("the history", history)
-    for number, pair in enumerate(history, start=1):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise _bad_history(f"history pair {number}", pair)
-        turn = dict(zip(("user", "assistant"), pair, strict=True))
-        messages += [_field(turn, role, role, f"history pair {number}") for role in turn]
-    keys = [key for key in ("instruction", "input") if not _absent(row.get(key))]
-    parts = [_field(row, key, "user").content for key in keys or ["instruction"]]
-    user = Message("user", "\n".join(parts))
-    return [*messages, user]
-
-
-def _bad_history(subject: str, value: object) -> _RowError:
-    remedy = 'write "history" as a list of [user, assistant] pairs'
-    return _RowError("bad_history", f"{subject} is {_show(value)}", remedy)
-
-
-def _prompt_and_answer(row: Row, prompt_key: str, answer_key: str) -> list[Message]:
-    return [*_under(row, prompt_key, "user"), *_under(row, answer_key, "assistant")]
-
-
-def _under(row: Row, key: str, role: str) -> list[Message]:
-    """What stands under a key: a role's text, or messages."""
-    value = row[key]
-    if isinstance(value, list):
-        return _read_messages(value, key, label=f"{printable(key)} message")
+def _text_or_turns(row: JsonObject, key: str, role: str) -> list[Message]:
+    if isinstance(row[key], list):
+        return _read_messages(row[key], key, label=f"{printable(key)} message")
     return [_field(row, key, role)]
 
 
-_SHAPES: _Shapes = {
-    "messages": (("messages",), lambda row: _read_messages(row["messages"], "messages")),
-    "conversations": (
-        ("conversations",),
-        lambda row: _read_messages(row["conversations"], "conversations"),
-    ),
-    "instruction/output": (("instruction", "output"), _alpaca),
-    "prompt/completion": (
-        ("prompt", "completion"),
-        partial(_prompt_and_answer, prompt_key="prompt", answer_key="completion"),
-    ),
+_question, _answer = (partial(_text_or_turns, role=role) for role in ("user", "assistant"))
+
+
+def _alpaca_question(row: JsonObject, key: str) -> list[Message]:
+    messages = []
+    remedy = 'write "history" as a list of [user, assistant] pairs'
+    history = [] if _absent(row.get("history")) else row["history"]
+    if not isinstance(history, list):
+        raise DataError("bad_history", f"the history is {show(history)}", remedy)
+    for number, pair in enumerate(history, start=1):
+        name = f"history pair {number}"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError("bad_history", f"{name} is {show(pair)}", remedy)
+        turn = dict(zip(("user", "assistant"), pair, strict=True))
+        messages += [_field(turn, role, role, of=name) for role in turn]
+    keys = [key for key in (key, "input") if not _absent(row.get(key))]
+    parts = [_field(row, key, "user").content for key in keys or [key]]
+    return [*messages, Message("user", "\n".join(parts))]
+
+
+_SHAPES: dict[str, _Shape] = {
+    "messages": {"messages": _turns},
+    "conversations": {"conversations": _turns},
+    "instruction/output": {"instruction": _alpaca_question, "output": _answer},
+    "prompt/completion": {"prompt": _question, "completion": _answer},
+}
+_QUESTIONS: dict[str, _Shape] = {
+    "instruction": {"instruction": _alpaca_question},
+    "prompt": {"prompt": _question},
 }
 
 
-# Rows that only ask.
-_QUESTIONS: _Shapes = {
-    "instruction": (("instruction",), _alpaca_question),
-    "prompt": (("prompt",), partial(_under, key="prompt", role="user")),
-}
-
-
-def _shapes(prompt_key: str | None, answer_key: str | None, questions: bool) -> _Shapes:
+def _shapes(prompt_key: str | None, answer_key: str | None, questions: bool) -> dict[str, _Shape]:
     shapes = {**_SHAPES, **_QUESTIONS} if questions else _SHAPES
     if prompt_key is None and answer_key is None:
         return shapes
     if prompt_key is None or answer_key is None:
         raise ValueError("prompt_key and answer_key: one is missing; give both or neither")
-    pair = partial(_prompt_and_answer, prompt_key=prompt_key, answer_key=answer_key)
-    named: _Shapes = {f"{prompt_key}/{answer_key}": ((prompt_key, answer_key), pair)}
+    named: dict[str, _Shape] = {
+        f"{prompt_key}/{answer_key}": {prompt_key: _question, answer_key: _answer}
+    }
     if questions:
-        ask = partial(_under, key=prompt_key, role="user")
-        return {**named, prompt_key: ((prompt_key,), ask), **shapes}
+        named[prompt_key] = {prompt_key: _question}
     return {**named, **shapes}
+
+
+def _read_row(row: object, shapes: dict[str, _Shape]) -> tuple[str, list[Message]]:
+    if not isinstance(row, dict):
+        raise DataError("not_object", f"the row is {show(row)}", "a row is a JSON object")
+    _refuse_untrained(row, "the row ")
+    for name, shape in shapes.items():
+        if None in map(row.get, shape):
+            continue
+        messages = [message for key, read in shape.items() for message in read(row, key)]
+        _check_turns(messages)
+        if not _absent(row.get("system")) and "system" not in shape:
+            if messages[0].role == "system":
+                fact = 'the row has "system" beside a system message'
+                raise DataError("two_systems", fact, "keep one of them")
+            messages.insert(0, _field(row, "system", "system"))
+        return name, messages
+    raise _unknown_shape(row, shapes)
+
+
+def _unknown_shape(row: JsonObject, shapes: dict[str, _Shape]) -> DataError:
+    found = [show(key) + (" (null)" if row[key] is None else "") for key in list(row)[:8]]
+    if len(row) > len(found):
+        found.append(f"{len(row) - len(found)} more")
+    fact = f"the row's shape is unknown: its keys are {', '.join(found)}"
+    accepted = ["+".join(shape) for shape in shapes.values()]
+    remedy = f"a row needs {', '.join(accepted[:-1])} or {accepted[-1]}, "
+    remedy += "or two keys named by --prompt-key and --answer-key"
+    return DataError("unknown_shape", fact if found else "the row is {}", remedy)
 
 
 # Messages
 
 
 def _read_messages(items: object, key: str, label: str = "message") -> list[Message]:
-    if not isinstance(items, (list, tuple)):
-        raise _RowError(
-            "bad_messages",
-            f'"{printable(key)}" is {_show(items)}',
-            "it takes a list of messages",
-        )
+    if not isinstance(items, list):
+        fact = f'"{printable(key)}" is {show(items)}'
+        raise DataError("bad_messages", fact, "it takes a list of messages")
     if not items:
-        raise _RowError(
-            "no_messages", f'"{printable(key)}" is an empty list', "give at least one message"
-        )
-    messages = []
-    for item in items:
-        try:
+        fact = f'"{printable(key)}" is an empty list'
+        raise DataError("no_messages", fact, "give at least one message")
+    messages: list[Message] = []
+    try:
+        for item in items:
             messages.append(_read_message(item))
-        except _RowError as fault:
-            raise fault.of(f"{label} {len(messages) + 1}") from None
+    except DataError as error:
+        error.fact = f"{label} {len(messages) + 1} {error.fact}"
+        raise
     return messages
 
 
 def _read_message(item: object) -> Message:
     if isinstance(item, Message):
-        _check_role(item.role)
-        _check_text(item.content, "content", item.role)
-        _check_weight(item.weight)
-        return item
+        item = {"role": item.role, "content": item.content, "weight": item.weight}
     if not isinstance(item, dict):
-        raise _RowError(
-            "bad_message", f"is {_show(item)}", 'write it as {"role": ..., "content": ...}'
-        )
-    if not _UNTRAINED.isdisjoint(item):
-        _refuse_untrained(item)
-    role = item.get("role")
-    if role not in ROLES:
-        role = _sharegpt_role(item.get("from")) if role is None else _check_role(role)
+        remedy = 'write it as {"role": ..., "content": ...}'
+        raise DataError("bad_message", f"is {show(item)}", remedy)
+    _refuse_untrained(item)
+    name = item.get("role")
+    if name is None and (name := item.get("from")) is None:
+        raise DataError("missing_role", 'has no "role"', 'give it "role" and "content"')
+    role = _ROLE_OF.get(name) if isinstance(name, str) else None
+    if role is None:
+        remedy = "use system, user, assistant or tool"
+        raise DataError("unknown_role", f"has role {show(name)}", remedy)
     key = "value" if item.get("content") is None and item.get("value") is not None else "content"
     content = item.get(key)
-    if isinstance(content, list):
-        content = _join_parts(content)
-    text = _check_text(content, key, role)
+    text = _check_text(_join(content) if isinstance(content, list) else content, key, role)
     weight = item.get("weight")
     return Message(role, text) if weight is None else Message(role, text, _check_weight(weight))
 
 
-def _field(row: Row, key: str, role: str, subject: str = "the row") -> Message:
-    """The message whose whole content stands under a key of its own."""
-    try:
-        return Message(role, _check_text(row.get(key), key, role))
-    except _RowError as fault:
-        raise fault.of(subject) from None
-
-
-def _added_system(system: str) -> Message:
-    try:
-        return _read_message(Message("system", system))
-    except _RowError as fault:
-        raise fault.of("the added system message") from None
-
-
-def _check_role(role: object) -> str:
-    if isinstance(role, str) and role in ROLES:
-        return role
-    raise _RowError(
-        "unknown_role", f"has role {_show(role)}", "use system, user, assistant or tool"
-    )
-
-
-def _sharegpt_role(sender: object) -> str:
-    if sender is None:
-        raise _RowError("missing_role", 'has no "role"', 'give it "role" and "content"')
-    if isinstance(sender, str) and sender in _SHAREGPT_ROLES:
-        return _SHAREGPT_ROLES[sender]
-    raise _RowError(
-        "unknown_role", f"is from {_show(sender)}", f"use {', '.join(sorted(_SHAREGPT_ROLES))}"
-    )
-
-
-def _check_text(text: object, key: str, role: str) -> str:
-    if not isinstance(text, str):
-        key = printable(key)
-        if text is None:
-            raise _RowError("missing_content", f'has no "{key}"', f'give it "{key}", a text')
-        raise _RowError("bad_content", f'has {_show(text)} for "{key}"', "it takes a text")
-    if not text and role != "tool":
-        raise _RowError(
-            "empty_content", f'has an empty "{printable(key)}"', "fill it in or remove it"
-        )
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise _RowError(
-                "lone_surrogate",
-                f'has half a surrogate pair, {printable(text[error.start])}, in "{printable(key)}"',
-                "it stands for no character; write the whole pair or remove it",
-            ) from None
-    return text
-
-
-def _join_parts(parts: list[object]) -> str:
+def _join(parts: list[object]) -> str:
     texts = []
     for number, part in enumerate(parts, start=1):
         if not isinstance(part, dict) or part.get("type") != "text":
-            found = f"type {_show(part.get('type'))}" if isinstance(part, dict) else _show(part)
-            raise _RowError(
-                "bad_part",
-                f"has {found} as content part {number}",
-                'only text is trained: {"type": "text", "text": ...}',
-            )
+            found = f"type {show(part.get('type'))}" if isinstance(part, dict) else show(part)
+            remedy = 'only text is trained: {"type": "text", "text": ...}'
+            raise DataError("bad_part", f"has {found} as content part {number}", remedy)
         texts.append(_check_text(part.get("text"), "text", "tool"))  # one part may be empty
     return "".join(texts)
 
 
+def _field(row: JsonObject, key: str, role: str = "system", of: str = "the row") -> Message:
+    """The message whose whole content stands under a key of its own."""
+    try:
+        return Message(role, _check_text(row.get(key), key, role))
+    except DataError as error:
+        error.fact = f"{of} {error.fact}"
+        raise
+
+
+def _check_text(text: object, key: str, role: str) -> str:
+    if isinstance(text, str) and text and text.isascii():
+        return text
+    name = f'"{printable(key)}"'
+    if text is None:
+        raise DataError("missing_content", f"has no {name}", f"give it {name}, a text")
+    if not isinstance(text, str):
+        raise DataError("bad_content", f"has {show(text)} for {name}", "it takes a text")
+    if not text and role != "tool":
+        raise DataError("empty_content", f"has an empty {name}", "fill it in or remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        fact = f"has half a surrogate pair, {printable(text[error.start])}, in {name}"
+        remedy = "it stands for no character; write the whole pair or remove it"
+        raise DataError("lone_surrogate", fact, remedy) from None
+    return text
+
+
 def _check_weight(weight: object) -> float:
-    if isinstance(weight, (int, float)) and not isinstance(weight, bool):  # noqa: SIM102
-        if weight == 0 or _LEAST_WEIGHT <= weight <= _LARGEST_WEIGHT:
-            return float(weight)
+    number = weight if isinstance(weight, (int, float)) and weight is not True else -1
+    if weight is not False and (number == 0 or _LEAST_WEIGHT <= number <= _LARGEST_WEIGHT):
+        return float(number)
     remedy = f"a weight is a number, 0 or {_LEAST_WEIGHT} to {_LARGEST_WEIGHT}"
-    raise _RowError("bad_weight", f"has weight {_show(weight)}", remedy)
+    raise DataError("bad_weight", f"has weight {show(weight)}", remedy)
 
 
-_UNTRAINED = frozenset(UNTRAINED)
-
-
-def _refuse_untrained(item: Row, subject: str = "") -> None:
+def _refuse_untrained(item: JsonObject, subject: str = "") -> None:
     for key in UNTRAINED:
-        if not _absent(item.get(key)):
-            raise _RowError(
-                "untrained_key",
-                f'{subject}has "{key}", which is not trained yet',
-                "remove the key where the conversation makes sense without it, or else the row",
-            )
+        if key in item and not _absent(item[key]):
+            fact = f'{subject}has "{key}", which is not trained yet'
+            remedy = "remove the key where the conversation makes sense without it, or else the row"
+            raise DataError("untrained_key", fact, remedy)
 
 
 def _absent(value: object) -> bool:
@@ -496,31 +383,11 @@ def _check_turns(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages, start=1):
         role = message.role
         if role == "system" and number > 1:
-            raise _RowError(
-                "system_not_first",
-                f"message {number} has role system",
-                "a system message is the first one only",
-            )
+            fact = f"message {number} has role system"
+            raise DataError("system_not_first", fact, "a system message is the first one only")
         if role == "tool" and previous not in ("assistant", "tool"):
             after = f"follows {previous}" if previous else "is the first"
-            raise _RowError(
-                "tool_out_of_place",
-                f"message {number} has role tool and {after}",
-                "a tool's message follows an assistant's or another tool's",
-            )
+            fact = f"message {number} has role tool and {after}"
+            remedy = "a tool's message follows an assistant's or another tool's"
+            raise DataError("tool_out_of_place", fact, remedy)
         previous = role
-
-
-def _show(value: object) -> str:
-    """Name a value in an error, short and safe: "bot", -1, null, a list, an object."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{printable(value[:40])}{"…" * (len(value) > 40)}"'
-    if isinstance(value, (int, float)):
-        return str(value) if isinstance(value, float) or abs(value) < 1e12 else "a huge number"
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"

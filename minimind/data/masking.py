@@ -17,86 +17,29 @@ begins with white space; that is on purpose.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from minimind.data.chatml import END, START, Segment, TrainOn, render, render_prompt
-from minimind.data.conversation import ROLES, Conversation, Message, parse_messages
+from minimind.data.conversation import (
+    ROLES,
+    Conversation,
+    Message,
+    parse_conversation,
+    parse_messages,
+)
+from minimind.data.dataset import Dataset, Example
 from minimind.tokenizer import Tokenizer
 
 Truncation = Literal["turns", "tokens", "drop"]
 _POLICIES = get_args(Truncation)
 _TEMPLATE = ("\n", *(f"{role}\n" for role in ROLES))
 
-BATCH_ROWS = 512  # conversations per call of the tokenizer: enough to keep its threads busy
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row, ready to train on.
-
-    Attributes:
-        input_ids: token ids.
-        loss_mask: True where the token is trained (predicted from those before it).
-        weights: the loss's factor per token, or None where every trained token counts 1.
-    """
-
-    input_ids: Sequence[int]
-    loss_mask: Sequence[bool]
-    weights: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        assert len(self.input_ids) == len(self.loss_mask)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRows(Sequence[Example]):
-    """Many whole rows, end to end in flat arrays.
-
-    Attributes:
-        input_ids: (tokens,) uint32.
-        weights: (tokens,) float64, the loss's factor; 0 where a token isn't trained.
-        ends: (rows,) int64, where each row ends.
-    """
-
-    input_ids: npt.NDArray[np.uint32]
-    weights: npt.NDArray[np.float64]
-    ends: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        span = slice(self.ends[index - 1] if index else 0, self.ends[index])
-        weights = self.weights[span].tolist()
-        return Example(
-            self.input_ids[span].tolist(),
-            [weight > 0 for weight in weights],
-            None if {0.0, 1.0}.issuperset(weights) else weights,
-        )
-
-    def cut(self, lengths: npt.NDArray[np.int64]) -> EncodedRows:
-        """Only the first `lengths[i]` tokens of each row i; without the rows of length 0."""
-        whole = np.diff(self.ends, prepend=0)
-        if np.array_equal(lengths, whole):
-            return self
-        places = np.arange(len(self.input_ids)) - np.repeat(self.ends - whole, whole)
-        kept = places < np.repeat(lengths, whole)
-        return EncodedRows(
-            self.input_ids[kept], self.weights[kept], np.cumsum(lengths[lengths > 0])
-        )
-
 
 def encode_conversation(
-    conversation: Conversation | Iterable[Message | Mapping[str, object]],
+    conversation: Conversation | Mapping[str, object] | Iterable[Message | Mapping[str, object]],
     tokenizer: Tokenizer,
     max_length: int | None = None,
     *,
@@ -106,48 +49,44 @@ def encode_conversation(
     """Turn one conversation into ids and mask.
 
     Args:
-        conversation: a Conversation, or a list of `{"role", "content"}` dicts.
+        conversation: a Conversation; a row of a shape that `parse_conversation` accepts; or a list
+            of messages, each a `{"role": ..., "content": ...}` or a Message.
         tokenizer: decides the ids.
         max_length: tokens to keep at most; None keeps all.
         truncation: see `truncate`.
         train_on: "all" assistant messages, or the "last" one only.
 
     Returns:
-        The Example; empty where `truncation` leaves nothing.
+        The Example; empty if `truncation` leaves nothing.
 
     Raises:
-        DataError: the messages aren't a legal conversation.
+        DataError: it isn't a legal conversation.
+        TypeError: it is none of the above.
     """
-    if not isinstance(conversation, Conversation):
-        conversation = Conversation(parse_messages(list(conversation)))
-    (example,) = encode_conversations([conversation], tokenizer, train_on=train_on)
+    if isinstance(conversation, Mapping):
+        conversation = parse_conversation(conversation)
+    elif not isinstance(conversation, Conversation):
+        conversation = Conversation(parse_messages(conversation))
+    (example,) = encode_rows([conversation], tokenizer, train_on=train_on)
     return example if max_length is None else truncate(example, max_length, tokenizer, truncation)
 
 
 def encode_prompt(
     messages: Iterable[Message | Mapping[str, object]], tokenizer: Tokenizer
 ) -> list[int]:
-    """Turn messages into the ids after which the assistant's answer begins.
+    """Turn messages into the ids that the assistant's answer follows.
 
     Raises:
         DataError: the messages aren't a legal conversation.
+        TypeError: it isn't a list of messages.
     """
-    segments = render_prompt(parse_messages(list(messages)))
+    segments = render_prompt(parse_messages(messages))
     return list(_lay_out([segments], tokenizer)[0].input_ids)
-
-
-def encode_conversations(
-    conversations: Iterable[Conversation], tokenizer: Tokenizer, *, train_on: TrainOn = "all"
-) -> Iterator[Example]:
-    """Encode many conversations, whole, in order; contents are tokenized in large batches."""
-    source = iter(conversations)
-    while batch := list(islice(source, BATCH_ROWS)):
-        yield from encode_rows(batch, tokenizer, train_on=train_on)
 
 
 def encode_rows(
     conversations: Iterable[Conversation], tokenizer: Tokenizer, *, train_on: TrainOn = "all"
-) -> EncodedRows:
+) -> Dataset:
     """Encode conversations, whole, with one call of the tokenizer for all their contents."""
     rows = [render(conversation.messages, train_on) for conversation in conversations]
     return _lay_out(rows, tokenizer)
@@ -192,7 +131,7 @@ def truncate(
     )
 
 
-def _lay_out(rows: Sequence[list[Segment]], tokenizer: Tokenizer) -> EncodedRows:
+def _lay_out(rows: Sequence[list[Segment]], tokenizer: Tokenizer) -> Dataset:
     """Tokenize rows of segments, each segment on its own, and lay them end to end."""
     # The template's own few texts are tokenized once.
     known = {text: tokenizer.encode(text) for text in _TEMPLATE}
@@ -217,8 +156,10 @@ def _lay_out(rows: Sequence[list[Segment]], tokenizer: Tokenizer) -> EncodedRows
     for piece in pieces:
         input_ids.fromlist(piece)
     counts = np.fromiter(map(len, pieces), np.int64, len(pieces))
-    return EncodedRows(
+    weights = np.repeat(np.array(factors, np.float32), counts)
+    return Dataset.from_flat(
         np.array(input_ids, np.uint32),
-        np.repeat(np.array(factors), counts),
-        np.cumsum(counts)[np.array(ends) - 1],
+        weights > 0,
+        None if {0.0, 1.0}.issuperset(factors) else weights,
+        np.cumsum(counts)[np.array(ends, np.int64) - 1],
     )

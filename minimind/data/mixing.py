@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minimind.data.table import Array
+from minimind.data.dataset import Array
 
 
 def shares_of(weights: Sequence[float]) -> list[float]:

@@ -14,9 +14,17 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from minimind.data.conversation import DataError, excerpt
-from minimind.data.masking import Example
-from minimind.data.reader import PathLike, Row, read_rows, read_text
+from minimind.data.dataset import Example
+from minimind.data.errors import DataError, excerpt
+from minimind.data.reader import (
+    BOM,
+    PathLike,
+    Row,
+    decode_utf8,
+    open_bytes,
+    read_rows,
+    refuse_foreign,
+)
 from minimind.tokenizer import Tokenizer
 
 ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # how names of files with rows end
@@ -50,7 +58,7 @@ def read_documents(file: PathLike, name: str | None = None) -> Iterator[Document
     name = os.fspath(file) if name is None else name
     try:
         if not holds_rows(name):
-            yield Document(read_text(file), name, 0)
+            yield Document(_read_text(os.fspath(file)), name, 0)
             return
         for row in read_rows(file):
             if isinstance(row, DataError):
@@ -59,6 +67,17 @@ def read_documents(file: PathLike, name: str | None = None) -> Iterator[Document
     except DataError as error:
         error.path = name
         raise
+
+
+def _read_text(name: str) -> str:
+    """A whole text file, plain or with gzip; CRLF becomes LF."""
+    with open_bytes(name) as stream:
+        data = stream.read().removeprefix(BOM)
+    refuse_foreign(data, name, "text")
+    text = decode_utf8(data, 1, name)
+    if not text.strip():
+        raise DataError("empty_file", "has no text", "check that it was written", name)
+    return text.replace("\r\n", "\n")
 
 
 def encode_documents(

@@ -14,11 +14,9 @@ from typing import overload
 
 import numpy as np
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Array, Dataset, Example
 from minimind.data.mixing import mixed_order, shares_of
 from minimind.data.packing import Batch, Ints, Step, cut, make_batch
-from minimind.data.table import Array
 
 BLOCK_ROWS = 2**16
 

@@ -1,4 +1,4 @@
-"""Read conversations from files, row by row. Knows no row shapes, no templates, no tokens.
+"""Read conversations row by row, from files or from rows in Python.
 
 What is in a file decides how it is read, not its name: gzip is unpacked, a file that starts with
 "[" is one JSON array, and all else is JSON Lines.
@@ -6,8 +6,8 @@ What is in a file decides how it is read, not its name: gzip is unpacked, a file
     JSON Lines   streamed; memory is bounded by the longest line, at most MAX_LINE bytes
     JSON array   read whole; a row's line is the one on which it starts
 
-Text is UTF-8 whatever the locale. A byte order mark may open a file, but no other row. Lines end
-with LF or CRLF, and blank lines are skipped.
+Text is UTF-8 in any locale. A byte order mark may open a file, but no other row. Lines end with LF
+or CRLF, and blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -15,160 +15,66 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import shutil
 import stat
 import sys
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import BinaryIO, TypeAlias, cast
 
-from minimind.data.conversation import Conversation, DataError, excerpt, parse_conversation
-from minimind.data.strict_json import (
-    NEAR,
-    SPACE,
-    Decoder,
-    JsonError,
-    one_line,
-    skip_space,
-    syntax_error,
-    text_after,
-)
+from minimind.data.conversation import Conversation, parse_conversation
+from minimind.data.errors import DataError, excerpt
+from minimind.data.strict_json import SPACE, JsonText
 
 MAX_LINE = 64 * 2**20  # bytes, the line feed included
-REST_UNREAD = " (nothing after it is read)"  # ends the remedy of an array's last error
-LOOK_AHEAD_LINES = 1000  # searched for the end of a row that isn't complete on its line
-LOOK_AHEAD_BYTES = 2**18  # less than MAX_LINE, so that it ends with a line that is taken in part
+REST_UNREAD = " (nothing after it is read)"  # ends the remedy of the last error in an array
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
+PathsOrRows: TypeAlias = "PathLike | Iterable[PathLike] | Iterable[Mapping[str, object]]"
 
 
 def read_conversations(
-    paths: PathLike | Iterable[PathLike],
+    source: PathsOrRows,
     *,
     prompt_key: str | None = None,
     answer_key: str | None = None,
     system: str | None = None,
     on_error: Callable[[DataError], None] | None = None,
 ) -> Iterator[Conversation]:
-    """Read one file or several, in order.
+    """Read one file or several, or rows from Python, in order.
 
         for conversation in read_conversations("train.jsonl"):
             print(conversation.line, conversation.messages[-1].content)
 
+        read_conversations([{"messages": [...]}, {"prompt": "...", "completion": "..."}])
+        read_conversations(datasets.load_dataset("...", split="train"))
+        read_conversations(pandas.read_parquet("train.parquet").to_dict("records"))
+
     Args:
-        paths: `.jsonl`, `.json`, either with `.gz`; "-" is standard input.
+        source: a path or several (`.jsonl`, `.json`, either with `.gz`; "-" is standard input), or
+            any iterable of rows, each a mapping of an accepted shape: see `parse_conversation`.
         prompt_key: with `answer_key`, two keys that hold the question and the answer.
         answer_key: see `prompt_key`.
         system: becomes the first message of every row that has no system message.
-        on_error: called with each error in a file's content, after which reading goes on with the
-            next row that can be made out. Without it the first error is raised.
+        on_error: called with each error in the rows, after which reading continues with the next
+            row. Without it the first error is raised.
 
     Raises:
-        DataError: at once, whatever `on_error` is, if no file is named or one can't be opened;
-            while iterating, if something is wrong with a row and `on_error` is None.
+        DataError: at once, whatever `on_error` is, if there is nothing to read or a file can't be
+            opened; while iterating, if something is wrong with a row and `on_error` is None.
+        TypeError: `source` is neither paths nor rows.
     """
-    return _read(
-        read_rows(paths),
-        on_error,
-        partial(parse_conversation, prompt_key=prompt_key, answer_key=answer_key, system=system),
-    )
+    parse = partial(parse_conversation, prompt_key=prompt_key, answer_key=answer_key, system=system)
+    return _conversations(read_rows(source), parse, on_error)
 
 
-@dataclass(slots=True)
-class Row:
-    """What stands on a line, or in an array.
-
-    Attributes:
-        value: what JSON makes of it.
-        path: the file.
-        line: where it starts, from 1.
-        text: its source; of an array's row the beginning, on one line.
-        raw: its bytes: the line with what ends it, or what stands in the array.
-    """
-
-    value: object
-    path: str
-    line: int
-    text: str
-    raw: bytes
-
-
-def read_rows(paths: PathLike | Iterable[PathLike]) -> Iterator[Row | DataError]:
-    """Read files as `read_conversations` does, but leave to others what a row means.
-
-    Yields:
-        Each row; for what can't become one, the error, after which reading goes on.
-
-    Raises:
-        DataError: at once, if no file is named or one can't be opened.
-    """
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    names = [os.fspath(path) for path in paths]
-    if not names:
-        raise DataError(
-            "no_file", "no file is named", "name a .jsonl or .json file, or - for stdin"
-        )
-    for name in names:
-        _refuse_unopenable(name)
-    return (row for name in names for row in _rows(name))
-
-
-def read_text(path: PathLike) -> str:
-    """Read a whole text file, plain or with gzip; "-" is standard input. CRLF becomes LF.
-
-    Raises:
-        DataError: it can't be read, isn't UTF-8 (the line is named), or says nothing.
-    """
-    name = os.fspath(path)
-    _refuse_unopenable(name)
-    try:
-        stream = _open(name)
-        with nullcontext() if name == "-" else stream:
-            data = _unzipped(stream).read().removeprefix(_BOM)
-    except _DAMAGED:
-        raise _bad_gzip(name, 0) from None
-    except OSError as error:
-        raise _unreadable(name, 0, error.strerror or error) from None
-    if foreign := _foreign(data, name, "text"):
-        raise foreign
-    text = _decode(data, 1, name)
-    if isinstance(text, DataError):
-        raise text
-    if not text.strip():
-        raise DataError("empty_file", "has no text", "check that it was written", name)
-    return text.replace("\r\n", "\n")
-
-
-def copy_stream(path: str, to: BinaryIO) -> None:
-    """Copy what can be read only once, standard input ("-") or a pipe, as it is.
-
-    Raises:
-        DataError: it can't be read.
-    """
-    _refuse_unopenable(path)
-    try:
-        stream = _open(path)
-        with nullcontext() if path == "-" else stream:
-            shutil.copyfileobj(stream, to)
-    except OSError as error:
-        raise _unreadable(path, 0, error.strerror or error) from None
-
-
-def changed_file(path: str) -> DataError:
-    """The error of a file that was written while it was read: its rows are of no one content."""
-    return DataError(
-        "changed_file", "changed while it was read", "read it when nothing writes to it", path
-    )
-
-
-def _read(
+def _conversations(
     rows: Iterable[Row | DataError],
-    on_error: Callable[[DataError], None] | None,
     parse: Callable[..., Conversation],
+    on_error: Callable[[DataError], None] | None,
 ) -> Iterator[Conversation]:
     for row in rows:
         try:
@@ -184,7 +90,59 @@ def _read(
             yield conversation
 
 
-# Files. What can't become a row is yielded as a DataError, so that reading can go on after it.
+@dataclass(slots=True)
+class Row:
+    """What is on a line, in an array, or given by a caller.
+
+    Attributes:
+        value: what JSON makes of it.
+        path: the file, or "" for a row that was given.
+        line: where it starts, or its number among the rows given, from 1.
+        text: its JSON, or "".
+        raw: its bytes: the whole line with its line end, or its part of the array.
+    """
+
+    value: object
+    path: str
+    line: int
+    text: str = ""
+    raw: bytes = b""
+
+
+def read_rows(source: PathsOrRows) -> Iterator[Row | DataError]:
+    """Read as `read_conversations` does, but leave it to the caller what a row means.
+
+    Yields:
+        Each row; for what can't become one, the error, after which reading continues.
+
+    Raises:
+        DataError: at once, if there is nothing to read or a file can't be opened.
+        TypeError: `source` is neither paths nor rows.
+    """
+    items: Iterator[object] | None = None
+    if isinstance(source, (str, os.PathLike)):
+        items = iter([source])
+    elif not isinstance(source, (bytes, Mapping)) and not hasattr(source, "iterrows"):
+        with suppress(TypeError):
+            items = iter(source)
+    first = source if items is None else next(items, None)
+    if items and isinstance(first, Mapping):
+        return (Row(row, "", number) for number, row in enumerate(chain([first], items), start=1))
+    if items and isinstance(first, (str, os.PathLike)):
+        names = [os.fspath(path) for path in (first, *cast("Iterator[PathLike]", items))]
+        for name in names:
+            _refuse_unopenable(name)
+        return (row for name in names for row in _rows_of_file(name))
+    if items and first is None:
+        remedy = "name a .jsonl or .json file, or - for stdin"
+        raise DataError("no_file", "there is nothing to read", remedy)
+    raise TypeError(
+        f"source: neither paths nor rows, but {type(first).__name__}; give a file's path, a list "
+        'of paths, or rows such as [{"messages": [...]}] (of a frame: .to_dict("records"))'
+    )
+
+
+# Files
 
 
 def _refuse_unopenable(path: str) -> None:
@@ -195,63 +153,37 @@ def _refuse_unopenable(path: str) -> None:
     except FileNotFoundError:
         raise DataError("missing_file", "there is no such file", "check its name", path) from None
     except (OSError, ValueError) as error:
-        raise _unreadable(path, 0, error) from None
+        raise _unreadable(path, error) from None
     if stat.S_ISDIR(mode):
         raise DataError("directory", "is a directory", "name the files in it", path)
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # some never end
         raise DataError("device", "is a device", "name a file, or - for stdin", path)
     if not os.access(path, os.R_OK):
-        raise _unreadable(path, 0, "no permission")
+        raise _unreadable(path, "no permission")
 
 
-def _unreadable(path: str, line: int, reason: object) -> DataError:
-    return DataError(
-        "unreadable", f"can't be read ({reason})", "check the file and its permissions", path, line
-    )
+def _unreadable(path: str, reason: object) -> DataError:
+    fact = f"can't be read ({reason})"
+    return DataError("unreadable", fact, "check the file and its permissions", path)
 
 
-def _rows(path: str) -> Iterator[Row | DataError]:
-    lines = None
+@contextmanager
+def open_bytes(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
+    """Open a file, or standard input ("-"), to read its bytes; gzip is unpacked.
+
+    Raises:
+        DataError: it can't be opened; or reading from it fails, in the context, too.
+    """
+    _refuse_unopenable(path)
     try:
-        stream = _open(path)
-        with nullcontext() if path == "-" else stream:
-            before = _stamp(path, stream)
-            lines = _Lines(_unzipped(stream))
-            yield from _rows_of_stream(lines, path)
-            if _stamp(path, stream) != before:
-                yield changed_file(path)
-    except _DAMAGED:
-        yield _bad_gzip(path, lines.number if lines else 0)
+        with nullcontext(_standard_input()) if path == "-" else open(path, "rb") as stream:
+            zipped = unpack and stream.peek(1)[:1] == b"\x1f"  # no text starts so
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=stream) if zipped else stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        fact, remedy = "the gzip data is damaged or breaks off", "copy or download the file again"
+        raise DataError("bad_gzip", fact, remedy, path) from None
     except OSError as error:
-        yield _unreadable(path, lines.number if lines else 0, error.strerror or error)
-
-
-def _stamp(path: str, stream: BinaryIO) -> tuple[int, ...]:
-    """What a change of the content changes; nothing for what can be read only once."""
-    if path == "-" or not stat.S_ISREG((status := os.fstat(stream.fileno())).st_mode):
-        return ()
-    return status.st_size, status.st_mtime_ns
-
-
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)  # what damaged gzip data raises
-
-
-def _bad_gzip(path: str, after: int) -> DataError:
-    return DataError(
-        "bad_gzip",
-        f"the gzip data is damaged or breaks off after line {after}",
-        "copy or download the file again",
-        path,
-    )
-
-
-def _open(path: str) -> io.BufferedReader:
-    return _standard_input() if path == "-" else open(path, "rb")
-
-
-def _unzipped(stream: io.BufferedReader) -> BinaryIO:
-    zipped = stream.peek(1)[:1] == b"\x1f"  # no text starts so
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stream) if zipped else stream)
+        raise _unreadable(path, error.strerror or error) from None
 
 
 def _standard_input() -> io.BufferedReader:
@@ -261,40 +193,7 @@ def _standard_input() -> io.BufferedReader:
     return buffer if isinstance(buffer, io.BufferedReader) else io.BufferedReader(buffer)
 
 
-class _Lines:
-    """The lines of a stream, numbered from 1; lines can be put back."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._back: deque[bytes] = deque()
-        self.number = 0  # of the line that was taken last
-
-    def take(self) -> bytes:
-        """The next line, at most MAX_LINE + 1 bytes of it; b"" at the end."""
-        if self._back:
-            line = self._back.popleft()
-        elif self.number:
-            line = self._stream.readline(MAX_LINE + 1)
-        else:
-            line = self._stream.readline(MAX_LINE + 1 + len(_BOM)).removeprefix(_BOM)
-        self.number += bool(line)
-        return line
-
-    def put_back(self, lines: list[bytes]) -> None:
-        self._back.extendleft(reversed(lines))
-        self.number -= len(lines)
-
-    def take_all(self) -> bytes:
-        """Whatever comes after the line taken last."""
-        return b"".join(self._back) + self._stream.read()
-
-    def skip_rest_of(self, line: bytes) -> None:
-        """After a `line` that was too long to be taken whole, go on to the next."""
-        while line and not line.endswith(b"\n"):
-            line = self._stream.readline(2**20)
-
-
-_BOM = b"\xef\xbb\xbf"  # the byte order mark, in UTF-8
+BOM = b"\xef\xbb\xbf"  # the byte order mark, in UTF-8
 _FOREIGN = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
@@ -309,173 +208,119 @@ _FOREIGN = {
 }
 
 
-def _foreign(start: bytes, path: str, format: str = "JSON Lines") -> DataError | None:
-    """What is wrong with a file that starts like no text in UTF-8."""
+def refuse_foreign(start: bytes, path: str, format: str = "JSON Lines") -> None:
+    """Raise a DataError if a file's first bytes are no text in UTF-8."""
     for magic, name in _FOREIGN.items():
         if start.startswith(magic):
             remedy = f"write it as {format} in UTF-8, plain or with gzip"
-            return DataError("foreign_file", f"is {name}", remedy, path)
-    return None
+            raise DataError("foreign_file", f"is {name}", remedy, path)
 
 
-def _rows_of_stream(lines: _Lines, path: str) -> Iterator[Row | DataError]:
-    first = lines.take()
-    if foreign := _foreign(first, path):
-        yield foreign
-        return
-    space = SPACE.encode()  # JSON's, no other
-    while first and not first.strip(space):
-        first = lines.take()
-    if not first:
-        yield DataError("empty_file", "has no rows", "check that it was written", path)
-    elif first.lstrip(space).startswith(b"["):
-        line = lines.number
-        yield from _rows_of_array(first + lines.take_all(), line, path)
-    else:
-        lines.put_back([first])
-        yield from _rows_of_lines(lines, path)
-
-
-def _rows_of_lines(lines: _Lines, path: str) -> Iterator[Row | DataError]:
-    decoder = Decoder()
-    while line := lines.take():
-        number = lines.number
-        if len(line) > MAX_LINE:
-            lines.skip_rest_of(line)
-            yield DataError(
-                "long_line",
-                f"the line has more than {MAX_LINE:,} bytes",
-                "split the row, or write the rows on lines of their own",
-                path,
-                number,
-                excerpt(line[:NEAR].decode(errors="replace")),
-            )
-            continue
-        try:
-            text = line.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            yield _bad_utf8(line, error.start, path, number)
-            continue
-        start = 0 if text.startswith("{") else skip_space(text, 0)
-        if start == len(text):
-            continue
-        try:
-            value, end = decoder.decode(text, start)
-            if end < len(text) and (after := skip_space(text, end)) < len(text):
-                raise text_after("row", text, after)
-        except JsonError as broken:
-            if broken.kind == "cut_off":
-                _tell_spread_from_cut(broken, _end_of_spread_row(decoder, text, lines), number)
-            unusable = broken.error(path, number, text)
-            unusable.row = text
-            yield unusable
-        else:
-            yield Row(value, path, number, text, line)
-
-
-def _tell_spread_from_cut(broken: JsonError, last: int, number: int) -> None:
-    if last:
-        broken.kind = "multiline_object"
-        broken.fact = f"one row is spread over lines {number} to {last}"
-        broken.remedy = "write each row on one line, as jq -c . does, or all of them in one [ ]"
-        broken.at = 0
-    else:
-        broken.fact = "the row is not complete at the end of its line"
-        broken.remedy = "write each row on one line, as jq -c . does; or was the file cut?"
-
-
-def _end_of_spread_row(decoder: Decoder, text: str, lines: _Lines) -> int:
-    """Find the last line of a row that isn't complete on its first, `text`; 0 if there is none.
-
-    The lines it takes up are taken from `lines`, no others. A line that starts with a brace starts
-    a row of its own: printers indent what is inside an object.
-    """
-    taken: list[bytes] = []
-    size = 0
-    while len(taken) < LOOK_AHEAD_LINES and size < LOOK_AHEAD_BYTES and (line := lines.take()):
-        taken.append(line)
-        size += len(line)
-        if line.startswith(b"{"):
-            break
-    inside = taken[:-1] if taken and taken[-1].startswith(b"{") else taken
-    joined = text + "\n" + b"".join(inside).decode(errors="surrogateescape")
-    end: int | None
+def _rows_of_file(path: str) -> Iterator[Row | DataError]:
+    """Yield what is in a file; what can't become a row is a DataError."""
+    number = 0  # of the line that was read last
     try:
-        _, end = decoder.decode(joined, skip_space(joined, 0))
-    except JsonError as broken:
-        end = broken.end
-    used = joined.count("\n", 0, end) if end else 0
-    lines.put_back(taken[used:])
-    last = lines.number
-    if not used:
-        return 0
-    rest = joined[end : joined.find("\n", end) + 1 or None]
-    if rest.strip(SPACE + ","):
-        lines.put_back([rest.encode(errors="surrogateescape")])
-    return last
+        with open_bytes(path) as stream:
+            before = _stamp(path, stream)
+            line = stream.readline(MAX_LINE + 1 + len(BOM)).removeprefix(BOM)
+            refuse_foreign(line, path)
+            while line and not line.strip(SPACE.encode()):
+                number += 1
+                line = stream.readline(MAX_LINE + 1)
+            if not line:
+                yield DataError("empty_file", "has no rows", "check that it was written", path)
+            elif line.lstrip(SPACE.encode()).startswith(b"["):
+                yield from _rows_of_array(line + stream.read(), number + 1, path)
+                line = b""
+            while line:
+                number += 1
+                try:
+                    if row := _row_of_line(line, number, path):
+                        yield row
+                except DataError as error:
+                    yield error
+                while len(line) > MAX_LINE and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE + 1)  # the rest of a line that is too long
+                line = stream.readline(MAX_LINE + 1)
+            if _stamp(path, stream) != before:
+                raise changed_file(path)
+    except DataError as error:
+        if error.kind == "bad_gzip":
+            error.fact += f" after line {number}"
+        yield error
 
 
-def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataError]:
-    """Read `[row, ...]`, which starts on `line`. After broken JSON the rest can't be made out."""
-    text = _decode(data, line, path)
+def changed_file(path: str) -> DataError:
+    """The error of a file that was written to while it was read."""
+    remedy = "read it when nothing writes to it"
+    return DataError("changed_file", "changed while it was read", remedy, path)
+
+
+def _stamp(path: str, stream: BinaryIO) -> tuple[int, ...]:
+    """What a change of the content changes; nothing for what can be read only once."""
+    if path == "-" or not stat.S_ISREG((status := os.fstat(stream.fileno())).st_mode):
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
+def _row_of_line(line: bytes, number: int, path: str) -> Row | None:
+    """What a line holds; None if it is blank."""
+    if len(line) > MAX_LINE:
+        fact = f"the line has more than {MAX_LINE:,} bytes"
+        remedy = "split the row, or write the rows on lines of their own"
+        shown = excerpt(line[:400].decode(errors="replace"))
+        raise DataError("long_line", fact, remedy, path, number, shown)
+    text = decode_utf8(line, number, path).rstrip("\r\n")
+    json = JsonText(text, path, number)
+    start = json.skip_space(0)
+    if start == len(text):
+        return None
+    try:
+        value, end = json.value(start)
+        json.expect_end(end, "row")
+    except DataError as error:
+        error.row = text
+        raise
+    return Row(value, path, number, text, line)
+
+
+def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row]:
+    """Read `[row, ...]`, which starts on `line`, up to the first fault in its JSON."""
+    text = decode_utf8(data, line, path)
     del data
-    if isinstance(text, DataError):
-        yield text
-        return
-    decoder = Decoder()
-    counted = 0  # line is right for this index
-    end = at = skip_space(text, skip_space(text, 0) + 1)
+    json = JsonText(text, path, line)
+    end = at = json.skip_space(json.skip_space(0) + 1)
     if text.startswith("]", at):
-        yield DataError("empty_file", "has no rows", "check that it was written", path)
-    while not text.startswith("]", end):
-        line += text.count("\n", counted, at)
-        counted = at
-        try:
-            value, end = decoder.decode(text, at)
-            near = one_line(text[at : min(end, at + NEAR)])
-            yield Row(value, path, line, near, text[at:end].encode())
-        except JsonError as broken:
-            if not broken.end:
-                yield _last(broken).error(path, line, text, at)
-                return
-            end = broken.end
-            unusable = broken.error(path, line, text, at)
-            unusable.row = one_line(text[at:end])
-            yield unusable
-        end = skip_space(text, end)
-        if text.startswith(",", end):
-            at = skip_space(text, end + 1)
-        elif not text.startswith("]", end):
-            yield _last(syntax_error(text, end)).error(path, line, text, at)
-            return
-    after = skip_space(text, end + 1)
-    if after < len(text):
-        yield _last(text_after("array", text, after)).error(path, line, text, counted)
+        raise DataError("empty_file", "has no rows", "check that it was written", path)
+    try:
+        while not text.startswith("]", end):
+            value, end = json.value(at)
+            source = text[at:end]
+            yield Row(value, path, json.line_at(at), source, source.encode())
+            end = json.skip_space(end)
+            if text.startswith(",", end):
+                at = json.skip_space(end + 1)
+            elif not text.startswith("]", end):
+                raise json.syntax_error(end)
+        json.expect_end(end + 1, "array")
+    except DataError as error:
+        error.remedy += REST_UNREAD
+        raise
 
 
-def _last(broken: JsonError) -> JsonError:
-    broken.remedy += REST_UNREAD
-    return broken
+def decode_utf8(data: bytes, line: int, path: str) -> str:
+    """Decode data that starts on `line`.
 
-
-def _decode(data: bytes, line: int, path: str) -> str | DataError:
-    """What UTF-8 makes of data that starts on `line`."""
+    Raises:
+        DataError: it isn't UTF-8; the error names the line which isn't.
+    """
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         start = data.rfind(b"\n", 0, error.start) + 1
+        column = len(data[start : error.start].decode())
+        near = data[start : error.start + 100].decode(errors="backslashreplace")
+        fact = f"byte 0x{data[error.start]:02x} at column {column + 1} is not UTF-8"
+        remedy = "save the file as UTF-8 (iconv -f CP949 -t UTF-8 for older Korean ones)"
         line += data.count(b"\n", 0, start)
-        return _bad_utf8(data[start : error.start + NEAR], error.start - start, path, line)
-
-
-def _bad_utf8(line: bytes, at: int, path: str, number: int) -> DataError:
-    before = line[:at].decode()
-    near = before[-NEAR:] + line[at : at + NEAR].decode(errors="backslashreplace")
-    return DataError(
-        "bad_utf8",
-        f"byte 0x{line[at]:02x} at column {len(before) + 1} is not UTF-8",
-        "save the file as UTF-8 (iconv -f CP949 -t UTF-8 for older Korean ones)",
-        path,
-        number,
-        excerpt(one_line(near).rstrip(), min(len(before), NEAR)),
-    )
+        raise DataError("bad_utf8", fact, remedy, path, line, excerpt(near, column)) from None

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minimind.data.conversation import DataError
-from minimind.data.dataset import DataOptions, DataReport, Dataset, build_dataset
+from minimind.data.build import DataOptions, DataReport, build_dataset
+from minimind.data.dataset import Dataset
+from minimind.data.errors import DataError
 from minimind.tokenizer import Tokenizer
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minimind.data.conversation import printable
-from minimind.data.masking import Example
+from minimind.data.dataset import Example
+from minimind.data.errors import printable
 from minimind.tokenizer import Tokenizer
 
 GREEN, RESET = "\033[32m", "\033[0m"

@@ -1,7 +1,6 @@
-"""Decode JSON strictly, one value at a time. Knows no files and no row shapes.
+"""Read JSON values one by one, more strictly than Python's json: no NaN, no key twice in an object.
 
-Stricter than Python's json: NaN is an error, and so is a key that stands twice in an object. Faults
-are told in our own words, which don't change from one Python to the next.
+Errors are in our own words, since the json module's change from one Python to the next.
 """
 
 from __future__ import annotations
@@ -9,138 +8,112 @@ from __future__ import annotations
 import json
 import re
 
-from minimind.data.conversation import DataError, excerpt
+from minimind.data.errors import DataError, excerpt
 
-SPACE = " \t\n\r"
+SPACE = " \t\n\r"  # JSON's, no other
 _SPACES = re.compile(f"[{SPACE}]*")
-_BREAKS = re.compile(r"\s*\n\s*")
-NEAR = 400  # characters before and after a fault that may go into its excerpt
 
 
-class JsonError(Exception):
-    """JSON that can't be a row.
+class JsonText:
+    """Text with JSON values; errors name its file and line.
 
-    Attributes:
-        at: the index of the fault, or of the row's start, in the text that was decoded.
-        end: the index after the row, if that could be made out.
+    Args:
+        text: a line, or a whole file.
+        path: the file.
+        line: where the text starts in it.
     """
 
-    def __init__(self, kind: str, fact: str, remedy: str, at: int, end: int | None = None) -> None:
-        self.kind = kind
-        self.fact = fact
-        self.remedy = remedy
-        self.at = at
-        self.end = end
+    def __init__(self, text: str, path: str, line: int) -> None:
+        self.text, self._path = text, path
+        self._line, self._counted = line, 0
 
-    def error(self, path: str, line: int, text: str, row_at: int = 0) -> DataError:
-        """Place it: `text` has the row at `row_at`, where the file's line `line` is."""
-        line += text.count("\n", row_at, self.at)
-        start = max(_line_start(text, self.at), self.at - NEAR)
-        near = one_line(text[start : self.at + NEAR]).rstrip()
-        return DataError(
-            self.kind, self.fact, self.remedy, path, line, excerpt(near, self.at - start)
-        )
-
-
-class Decoder:
-    """Decodes one JSON value at a time."""
-
-    def __init__(self) -> None:
-        self._fault: tuple[str, str, str] | None = None
-        self._raw_decode = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_constant=self._constant, parse_int=_integer
-        ).raw_decode
-
-    def decode(self, text: str, at: int) -> tuple[object, int]:
-        """The value that starts at index `at`, and the index after it. Raises JsonError."""
-        self._fault = None
+    def value(self, at: int) -> tuple[object, int]:
+        """The value that starts at index `at`, and the index after it. Raises DataError."""
         try:
-            value, end = self._raw_decode(text, at)
+            return _raw_decode(self.text, at)
         except json.JSONDecodeError as error:
-            raise syntax_error(text, error.pos, error.msg) from None
+            raise self.syntax_error(error.pos, error.msg) from None
         except RecursionError:
-            raise JsonError(
-                "too_deep", "the JSON is nested too deeply to read", "flatten it", at
-            ) from None
-        if self._fault:
-            raise JsonError(*self._fault, at, end)
-        return value, end
+            fact = "the JSON is nested too deeply to read"
+            raise self._error(at, "too_deep", fact, "flatten it") from None
+        except _RefusedError as refused:
+            raise self._error(at, *refused.args) from None
 
-    # The hooks note a fault and let the value end, so that the next row can be found.
+    def expect_end(self, at: int, what: str) -> None:
+        """Raise a DataError unless only space follows the row or array that ends at `at`."""
+        at = self.skip_space(at)
+        if at < len(self.text):
+            fact = f"more text follows the {what} at column {self._column(at)}"
+            raise self._error(at, "extra_text", fact, f"remove the text after the {what}")
 
-    def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    fact = f'the key "{excerpt(key)}" stands twice in one object'
-                    self._fault = ("duplicate_key", fact, "keep one of them")
-                seen.add(key)
-        return row
+    def skip_space(self, at: int) -> int:
+        """The index of the first character from `at` on that isn't white space."""
+        match = _SPACES.match(self.text, at)
+        return match.end() if match else at
 
-    def _constant(self, name: str) -> None:
-        self._fault = ("not_finite", f"{name} is not JSON", "write null or a number")
+    def line_at(self, at: int) -> int:
+        """The line of index `at`, which isn't before the index asked for last."""
+        self._line += self.text.count("\n", self._counted, at)
+        self._counted = at
+        return self._line
+
+    def syntax_error(self, at: int, message: str = "") -> DataError:
+        """Say why the text stops being JSON at `at`; `message` is the json module's."""
+        if message.startswith("Unterminated"):
+            at = len(self.text)  # the string goes on to the end
+        elif not message.startswith("Invalid"):
+            at = self.skip_space(at)
+        column = f"column {self._column(at)}"
+        if at == len(self.text):
+            at = len(self.text.rstrip(SPACE))
+            kind, fact = "cut_off", "the JSON breaks off before it is complete"
+            remedy = "write each row on one line, as jq -c . does; or was the file cut?"
+        elif message.startswith("Invalid control"):
+            kind, fact = "control_character", f"a string has a raw {self.text[at]!r} at {column}"
+            remedy = "write it escaped, as json.dumps does"
+        elif message.startswith("Invalid \\"):
+            kind, fact = "bad_escape", f"a string has a wrong escape at {column}"
+            remedy = "write a backslash as \\\\"
+        elif self.text.startswith(("'", "None", "True", "False"), at):
+            kind, fact = "python_literal", f"this is Python, not JSON, at {column}"
+            remedy = "write it with json.dumps, not str"
+        else:
+            kind, fact = "bad_json", f"this is not JSON at {column}"
+            remedy = "write each row with json.dumps, or fix it there"
+        return self._error(at, kind, fact, remedy)
+
+    def _error(self, at: int, kind: str, fact: str, remedy: str) -> DataError:
+        before = self._column(at) - 1  # characters on the line
+        shown = excerpt(self.text[at - before : at + 100], before)
+        return DataError(kind, fact, remedy, self._path, self.line_at(at), shown)
+
+    def _column(self, at: int) -> int:
+        return at - self.text.rfind("\n", 0, at)
+
+
+class _RefusedError(Exception):
+    """What JSON allows or Python reads, and we don't: kind, fact and remedy."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        fact = f'the key "{excerpt(twice)}" appears twice in one object'
+        raise _RefusedError("duplicate_key", fact, "keep one of them")
+    return row
+
+
+def _constant(name: str) -> None:
+    raise _RefusedError("not_finite", f"{name} is not JSON", "write null or a number")
 
 
 def _integer(digits: str) -> int | float:
-    """Python refuses to read integers of thousands of digits; no key we know needs one."""
+    """Python refuses to read integers of thousands of digits; no key that we know needs one."""
     return int(digits) if len(digits) < 400 else float(digits)
 
 
-def syntax_error(text: str, at: int, message: str = "") -> JsonError:
-    """Say in our own words why `text` stops being JSON at `at`; `message` is the json module's."""
-    inside_string = message.startswith(("Invalid", "Unterminated"))
-    at = at if inside_string else skip_space(text, at)
-    found = text[at : at + 5]
-    column = f"column {at - _line_start(text, at) + 1}"
-    if not found:
-        kind, fact = "cut_off", "the JSON breaks off before it is complete"
-        remedy = "write the rest; was the file cut?"
-        at = len(text.rstrip(SPACE))
-    elif found[0] == "\0":
-        kind, fact = "raw_nul", f"a NUL byte stands at {column}"
-        remedy = "write it as \\u0000 or remove it"
-    elif found[0] == "\ufeff":
-        kind, fact = "bom", f"a byte order mark stands at {column}"
-        remedy = "it may only open a file; remove it"
-    elif message.startswith("Unterminated"):
-        kind, fact = "open_string", f"the string that starts at {column} has no end"
-        remedy = "close it, and write line breaks in it as \\n; or was the file cut?"
-    elif message.startswith("Invalid control character"):
-        kind, fact = "control_character", f"a string has a raw {found[0]!r} at {column}"
-        remedy = "write it escaped, as json.dumps does"
-    elif message.startswith("Invalid \\"):
-        kind, fact = "bad_escape", f"a string has a wrong escape at {column}"
-        remedy = "write a backslash as \\\\"
-    elif found.startswith(("'", "None", "True", "False")):
-        kind, fact = "python_literal", f"this is Python, not JSON, at {column}"
-        remedy = "write it with json.dumps, not str"
-    else:
-        kind, fact = "bad_json", f"this is not JSON at {column}"
-        remedy = "write each row with json.dumps, or mend it there"
-    return JsonError(kind, fact, remedy, at)
-
-
-def text_after(what: str, text: str, at: int) -> JsonError:
-    """The fault of a line or file whose `what` is followed by more text at `at`."""
-    if text[at] in "\0\ufeff":
-        return syntax_error(text, at)
-    column = at - _line_start(text, at) + 1
-    fact = f"more text follows the {what} at column {column}"
-    return JsonError("extra_text", fact, f"let nothing stand after the {what}", at)
-
-
-def skip_space(text: str, at: int) -> int:
-    """The index of the first character from `at` on that isn't JSON's white space."""
-    match = _SPACES.match(text, at)
-    return match.end() if match else at
-
-
-def one_line(text: str) -> str:
-    """Join the lines of a row that is spread over several, for an excerpt."""
-    return _BREAKS.sub(" ", text)
-
-
-def _line_start(text: str, at: int) -> int:
-    return text.rfind("\n", 0, at) + 1
+_raw_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer
+).raw_decode

@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from minimind.cli.command import compile_decoding, following_options, new_folder, run_command
 from minimind.cli.options import parse_options
-from minimind.data.conversation import DataError, printable
-from minimind.data.dataset import cache_directory
+from minimind.data.errors import DataError, printable
 from minimind.data.plain_text import encode_documents, read_documents
 from minimind.data.row_options import RowOptions
-from minimind.data.sources import readable_again
+from minimind.data.storage import cache_directory, readable_again
 from minimind.evaluate.evaluation import Evaluation, evaluate, score_documents
 from minimind.evaluate.figures import Record, compare, describe_counts
 from minimind.evaluate.page import evaluation_page

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example, encode_prompt, encode_rows, truncate
+from minimind.data.dataset import Dataset, Example
+from minimind.data.masking import encode_prompt, encode_rows, truncate
 from minimind.evaluate.figures import Record
 from minimind.evaluate.metrics import DEFAULT_METRICS, OPTIONAL_METRICS, Case
 from minimind.evaluate.questions import Question

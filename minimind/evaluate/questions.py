@@ -15,13 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minimind.data.conversation import (
-    Conversation,
-    DataError,
-    Message,
-    excerpt,
-    parse_conversation,
-)
+from minimind.data.conversation import Conversation, Message, parse_conversation
+from minimind.data.errors import DataError, excerpt
 from minimind.data.reader import Row, read_rows
 from minimind.data.row_options import RowOptions
 

@@ -16,10 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from minimind.data.build import DataOptions, DataReport
 from minimind.data.chatml import END
 from minimind.data.conversation import Conversation, Message
-from minimind.data.dataset import DataOptions, DataReport, Dataset
-from minimind.data.masking import Example, encode_prompt, encode_rows, truncate
+from minimind.data.dataset import Dataset, Example
+from minimind.data.masking import encode_prompt, encode_rows, truncate
 from minimind.inspect.survey import Survey
 from minimind.model.pretrained import save_tokenizer
 from minimind.tokenizer import Tokenizer

@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from minimind.data.build import DataOptions
 from minimind.data.conversation import Conversation, irregularities
-from minimind.data.dataset import DataOptions
-from minimind.data.masking import Example, encode_rows, truncate
+from minimind.data.dataset import Example
+from minimind.data.masking import encode_rows, truncate
 from minimind.text.look_alike import LOOK_ALIKE
 from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from minimind.cli.command import following_options, less_to_train_on, run_command
 from minimind.cli.options import parse_options
 from minimind.cli.summary import describe_plan
-from minimind.data.conversation import DataError
 from minimind.data.dataset import Dataset
+from minimind.data.errors import DataError
 from minimind.data.plan import Steps, make_steps
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from minimind.data.dataset import (
-    Dataset,
+from minimind.data.dataset import Dataset
+from minimind.data.plain_text import Document, holds_rows, read_documents, windows_of
+from minimind.data.storage import (
     DatasetWriter,
     build_once,
     cache_directory,
     read_dataset,
+    readable_again,
 )
-from minimind.data.plain_text import Document, holds_rows, read_documents, windows_of
-from minimind.data.sources import readable_again
 from minimind.text.near_duplicates import DuplicateFinder, minhash_available
 from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer
@@ -174,7 +174,7 @@ def _tokenize(
         part.table["key"][:] = keys
         part.table["file"][:] = files
         part.table["line"][:] = lines
-        writer.add(part.input_ids, part.loss_mask, part.table)
+        writer.add(part)
 
 
 def _key(text: str) -> int:

@@ -18,8 +18,9 @@ from minimind.atomic_io import folder_lock
 from minimind.cli.command import following_options, less_to_train_on, new_folder, run_command
 from minimind.cli.options import option_names, parse_options, refuse_old_name
 from minimind.cli.summary import describe_plan, describe_selection, describe_tokens
-from minimind.data.conversation import DataError
-from minimind.data.dataset import REJECTED, DataOptions, Dataset
+from minimind.data.build import REJECTED, DataOptions
+from minimind.data.dataset import Dataset
+from minimind.data.errors import DataError
 from minimind.data.plan import Batches, Steps, make_steps
 from minimind.data.selection import select_rows
 from minimind.data.show import prompt_of, show_row

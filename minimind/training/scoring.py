@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer

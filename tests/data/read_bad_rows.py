@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minimind.data.conversation import DataError
+from minimind.data.errors import DataError
 from minimind.data.reader import MAX_LINE, read_conversations
 
 BAD_ROWS = Path(__file__).parent / "bad_rows"

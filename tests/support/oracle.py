@@ -12,8 +12,10 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from minimind.data.conversation import Conversation, DataError, parse_conversation
-from minimind.data.masking import Example, encode_rows
+from minimind.data.conversation import Conversation, parse_conversation
+from minimind.data.dataset import Example
+from minimind.data.errors import DataError
+from minimind.data.masking import encode_rows
 from minimind.data.reader import Row, read_rows
 from minimind.tokenizer import Tokenizer
 

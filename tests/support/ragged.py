@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from minimind.data.dataset import Dataset
-from minimind.data.masking import Example
+from minimind.data.dataset import Dataset, Example
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
 

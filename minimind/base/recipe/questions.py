@@ -24,7 +24,7 @@ from minimind.base.recipe import english
 from minimind.base.recipe.facts import Fact, Word, World, read_world
 from minimind.base.recipe.grammar import fill, read_sections
 from minimind.base.recipe.statements import FOLDER, Speaker
-from minimind.data.conversation import DataError
+from minimind.data.errors import DataError
 from minimind.data.reader import read_rows
 
 STYLE = "요"  # of Korean answers
