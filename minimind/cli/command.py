@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from minimind.cli.options import Options
 from minimind.data.conversation import DataError
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
+from minimind.training.environment import versions
 from minimind.training.resume import TrainingError
 
 # How commands end; 130 is what shells say of a Ctrl-C.
@@ -111,6 +114,21 @@ def new_folder(name: str, root: Path = Path("runs")) -> Path:
     while (root / f"{name}-{number}").exists():
         number += 1
     return root / f"{name}-{number}"
+
+
+def write_record(out: Path, command: list[str], **facts: Any) -> dict[str, Any]:
+    """Write and return run.json: what a run was made of and what came of it.
+
+    Args:
+        out: the run's folder.
+        command: what stood after `-m`.
+        facts: go into it as they are.
+    """
+    command = [*distributed.launcher(), "-m", *command]
+    record = {**facts, "versions": versions(), "command": command}
+    text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
+    (out / "run.json").write_text(text + "\n", encoding="utf-8")
+    return record
 
 
 def compile_decoding(model: Transformer, rows: int, say: Callable[[str], None]) -> None:
