@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -12,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minimind.cli.command import EXIT_FAILED, run_command
 from minimind.data.packing import Steps, StepTotals, batches_of, make_steps
 from minimind.model.pretrained import BASE, load
 from minimind.model.transformer import Transformer
@@ -34,10 +37,8 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed, loop
 from minimind.training import fit as run_module
 from minimind.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
-from minimind.training.fit import _explain_lost_process as explained
 from minimind.training.fit import validation_loss
 from minimind.training.loop import TrainConfig, TrainState, train
-from minimind.training.resume import TrainingError
 from tests.support.ragged import new_model, ragged_rows
 from tests.support.tiny import write_base
 from tests.test_docs import commands
@@ -285,11 +286,18 @@ def refusals(folder: Path) -> list[str]:
     timed = pretrain.PretrainOptions(files=("a.txt",), out=folder / "out", minutes=1.0)
     with pytest.raises(ValueError, match="--minutes is measured by one process") as plan:
         pretrain.prepare(timed, torch.device("cpu"))
-    with pytest.raises(TrainingError, match="another process") as gone, explained():
-        raise RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError, match="a failing kernel"), explained():
-        raise RuntimeError("a failing kernel")
-    return [str(error.value) for error in (shard, data, gone, plan)]
+    with pytest.raises(RuntimeError, match="a failing kernel"):
+        run_command([], list, partial(fail_with, "a failing kernel"))
+    gone = io.StringIO()
+    with redirect_stderr(gone):
+        code = run_command([], list, partial(fail_with, "Connection closed by peer"))
+    assert code == EXIT_FAILED
+    said = gone.getvalue().strip().replace(f" in process {distributed.rank()}", "")
+    return [*(str(error.value) for error in (shard, data, plan)), said]
+
+
+def fail_with(error: str, options: object) -> None:
+    raise RuntimeError(error)
 
 
 def test_ranks_never_disagree(tmp_path) -> None:
@@ -308,9 +316,9 @@ def test_ranks_never_disagree(tmp_path) -> None:
         "refused": [
             "--shard is 3 and there are 2 processes; use a number that divides them",
             "standard input can't be read by several processes; name a file",
-            "another process of this run is gone, torchrun names it (Connection closed by peer); "
-            "resume the run from its last checkpoint",
             "--minutes is measured by one process; give several --tokens or --epochs",
+            "error: another process of this run is gone, torchrun names it (Connection closed by "
+            "peer); resume the run from its last checkpoint",
         ],
         "lost": [True, False],
     }

@@ -324,14 +324,6 @@ def test_another_tokenizer_or_template_is_refused_by_name(what, fitting, monkeyp
         fitting()
 
 
-def test_a_vocabulary_smaller_than_the_ids_is_refused_before_anything(fitting) -> None:
-    with pytest.raises(
-        ValueError, match=r"the tokenizer has 8192 ids and the model rows for 100; use the two of"
-    ):
-        fitting(model={"vocab_size": 100})
-    assert list(fitting.out.iterdir()) == []
-
-
 def test_where_no_checkpoint_is_whole_the_run_is_not_begun_again_over_its_results(fitting) -> None:
     assert fitting().finished
     for path in (fitting.out / "checkpoints").glob("step-*"):

@@ -1,4 +1,4 @@
-"""How commands begin and end: their terminal, their exit codes, what they say of an error."""
+"""Run a command: its terminal, its errors and exit codes, its record."""
 
 from __future__ import annotations
 
@@ -64,6 +64,9 @@ def run_command(
     except (TrainingError, ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and distributed.is_loss_of_another(error):
+            fact = f"another process of this run is gone, torchrun names it ({error})"
+            return fail(EXIT_FAILED, f"{fact}; resume the run from its last checkpoint")
         ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
             raise
@@ -73,10 +76,7 @@ def run_command(
 
 
 def prepare_terminal() -> None:
-    """Read and print Korean under any locale, and print warnings as one-line notes.
-
-    Of the processes that torchrun started, all but the first keep silent.
-    """
+    """Read and print UTF-8 under any locale, warnings as one-line notes; mute other processes."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             errors = "strict" if stream is sys.stdin else "backslashreplace"
@@ -97,7 +97,7 @@ def following_options() -> Iterator[None]:
 
 
 def fail(code: int, error: object) -> int:
-    """Say what went wrong, and hand on the exit code."""
+    """Print what went wrong, and return the exit code."""
     where = "" if distributed.is_main_process() else f" in process {distributed.rank()}"
     print(f"error{where}: {error}", file=sys.stderr)
     return code
@@ -117,13 +117,7 @@ def new_folder(name: str, root: Path = Path("runs")) -> Path:
 
 
 def write_record(out: Path, command: list[str], **facts: Any) -> dict[str, Any]:
-    """Write and return run.json: what a run was made of and what came of it.
-
-    Args:
-        out: the run's folder.
-        command: what stood after `-m`.
-        facts: go into it as they are.
-    """
+    """Write run.json and return what is in it; `command` is what stood after `-m`."""
     command = [*distributed.launcher(), "-m", *command]
     record = {**facts, "versions": versions(), "command": command}
     text = json.dumps(record, default=str, ensure_ascii=False, indent=1)

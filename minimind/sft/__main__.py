@@ -42,10 +42,6 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     """Prepare, show what will be trained, train, and answer a few validation prompts.
 
     Of the processes that torchrun started, the main one tokenizes, prints and writes.
-
-    Args:
-        options: with the run's folder.
-        arguments: what the options were made from.
     """
     out = options.out
     assert out is not None
@@ -221,25 +217,23 @@ def _report(out: Path, result: RunResult) -> None:
 
 
 def _answer_some(out: Path, rows: Dataset, device: torch.device, count: int = 3) -> None:
-    """Answer a few prompts greedily with the weights that were kept, beside what their rows say."""
+    """Answer a few rows' prompts greedily with the saved weights, beside the rows' own answers."""
     model, tokenizer = load(out, device=str(device))
     for index in range(min(count, len(rows))):
         row = rows[index]
         prompt = prompt_of(row)
-        trained = [*row.loss_mask[len(prompt) :], False].index(False)
-        said = row.input_ids[len(prompt) : len(prompt) + trained]
-        ids = list(
-            generate(
-                model,
-                prompt,
-                temperature=0.0,
-                max_new_tokens=ANSWER_TOKENS,
-                stop_ids=tokenizer.stop_ids,
-            )
+        length = [*row.loss_mask[len(prompt) :], False].index(False)
+        expected = row.input_ids[len(prompt) : len(prompt) + length]
+        answer = generate(
+            model,
+            prompt,
+            temperature=0.0,
+            max_new_tokens=ANSWER_TOKENS,
+            stop_ids=tokenizer.stop_ids,
         )
         print(f"\n{tokenizer.decode(prompt, skip_control=True).strip()}")
-        print(tokenizer.decode(ids, skip_control=True))
-        print(f"(the row says: {tokenizer.decode(said, skip_control=True)})")
+        print(tokenizer.decode(list(answer), skip_control=True))
+        print(f"(the row says: {tokenizer.decode(expected, skip_control=True)})")
 
 
 if __name__ == "__main__":

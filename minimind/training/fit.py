@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -108,11 +108,6 @@ def fit(
     process calls it with the same arguments; the main one writes.
 
     Args:
-        model: float32 weights, on the device to train on.
-        tokenizer: is saved with the weights.
-        steps: the plan of the whole run.
-        config: how to train.
-        run: when to validate, save and stop.
         out: the run's folder; it exists.
         fingerprint: what a checkpoint must agree with.
         validation: batches to measure the loss on, or a function that returns figures by name,
@@ -120,12 +115,9 @@ def fit(
         files: names of the data files, to name rows in errors.
 
     Raises:
-        ValueError: the tokenizer has ids that the model has no rows for, or `run.shard` doesn't
-            divide the processes.
-        TrainingError: the loss isn't finite, the checkpoint belongs to another run, or another
-            process is gone.
+        ValueError: `run.shard` doesn't divide the processes.
+        TrainingError: the loss isn't finite, or the checkpoint belongs to another run.
     """
-    _check_vocabulary(model, tokenizer)
     distributed.init_distributed(model.device)
     rank, world_size = distributed.rank(), distributed.world_size()
     precision = distributed.broadcast(resolve_precision(config.precision, model.device))
@@ -136,7 +128,6 @@ def fit(
     stopping = False
     with (
         folder_lock(out) if rank == 0 else nullcontext(),
-        _explain_lost_process(),
         Stop(run.max_minutes) as stop,
         StepLogger(metrics, state.step, state.precision) as log,
         _progress_bar(state.step, len(steps)) as bar,
@@ -239,28 +230,6 @@ def _progress_bar(done: int, steps: int) -> tqdm[Any]:
         mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log needs fewer lines
         disable=not distributed.is_main_process(),
     )
-
-
-@contextmanager
-def _explain_lost_process() -> Iterator[None]:
-    """Say it if an error came up because another process is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not distributed.is_loss_of_another(error):
-            raise
-        raise TrainingError(
-            f"another process of this run is gone, torchrun names it ({error}); "
-            "resume the run from its last checkpoint"
-        ) from error
-
-
-def _check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and the model rows for "
-            f"{model.config.vocab_size}; use the two of one model, or a larger vocab_size"
-        )
 
 
 def _name_rows(
