@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minimind.model.attention import Documents
+from minimind.documents import Documents
 from minimind.model.config import ModelConfig
 from minimind.model.transformer import Transformer
 from minimind.training import loss

@@ -167,7 +167,6 @@ def _imported(name: str) -> Rule:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     return run_command(
         argv,
         partial(parse_options, "minimind.clean", CleanOptions),

@@ -223,7 +223,6 @@ def _table(results: dict[str, Any]) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     return run_command(
         argv,
         partial(parse_options, "minimind.evaluate", EvaluateOptions),
