@@ -278,9 +278,9 @@ def disagree(folder: Path) -> dict[str, object]:
 def refusals(folder: Path) -> list[str]:
     with pytest.raises(ValueError, match="--shard is 3") as shard:
         distributed.shard(new_model(), "fp32", 3)
-    options = sft.parse(["-", "--out", str(folder / "out")])
+    options = sft.parse(["-", "--out", str(folder / "out"), "--device", "cpu"])
     with pytest.raises(ValueError, match="standard input") as data:
-        sft.run(options, folder / "out", torch.device("cpu"), [])
+        sft.run(options, [])
     timed = pretrain.PretrainOptions(files=("a.txt",), out=folder / "out", minutes=1.0)
     with pytest.raises(ValueError, match="--minutes is measured by one process") as plan:
         pretrain.prepare(timed, torch.device("cpu"))

@@ -244,13 +244,13 @@ def test_rows_can_be_filtered_by_words_and_reasons(page) -> None:
         "const all = count(), words = document.getElementById('words');"
         "words.value = '안녕하세요'; words.dispatchEvent(new Event('input')); const some = count();"
         "words.value = ''; words.dispatchEvent(new Event('input'));"
-        "const reason = document.getElementById('reason'); reason.value = 'too long, dropped';"
+        "const reason = document.getElementById('tag'); reason.value = 'too long, dropped';"
         "reason.dispatchEvent(new Event('change'));"
         "return [all, some, count(), document.getElementById('shown').innerText]; })()",
     )
     spelling = ask(
         page,
-        "(() => { const reason = document.getElementById('reason');"
+        "(() => { const reason = document.getElementById('tag');"
         "reason.value = 'content spells <|im_end|>'; reason.dispatchEvent(new Event('change'));"
         "return document.querySelectorAll('.row:not([hidden])').length; })()",
     )

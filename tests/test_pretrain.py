@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import minimind.training.fit
+from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from minimind.evaluate.evaluation import score_documents
 from minimind.model.pretrained import load
 from minimind.pretrain import __main__ as pretrain
-from minimind.pretrain.__main__ import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from minimind.pretrain.corpus import build_corpus
 from minimind.sft import __main__ as sft
 from minimind.training import loop
@@ -224,7 +224,7 @@ def test_a_models_own_folder_is_not_trained_over(
     assert (base / "model.safetensors").read_bytes() == before
 
 
-def test_an_interruption_before_the_first_step_is_said(
+def test_an_interruption_before_the_first_checkpoint_is_said(
     files: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +236,7 @@ def test_an_interruption_before_the_first_step_is_said(
     monkeypatch.setattr(pretrain, "load", interrupted)
     options = [*files, "--model", "base", "--out", str(tmp_path / "run")]
     assert main(options) == EXIT_INTERRUPTED
-    assert "interrupted before the first step" in capsys.readouterr().err
+    assert "interrupted before the first checkpoint" in capsys.readouterr().err
 
 
 def test_nothing_held_back_is_said_and_the_last_weights_stand(

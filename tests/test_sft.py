@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import minimind.training.fit
 from minimind.atomic_io import folder_lock
+from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from minimind.data.dataset import DataOptions, build_dataset
 from minimind.model.pretrained import load, save
 from minimind.sft import __main__ as sft
@@ -101,7 +102,7 @@ def test_an_existing_folder_is_refused_before_anything_is_read(
     out = tmp_path / "mine"
     out.mkdir()
     (out / "precious.txt").write_text("keep")
-    assert run("absent.jsonl", "--model", base, "--out", out) == sft.EXIT_USAGE
+    assert run("absent.jsonl", "--model", base, "--out", out) == EXIT_USAGE
     assert "--resume goes on with it, --overwrite deletes it" in capsys.readouterr().err
     assert (out / "precious.txt").read_text() == "keep"
 
@@ -130,7 +131,7 @@ def test_resuming_after_an_interruption_ends_at_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(minimind.training.fit, "Metrics", Interrupted)
         code = run(*common, "--out", tmp_path / "cut", "--resume")  # begins: nothing is there yet
-    assert code == sft.EXIT_INTERRUPTED
+    assert code == EXIT_INTERRUPTED
     assert run(*common, "--out", tmp_path / "cut", "--resume") == 0
     for name in ("model.safetensors", "last/model.safetensors"):
         whole, cut = (load_file(tmp_path / folder / name) for folder in ("whole", "cut"))
@@ -201,7 +202,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(
     assert run(data, *common) == 0
     text = data.read_text(encoding="utf-8").replace("Mini", "Maxi")
     data.write_text(text, encoding="utf-8")
-    assert run(data, *common, "--resume") == sft.EXIT_FAILED
+    assert run(data, *common, "--resume") == EXIT_FAILED
     assert "its checkpoint was trained with data" in capsys.readouterr().err
 
 
@@ -210,9 +211,9 @@ def test_an_option_that_makes_other_data_is_named_and_one_that_does_not_is_fine(
 ) -> None:
     common = (data, "--model", base, "--out", tmp_path / "run", "--max-steps", 2, "--resume")
     assert run(*common) == 0
-    assert run(*common, "--max-length", 25) == sft.EXIT_FAILED
+    assert run(*common, "--max-length", 25) == EXIT_FAILED
     assert "(--max-length was 512 and is 25); use the same data" in capsys.readouterr().err
-    assert run(*common, "--learning-rate", 0.5) == sft.EXIT_FAILED
+    assert run(*common, "--learning-rate", 0.5) == EXIT_FAILED
     assert "trained with --learning-rate 0.0001, this run has 0.5" in capsys.readouterr().err
     assert run(*common, "--on-bad-row", "skip", "--save-every", 7) == 0
 
@@ -225,7 +226,7 @@ def test_another_tokenizer_is_not_gone_on_with(
     assert run(*common) == 0
     path = changing / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    assert run(*common) == sft.EXIT_FAILED
+    assert run(*common) == EXIT_FAILED
     assert "its checkpoint was trained with tokenizer " in capsys.readouterr().err
 
 
@@ -233,7 +234,7 @@ def test_resume_and_overwrite_exclude_each_other(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run(data, "--out", tmp_path / "x", "--resume", "--overwrite")
-    assert code == sft.EXIT_USAGE
+    assert code == EXIT_USAGE
     assert "--resume goes on and --overwrite deletes" in capsys.readouterr().err
 
 
@@ -242,7 +243,7 @@ def test_a_bad_row_stops_the_run_before_training_and_names_its_place(
 ) -> None:
     with data.open("a", encoding="utf-8") as file:
         file.write('{"messages": [{"role": "bot", "content": "hi"}]}\n')
-    assert run(data, "--model", base) == sft.EXIT_DATA
+    assert run(data, "--model", base) == EXIT_DATA
     assert 'chats.jsonl:31: message 1 has role "bot"' in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -284,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
         model.model.norm.weight.fill_(float("nan"))
     save(broken, model, tokenizer)
     options = ("--model", broken, "--out", tmp_path / "run", "--val-fraction", 0, "--limit", 2)
-    assert run(data, *options) == sft.EXIT_FAILED
+    assert run(data, *options) == EXIT_FAILED
     message = capsys.readouterr().err
     assert "step 1: the loss is nan" in message
     assert "chats.jsonl:1" in message
@@ -299,7 +300,7 @@ def test_running_out_of_memory_names_the_option_that_helps(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
 
     monkeypatch.setattr(sft, "fit", fit)
-    assert run(data, "--model", base) == sft.EXIT_FAILED
+    assert run(data, "--model", base) == EXIT_FAILED
     assert "--tokens-per-batch 4096; halve it" in capsys.readouterr().err
 
 
@@ -375,19 +376,19 @@ def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() 
 def test_a_wrong_value_is_named_and_exits_with_two(
     arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments) == sft.EXIT_USAGE
+    assert run(*arguments) == EXIT_USAGE
     assert match in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
 def test_a_model_that_is_not_there_is_a_wrong_option(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, "--model", "no/such/model") == sft.EXIT_USAGE
+    assert run(data, "--model", "no/such/model") == EXIT_USAGE
     assert "no/such/model: no such directory" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_named_and_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("a.jsonl", "--lerning-rate", "1") == sft.EXIT_USAGE
+    assert run("a.jsonl", "--lerning-rate", "1") == EXIT_USAGE
     assert "--lerning-rate" in capsys.readouterr().err
 
 
@@ -438,7 +439,7 @@ def test_a_limit_takes_the_first_rows(
 def test_no_rows_left_to_train_on_is_an_error_with_the_remedy(
     base: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, "--model", base, "--val-data", data) == sft.EXIT_DATA
+    assert run(data, "--model", base, "--val-data", data) == EXIT_DATA
     assert "no row is left to train on; see the counts above" in capsys.readouterr().err
 
 
@@ -457,7 +458,7 @@ def test_data_without_anything_to_train_is_an_error_before_the_first_step(
         ((data, "--max-length", 4), "(30 of them wholly); raise --max-length to keep them"),
         ((data, "--limit", 1, "--val-fraction", 0.999999), "rows: 30 read"),
     ]:
-        assert run(*arguments, "--model", base) == sft.EXIT_DATA
+        assert run(*arguments, "--model", base) == EXIT_DATA
         printed = capsys.readouterr()
         assert count in printed.out
         assert f"no row is left to train on; see the counts above; {remedy}" in printed.err
@@ -480,7 +481,7 @@ def test_a_vocabulary_smaller_than_the_ids_is_an_error_before_the_first_step(
     save_file(weights, small / "model.safetensors")
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    assert run(data, "--model", small) == sft.EXIT_USAGE
+    assert run(data, "--model", small) == EXIT_USAGE
     message = "the tokenizer has 8192 ids and the model rows for 100; use the two of one model"
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
@@ -501,7 +502,7 @@ def test_what_became_of_the_rows_is_said_even_where_none_is_left(
     base: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data.write_text('{"messages": [{"role": "bot", "content": "hi"}]}\n')
-    assert run(data, "--model", base, "--on-bad-row", "skip", "--dry-run") == sft.EXIT_DATA
+    assert run(data, "--model", base, "--on-bad-row", "skip", "--dry-run") == EXIT_DATA
     printed = capsys.readouterr().out
     assert "rejected: 1 unknown_role; listed in " in printed
     listed = Path(printed.partition("listed in ")[2].splitlines()[0])
@@ -517,7 +518,7 @@ def test_rejected_rows_of_all_files_are_listed_in_the_runs_folder(
         file.write('{"messages": [{"role": "bot", "content": "hi"}]}\n')
     out = tmp_path / "run"
     options = ("--model", base, "--out", out, "--max-steps", "1", "--on-bad-row", "skip")
-    assert run(data, "--val-data", asked, *options) == sft.EXIT_OK
+    assert run(data, "--val-data", asked, *options) == EXIT_OK
     listed = map(json.loads, (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines())
     assert [(Path(row["path"]).name, row["line"]) for row in listed] == [
         ("chats.jsonl", 31),
@@ -530,26 +531,26 @@ def test_validation_data_without_an_answer_is_an_error(
 ) -> None:
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
-    assert run(data, "--model", base, "--val-data", asked) == sft.EXIT_DATA
+    assert run(data, "--model", base, "--val-data", asked) == EXIT_DATA
     assert "no row has an answer that can be scored" in capsys.readouterr().err
 
 
 def test_a_file_in_place_of_the_folder_is_refused(
     base: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, "--model", base, "--out", data, "--overwrite") == sft.EXIT_USAGE
+    assert run(data, "--model", base, "--out", data, "--overwrite") == EXIT_USAGE
     assert "is a file; name a folder" in capsys.readouterr().err
 
 
 def test_overwrite_deletes_nothing_but_runs(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, "--model", base, "--out", tmp_path, "--overwrite") == sft.EXIT_USAGE
+    assert run(data, "--model", base, "--out", tmp_path, "--overwrite") == EXIT_USAGE
     assert "read by this run" in capsys.readouterr().err
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("keep")
-    assert run(data, "--model", base, "--out", precious, "--overwrite") == sft.EXIT_USAGE
+    assert run(data, "--model", base, "--out", precious, "--overwrite") == EXIT_USAGE
     assert "isn't the folder of a run" in capsys.readouterr().err
     assert (precious / "thesis.txt").read_text() == "keep"
 
@@ -558,11 +559,11 @@ def test_what_a_run_reads_is_not_deleted_by_overwrite(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert run(data, "--model", base, "--out", out, "--max-steps", "1") == sft.EXIT_OK
-    assert run(data, "--model", out / "last", "--out", out, "--overwrite") == sft.EXIT_USAGE
+    assert run(data, "--model", base, "--out", out, "--max-steps", "1") == EXIT_OK
+    assert run(data, "--model", out / "last", "--out", out, "--overwrite") == EXIT_USAGE
     assert "run/last, read by this run; --overwrite would delete it" in capsys.readouterr().err
     assert (out / "last" / "model.safetensors").exists()
-    assert run(data, "--model", out, "--out", out, "--overwrite") == sft.EXIT_USAGE
+    assert run(data, "--model", out, "--out", out, "--overwrite") == EXIT_USAGE
     assert "run, read by this run; --overwrite would delete it" in capsys.readouterr().err
     assert (out / "model.safetensors").exists()
 
@@ -572,10 +573,10 @@ def test_a_run_that_is_still_going_is_not_overwritten(
 ) -> None:
     out = tmp_path / "run"
     common = (data, "--model", base, "--out", out, "--max-steps", "1")
-    assert run(*common) == sft.EXIT_OK
+    assert run(*common) == EXIT_OK
     before = (out / "metrics.jsonl").read_text()
     with folder_lock(out):
-        assert run(*common, "--overwrite") == sft.EXIT_FAILED
+        assert run(*common, "--overwrite") == EXIT_FAILED
     assert "another run writes there; name another --out" in capsys.readouterr().err
     assert (out / "metrics.jsonl").read_text() == before
     assert (out / "checkpoints").exists()
@@ -588,11 +589,11 @@ def test_rows_longer_than_the_context_are_refused_before_the_first_step(
         file.write(json.dumps({"instruction": "word " * 400, "output": "yes"}) + "\n")
     out = tmp_path / "run"
     options = ("--model", base, "--out", out, "--max-steps", "1", "--val-fraction", 0)
-    assert run(data, *options, "--max-length", "2000") == sft.EXIT_USAGE
+    assert run(data, *options, "--max-length", "2000") == EXIT_USAGE
     message = capsys.readouterr().err
     assert "tokens and the model's context 256; use --max-length 256, or another" in message
     assert not out.exists()
-    assert run(data, *options, "--max-length", "256") == sft.EXIT_OK
+    assert run(data, *options, "--max-length", "256") == EXIT_OK
 
 
 def test_a_model_that_is_no_run_is_not_gone_on_with(
@@ -600,7 +601,7 @@ def test_a_model_that_is_no_run_is_not_gone_on_with(
 ) -> None:
     other = write_base(tmp_path / "other")
     before = (other / "model.safetensors").read_bytes()
-    assert run(data, "--model", base, "--out", other, "--resume") == sft.EXIT_USAGE
+    assert run(data, "--model", base, "--out", other, "--resume") == EXIT_USAGE
     assert "holds a model, but no run to go on with" in capsys.readouterr().err
     assert (other / "model.safetensors").read_bytes() == before
 
@@ -610,7 +611,7 @@ def test_another_base_is_not_gone_on_from(
 ) -> None:
     out = ("--out", tmp_path / "run", "--max-steps", 2)
     assert run(data, "--model", base, *out) == 0
-    assert run(data, *out, "--resume", "--learning-rate", "1e-4") == sft.EXIT_FAILED
+    assert run(data, *out, "--resume", "--learning-rate", "1e-4") == EXIT_FAILED
     assert "its checkpoint was trained with base" in capsys.readouterr().err
 
 
@@ -629,12 +630,12 @@ def test_the_printed_commands_can_be_run_as_they_are(
     out, options = tmp_path / "run", tmp_path / "options.json"
     options.write_text('{"overwrite": true, "max_steps": 2}')
     common = (data, "--model", base, "--out", out, "--system", "Be brief.", "--config", options)
-    assert run(*common, "--max-minutes", 0) == sft.EXIT_OK
+    assert run(*common, "--max-minutes", 0) == EXIT_OK
     command = capsys.readouterr().out.partition("go on with:\n")[2].splitlines()[0]
     arguments = shlex.split(command)
     assert arguments[:3] == ["python", "-m", "minimind.sft"]
     arguments.remove("--max-minutes")
     arguments.remove("0")
-    assert run(*arguments[3:]) == sft.EXIT_OK
+    assert run(*arguments[3:]) == EXIT_OK
     assert "going on from step 1 of 2" in capsys.readouterr().out
     assert "--system 'Be brief.'" in (out / "README.md").read_text(encoding="utf-8")

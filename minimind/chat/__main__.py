@@ -11,28 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from minimind.chat.graphemes import whole_characters
 from minimind.chat.prompt_line import KEYS, PromptLine
-from minimind.cli.command import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    OptionError,
-    compile_decoding,
-    fail,
-    following_options,
-    out_of_memory,
-    prepare_terminal,
-    reader_left,
-)
-from minimind.data.conversation import Message
+from minimind.cli.command import compile_decoding, following_options, run_command
+from minimind.cli.options import parse_options
+from minimind.data.conversation import DataError, Message
 from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
@@ -284,10 +273,10 @@ def answer_lines(lines: Iterable[bytes], new_chat: Callable[[], Chat]) -> None:
             raise ValueError(f"<stdin>:{number}: {error}") from None
 
 
-def run(options: ChatOptions, device: torch.device) -> None:
+def run(options: ChatOptions) -> None:
     """Load the model, and talk wherever the prompts come from."""
     with following_options():
-        model, tokenizer = load(options.model, device=device)
+        model, tokenizer = load(options.model, device=choose_device(options.device))
     terminal = options.prompt is None and sys.stdin.isatty()
 
     def write(text: str) -> None:
@@ -311,7 +300,10 @@ def run(options: ChatOptions, device: torch.device) -> None:
     if options.compile:
         compile_decoding(model, 1, note)
     if options.prompt is not None:
-        new_chat().answer(options.prompt)
+        try:
+            new_chat().answer(options.prompt)
+        except DataError as error:  # chat has no exit code for data
+            raise ValueError(str(error)) from None
     elif terminal:
         print(f"{options.model or 'the embedded base'}. /help lists commands, Ctrl-D leaves.")
         converse(new_chat(), PromptLine(history_file() if options.history else None, note))
@@ -320,26 +312,13 @@ def run(options: ChatOptions, device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    prepare_terminal()
-    try:
-        options = tyro.cli(ChatOptions, args=argv, prog="python -m minimind.chat")
-        device = choose_device(options.device)
-    except ValueError as error:
-        return fail(EXIT_USAGE, error)
-    try:
-        run(options, device)
-    except OptionError as error:
-        return fail(EXIT_USAGE, error)
-    except BrokenPipeError:
-        return reader_left(EXIT_FAILED)
-    except (ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
-    except (MemoryError, RuntimeError) as error:
-        return fail(EXIT_FAILED, out_of_memory(error, "this model; use a smaller --model"))
-    except KeyboardInterrupt:
-        return fail(EXIT_INTERRUPTED, "interrupted")
-    return EXIT_OK
+    """Run the command; return its exit code."""
+    return run_command(
+        argv,
+        partial(parse_options, "minimind.chat", ChatOptions),
+        run,
+        out_of_memory=lambda _: "this model; use a smaller --model",
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,17 +15,11 @@ from tqdm import tqdm
 
 from minimind.clean.cleaning import DATASET_RULES, Cleaning, CleaningReport, clean_rows
 from minimind.clean.rules import RULES, Rule, Thresholds
-from minimind.cli.command import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    fail,
-    prepare_terminal,
-)
-from minimind.data.conversation import Conversation, DataError, parse_conversation
+from minimind.cli.command import following_options, run_command
+from minimind.cli.options import parse_options
+from minimind.data.conversation import Conversation, parse_conversation
 from minimind.data.dataset import cache_directory
+from minimind.data.row_options import RowKeys
 from minimind.data.sources import readable_again
 
 ALL_RULES = (*RULES, *DATASET_RULES)
@@ -56,10 +50,7 @@ class CleanOptions:
     """A rule of your own, module:function, once or several times; see docs/data.md."""
     similarity: float = 0.85
     """Share of common 5-grams of letters from which on two rows are near duplicates."""
-    prompt_key: str | None = None
-    """With --answer-key: the key that holds the question."""
-    answer_key: str | None = None
-    """With --prompt-key: the key that holds the answer."""
+    keys: Annotated[RowKeys, tyro.conf.OmitArgPrefixes] = field(default_factory=RowKeys)
     json: bool = False
     """Print the report as JSON."""
     overwrite: bool = False
@@ -69,8 +60,6 @@ class CleanOptions:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
-        if (self.prompt_key is None) != (self.answer_key is None):
-            raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
         for option, names in (("rules", self.rules), ("skip", self.skip)):
             for name in names:
                 if name not in ALL_RULES:
@@ -90,17 +79,17 @@ class CleanOptions:
             of_the_set=[name for name in chosen if name in DATASET_RULES],
             thresholds=self.thresholds,
             similarity=self.similarity,
-            parse=partial(
-                parse_conversation, prompt_key=self.prompt_key, answer_key=self.answer_key
-            ),
+            parse=partial(parse_conversation, **asdict(self.keys)),
         )
 
 
-def run(options: CleanOptions, cleaning: Cleaning) -> None:
+def run(options: CleanOptions) -> None:
     """Clean, and tell what came of it."""
     out = options.out
     rejected = options.rejected or out.parent / "rejected.jsonl"
-    _check_places(options, out, rejected)
+    with following_options():
+        cleaning = options.cleaning()
+        _check_places(options, out, rejected)
     with (
         readable_again(options.files, cache_directory()) as files,
         tqdm(desc="cleaning", unit="rows", file=sys.stderr, disable=None) as bar,
@@ -179,24 +168,13 @@ def _imported(name: str) -> Rule:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    prepare_terminal()
-    try:
-        options = tyro.cli(CleanOptions, args=argv, prog="python -m minimind.clean")
-        cleaning = options.cleaning()
-    except ValueError as error:
-        return fail(EXIT_USAGE, error)
-    try:
-        run(options, cleaning)
-    except DataError as error:
-        return fail(EXIT_DATA, error)
-    except FileExistsError as error:
-        return fail(EXIT_USAGE, error)
-    except (ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
-    except KeyboardInterrupt:
-        return fail(EXIT_INTERRUPTED, "interrupted; nothing is written")
-    return EXIT_OK
+    """Run the command; return its exit code."""
+    return run_command(
+        argv,
+        partial(parse_options, "minimind.clean", CleanOptions),
+        run,
+        interrupted=lambda _: "interrupted; nothing is written",
+    )
 
 
 if __name__ == "__main__":

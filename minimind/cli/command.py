@@ -1,7 +1,4 @@
-"""How commands begin and end: their terminal, their exit codes, what they say of an error.
-
-Knows no runs and no models.
-"""
+"""How commands begin and end: their terminal, their exit codes, what they say of an error."""
 
 from __future__ import annotations
 
@@ -15,8 +12,11 @@ from pathlib import Path
 
 import torch
 
+from minimind.cli.options import Options
+from minimind.data.conversation import DataError
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
+from minimind.training.resume import TrainingError
 
 # How commands end; 130 is what shells say of a Ctrl-C.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -24,6 +24,49 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 class OptionError(ValueError):
     """An option of a command that can't be followed."""
+
+
+def run_command(
+    argv: list[str] | None,
+    parse: Callable[[list[str]], Options],
+    run: Callable[[Options], bool | None],
+    *,
+    out_of_memory: Callable[[Options], str] = lambda _: "this much data; use fewer rows",
+    interrupted: Callable[[Options], str] = lambda _: "interrupted",
+) -> int:
+    """Parse the command line, run, and turn what goes wrong into a line and an exit code.
+
+    Args:
+        argv: the arguments; None for this process's.
+        parse: makes options of them; its ValueError or OSError is a wrong option.
+        run: does the work; returns False if what it checked failed.
+        out_of_memory: says what was used and what to do where memory runs out.
+        interrupted: says after Ctrl-C what is left, and how to resume.
+    """
+    prepare_terminal()
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+    except (ValueError, OSError) as error:
+        return fail(EXIT_USAGE, error)
+    try:
+        return EXIT_FAILED if run(options) is False else EXIT_OK
+    except DataError as error:
+        return fail(EXIT_DATA, error)
+    except OptionError as error:
+        return fail(EXIT_USAGE, error)
+    except BrokenPipeError:
+        # Its reader has seen enough, as `head` does. Python would fail again as it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (TrainingError, ValueError, OSError) as error:
+        return fail(EXIT_FAILED, error)
+    except (MemoryError, RuntimeError) as error:
+        ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
+            raise
+        return fail(EXIT_FAILED, f"out of memory with {out_of_memory(options)} ({error})")
+    except KeyboardInterrupt:
+        return fail(EXIT_INTERRUPTED, interrupted(options))
 
 
 def prepare_terminal() -> None:
@@ -43,11 +86,7 @@ def prepare_terminal() -> None:
 
 @contextmanager
 def following_options() -> Iterator[None]:
-    """What can't be done inside is an option's fault.
-
-    Raises:
-        OptionError: for each ValueError and OSError.
-    """
+    """Raise each ValueError and OSError inside as an OptionError: a wrong option caused it."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -61,23 +100,9 @@ def fail(code: int, error: object) -> int:
     return code
 
 
-def out_of_memory(error: BaseException, remedy: str) -> str:
-    """Say what helps where memory ran out; any other error is raised again."""
-    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
-        raise error
-    return f"out of memory with {remedy} ({error})"
-
-
 def less_to_train_on(tokens_per_batch: int) -> str:
-    """The remedy where training runs out of memory."""
+    """What to do where training runs out of memory."""
     return f"--tokens-per-batch {tokens_per_batch}; halve it, or use --activation-checkpointing"
-
-
-def reader_left(code: int) -> int:
-    """Write nothing more to a pipe whose reader has seen enough, as `head` does; hand on `code`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
 
 
 def new_folder(name: str, root: Path = Path("runs")) -> Path:

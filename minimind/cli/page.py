@@ -1,11 +1,9 @@
-"""Make one self-contained HTML page: light and dark, Korean and English, no network.
-
-Knows nothing of what it shows.
-"""
+"""Make one self-contained HTML page: light and dark, Korean and English, no network."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 
 # Nothing is fetched: the page's own style and script are all that may run or load.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -36,6 +34,23 @@ input, select, button { font: inherit; color: inherit; background: var(--panel);
   border: 1px solid var(--line); border-radius: .3rem; padding: .2rem .5rem }
 [hidden] { display: none }
 """
+FILTER_SCRIPT = """
+const rows = [...document.querySelectorAll('.row')];
+const words = document.getElementById('words'), tag = document.getElementById('tag');
+function filter() {
+  const searched = words.value.toLowerCase();
+  for (const row of rows) {
+    const text = row.dataset.text ?? row.textContent.toLowerCase();
+    row.hidden = !(text.includes(searched)
+      && (tag.value === '' || row.dataset.tags.split('\\n').includes(tag.value)));
+  }
+  const shown = rows.filter(row => !row.hidden).length;
+  document.getElementById('shown').textContent = shown + ' of ' + rows.length + ' rows shown';
+}
+words.addEventListener('input', filter);
+tag.addEventListener('change', filter);
+filter();
+"""
 
 
 def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
@@ -54,6 +69,26 @@ def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def row_filter(label: str, tags: Mapping[str, str]) -> str:
+    """A text box, a choice of tags and a count, for a page whose script has FILTER_SCRIPT.
+
+    Each row of the page is `<div class="row" data-tags="a\\nb">`: its tags, a line each. Words are
+    looked for in its text, or in lower case in its `data-text` where it has one.
+
+    Args:
+        label: of the choice where none is chosen, such as "all rows".
+        tags: each tag with what the reader sees.
+    """
+    choices = "".join(
+        f'<option value="{escape(tag)}">{escape(shown)}</option>' for tag, shown in tags.items()
+    )
+    return (
+        '<p><input id="words" placeholder="filter by words" aria-label="filter by words"> '
+        f'<select id="tag" aria-label="{escape(label)}"><option value="">{escape(label)}</option>'
+        f'{choices}</select> <span id="shown" class="faint" role="status"></span></p>'
     )
 
 

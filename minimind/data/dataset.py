@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, DataError, irregularities
 from minimind.data.masking import EncodedRows, Example, Truncation, encode_rows, truncate
 from minimind.data.reader import changed_file, read_conversations
+from minimind.data.row_options import RowOptions
 from minimind.data.sources import content_hash, readable_again, working_folder
 from minimind.data.table import COLUMNS, Array, Table
 from minimind.tokenizer import Tokenizer
@@ -43,7 +44,6 @@ FORMAT = 2  # raised whenever the same input would give other ids, masks or file
 BLOCK_ROWS = 512
 REJECTED = "rejected.jsonl"
 HEAD = "report.json"  # written last: a folder that has it is whole
-OnBadRow = Literal["stop", "skip"]
 
 
 class Dataset(Sequence[Example]):
@@ -152,8 +152,8 @@ class Dataset(Sequence[Example]):
         return slice(start, start + length)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataOptions:
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(RowOptions):
     """How rows become Examples. All of it is part of the cache's key.
 
     Attributes:
@@ -161,21 +161,14 @@ class DataOptions:
         truncation: what becomes of longer rows: turns drops their last whole turns, tokens cuts
             wherever the limit is, drop leaves them out.
         train_on: every assistant message, or the last one.
-        system: system message of rows that have none.
-        prompt_key: with answer_key, the key that holds the question.
-        answer_key: with prompt_key, the key that holds the answer.
-        on_bad_row: at a row that can't be used: stop, or skip and count it.
     """
 
     max_length: int = 512
     truncation: Truncation = "turns"
     train_on: TrainOn = "all"
-    system: str | None = None
-    prompt_key: str | None = None
-    answer_key: str | None = None
-    on_bad_row: OnBadRow = "stop"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; use a positive number")
 

@@ -7,32 +7,20 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from minimind.cli.command import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    OptionError,
-    compile_decoding,
-    fail,
-    following_options,
-    new_folder,
-    out_of_memory,
-    prepare_terminal,
-    reader_left,
-)
+from minimind.cli.command import compile_decoding, following_options, new_folder, run_command
+from minimind.cli.options import parse_options
 from minimind.data.conversation import DataError, printable
-from minimind.data.dataset import OnBadRow, cache_directory
+from minimind.data.dataset import cache_directory
 from minimind.data.plain_text import encode_documents, read_documents
+from minimind.data.row_options import RowOptions
 from minimind.data.sources import readable_again
 from minimind.evaluate.evaluation import (
     Evaluation,
@@ -87,14 +75,7 @@ class EvaluateOptions:
     """Print the first rows' questions and answers, this many."""
     limit: int | None = None
     """Use only the first rows, this many."""
-    prompt_key: str | None = None
-    """With --answer-key: the key that holds the question."""
-    answer_key: str | None = None
-    """With --prompt-key: the key that holds the answer; rows may lack it."""
-    system: str | None = None
-    """System message of rows that have none."""
-    on_bad_row: OnBadRow = "stop"
-    """At a row that can't be used: stop, or skip and count it."""
+    rows: Annotated[RowOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=RowOptions)
     tokens_per_batch: int = 4096
     """Tokens scored at once; changes results in their last bits alone."""
     rows_per_batch: int = 16
@@ -110,8 +91,6 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("no file; name one, such as eval.jsonl or prompts.txt")
-        if (self.prompt_key is None) != (self.answer_key is None):
-            raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit is {self.limit}; use a positive number")
         if self.show < 0:
@@ -120,7 +99,7 @@ class EvaluateOptions:
             raise ValueError("--no-generate and --no-score leave nothing to do; drop one of them")
         if len(set(self.model)) < len(self.model):
             raise ValueError("--model names one twice; name each once")
-        if self.documents and (self.metrics or self.limit or self.system or not self.score):
+        if self.documents and (self.metrics or self.limit or self.rows.system or not self.score):
             raise ValueError(
                 "--documents scores whole texts; leave out --metrics, --limit, --system, --no-score"
             )
@@ -137,10 +116,12 @@ class EvaluateOptions:
         )
 
 
-def run(options: EvaluateOptions, evaluation: Evaluation, device: torch.device) -> None:
+def run(options: EvaluateOptions) -> None:
     """Evaluate one model after the other, write the results, and print."""
     found: dict[str, list[Record]] = {}
-    with following_options():  # known before the work, which may take hours
+    with following_options():  # before the work, which may take hours
+        evaluation, device = options.evaluation, choose_device(options.device)
+        _check_out(options.out or Path("evaluations"), options.overwrite)
         for later in options.model[1:]:
             load_tokenizer(later)
     with readable_again(options.files, cache_directory()) as files:
@@ -211,15 +192,15 @@ def _questions(
 
     def skip(error: DataError) -> None:
         error.path = names.get(error.path, error.path)
-        if options.on_bad_row == "stop":
+        if options.rows.on_bad_row == "stop":
             raise error
         skipped.append(error)
 
     rows = read_questions(
         files,
-        prompt_key=options.prompt_key,
-        answer_key=options.answer_key,
-        system=options.system,
+        prompt_key=options.rows.prompt_key,
+        answer_key=options.rows.answer_key,
+        system=options.rows.system,
         on_error=skip,
     )
     yield from islice(rows, options.limit)
@@ -266,33 +247,17 @@ def _table(results: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    prepare_terminal()
-    try:
-        options = tyro.cli(EvaluateOptions, args=argv, prog="python -m minimind.evaluate")
-        evaluation = options.evaluation
-        device = choose_device(options.device)
-        _check_out(options.out or Path("evaluations"), options.overwrite)
-    except (ValueError, OSError) as error:
-        return fail(EXIT_USAGE, error)
-    try:
-        run(options, evaluation, device)
-    except DataError as error:
-        return fail(EXIT_DATA, error)
-    except OptionError as error:
-        return fail(EXIT_USAGE, error)
-    except BrokenPipeError:
-        return reader_left(EXIT_FAILED)
-    except (ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
-    except (MemoryError, RuntimeError) as error:
-        sizes = f"--tokens-per-batch {options.tokens_per_batch} and --rows-per-batch "
-        return fail(
-            EXIT_FAILED, out_of_memory(error, f"{sizes}{options.rows_per_batch}; halve them")
-        )
-    except KeyboardInterrupt:
-        return fail(EXIT_INTERRUPTED, "interrupted; nothing is written")
-    return EXIT_OK
+    """Run the command; return its exit code."""
+    return run_command(
+        argv,
+        partial(parse_options, "minimind.evaluate", EvaluateOptions),
+        run,
+        out_of_memory=lambda options: (
+            f"--tokens-per-batch {options.tokens_per_batch} and --rows-per-batch "
+            f"{options.rows_per_batch}; halve them"
+        ),
+        interrupted=lambda _: "interrupted; nothing is written",
+    )
 
 
 if __name__ == "__main__":

@@ -6,26 +6,17 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from minimind.cli.command import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    OptionError,
-    fail,
-    following_options,
-    prepare_terminal,
-    reader_left,
-)
+from minimind.cli.command import following_options, run_command
+from minimind.cli.options import parse_options
 from minimind.cli.summary import count_lengths, describe_selection, describe_tokens, draw_lengths
-from minimind.data.conversation import Conversation, DataError, printable
+from minimind.data.conversation import Conversation, printable
 from minimind.data.dataset import DataOptions, DataReport, cache_directory
 from minimind.data.reader import read_conversations
 from minimind.data.selection import select_rows
@@ -76,8 +67,6 @@ class InspectOptions:
             raise ValueError(f"--limit is {self.limit}; use a positive number")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
-        if (self.data.prompt_key is None) != (self.data.answer_key is None):
-            raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
         for row in self.rows:
             file, colon, line = row.rpartition(":")
             if not (line.isascii() and line.isdigit()):
@@ -215,24 +204,8 @@ def _shown(row: ShownRow) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    prepare_terminal()
-    try:
-        options = tyro.cli(InspectOptions, args=argv, prog="python -m minimind.inspect")
-    except (ValueError, OSError) as error:
-        return fail(EXIT_USAGE, error)
-    try:
-        return EXIT_OK if run(options) else EXIT_FAILED
-    except DataError as error:
-        return fail(EXIT_DATA, error)
-    except OptionError as error:
-        return fail(EXIT_USAGE, error)
-    except BrokenPipeError:
-        return reader_left(EXIT_FAILED)
-    except (ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
-    except KeyboardInterrupt:
-        return fail(EXIT_INTERRUPTED, "interrupted")
+    """Run the command; return its exit code."""
+    return run_command(argv, partial(parse_options, "minimind.inspect", InspectOptions), run)
 
 
 if __name__ == "__main__":

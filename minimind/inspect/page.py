@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minimind.cli.page import escape, page
+from minimind.cli.page import FILTER_SCRIPT, escape, page, row_filter
 from minimind.cli.summary import draw_lengths
 from minimind.inspect.preflight import Check
 from minimind.inspect.survey import HARMLESS, ShownRow, Survey
@@ -36,22 +36,6 @@ document.addEventListener('mouseover', event => {
     + (token.classList.contains('lost') ? 'lost to truncation'
       : token.classList.contains('trained') ? 'trained' : 'context');
 });
-const rows = [...document.querySelectorAll('.row')];
-const words = document.getElementById('words'), reason = document.getElementById('reason');
-function filter() {
-  const wanted = words.value.toLowerCase();
-  let shown = 0;
-  for (const row of rows) {
-    const fits = row.dataset.text.includes(wanted)
-      && (reason.value === '' || row.dataset.reasons.split('\\n').includes(reason.value));
-    row.hidden = !fits;
-    shown += fits ? 1 : 0;
-  }
-  document.getElementById('shown').textContent = shown + ' of ' + rows.length + ' rows shown';
-}
-words.addEventListener('input', filter);
-reason.addEventListener('change', filter);
-filter();
 """
 
 
@@ -76,7 +60,6 @@ def inspection_page(
         max_length: the options' --max-length.
     """
     reasons = list(dict.fromkeys(reason for row in found.shown for reason in row.reasons))
-    options = "".join(f"<option>{escape(reason)}</option>" for reason in reasons)
     body = [
         '<div class="panel">' + "<br>".join(map(escape, lines)) + "</div>",
         _checks(checks),
@@ -87,14 +70,12 @@ def inspection_page(
         *(_table(title, table) for title, table in counts.items()),
         "</div>",
         "<h2>Rows, token by token</h2>",
-        '<p>Shaded tokens are trained; a line stands where a token begins. <input id="words" '
-        'placeholder="filter by words" aria-label="filter by words"> <select id="reason" '
-        f'aria-label="reason"><option value="">every reason</option>{options}</select> '
-        '<span id="shown" class="faint" role="status"></span></p>',
+        "<p>Shaded tokens are trained; a line stands where a token begins.</p>",
+        row_filter("every reason", {reason: reason for reason in reasons}),
         *(_row(row, tokenizer) for row in found.shown),
         '<div id="token" role="status">Point at a token to see its id and bytes.</div>',
     ]
-    return page(title, "\n".join(body), style=STYLE, script=SCRIPT)
+    return page(title, "\n".join(body), style=STYLE, script=FILTER_SCRIPT + SCRIPT)
 
 
 def _checks(checks: Sequence[Check]) -> str:
@@ -130,7 +111,7 @@ def _row(row: ShownRow, tokenizer: Tokenizer) -> str:
         for reason in row.reasons
     )
     return (
-        f'<div class="row panel" data-reasons="{escape(every_reason)}" '
+        f'<div class="row panel" data-tags="{escape(every_reason)}" '
         f'data-text="{escape(text.lower())}">'
         f'<div><span class="faint">{escape(row.place)} · {len(row.example):,} tokens, '
         f'{trained:,} trained</span> {reasons}</div><div class="tokens">'

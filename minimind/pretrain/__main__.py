@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,17 +16,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from minimind.cli.command import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    fail,
-    less_to_train_on,
-    out_of_memory,
-    prepare_terminal,
-)
+from minimind.cli.command import following_options, less_to_train_on, run_command
+from minimind.cli.options import parse_options
 from minimind.cli.summary import describe_plan
 from minimind.data.conversation import DataError
 from minimind.data.dataset import Dataset
@@ -40,7 +32,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import read_extra
 from minimind.training.environment import choose_device, peak_memory, versions
-from minimind.training.fit import Run, TrainingError, fit
+from minimind.training.fit import Run, fit
 from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision, resolve_precision
 from minimind.training.scoring import score
@@ -167,10 +159,11 @@ def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
     return Transformer(shape).initialize(options.seed), tokenizer
 
 
-def run(
-    options: PretrainOptions, tokenizer: Tokenizer, model: Transformer, device: torch.device
-) -> None:
+def run(options: PretrainOptions) -> None:
     """Train, and leave a Hugging Face folder in `options.out`."""
+    with following_options():
+        device = choose_device(options.device)
+        tokenizer, model = prepare(options, device)
     quiet = None if distributed.is_main_process() else True  # None: where there is no terminal
     with (
         distributed.main_process_first(),
@@ -307,29 +300,20 @@ def _record(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    prepare_terminal()
-    try:
-        options = tyro.cli(PretrainOptions, args=argv, prog="python -m minimind.pretrain")
-        device = choose_device(options.device)
-        tokenizer, model = prepare(options, device)
-    except (ValueError, OSError) as error:
-        return fail(EXIT_USAGE, error)
-    except KeyboardInterrupt:
-        return fail(EXIT_INTERRUPTED, "interrupted before the first step")
-    try:
-        run(options, tokenizer, model, device)
-    except DataError as error:
-        return fail(EXIT_DATA, error)
-    except (TrainingError, ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
-    except (MemoryError, RuntimeError) as error:
-        return fail(EXIT_FAILED, out_of_memory(error, less_to_train_on(options.tokens_per_batch)))
-    except KeyboardInterrupt:
-        return fail(
-            EXIT_INTERRUPTED, "interrupted; the same command goes on from its last checkpoint"
-        )
-    return EXIT_OK
+    """Run the command; return its exit code."""
+    return run_command(
+        argv,
+        partial(parse_options, "minimind.pretrain", PretrainOptions),
+        run,
+        out_of_memory=lambda options: less_to_train_on(options.tokens_per_batch),
+        interrupted=_how_to_resume,
+    )
+
+
+def _how_to_resume(options: PretrainOptions) -> str:
+    if any((options.out / "checkpoints").glob("step-*")):
+        return "interrupted; the same command resumes from its last checkpoint"
+    return "interrupted before the first checkpoint; the same command starts again"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import shlex
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +15,8 @@ import torch
 import tyro
 
 from minimind.atomic_io import folder_lock
-from minimind.cli.command import (
-    EXIT_DATA,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    OptionError,
-    fail,
-    following_options,
-    less_to_train_on,
-    new_folder,
-    out_of_memory,
-    prepare_terminal,
-)
+from minimind.cli.command import following_options, less_to_train_on, new_folder, run_command
+from minimind.cli.options import option_names, parse_options, refuse_old_name
 from minimind.cli.summary import describe_plan, describe_selection, describe_tokens
 from minimind.data.conversation import DataError
 from minimind.data.dataset import REJECTED, DataOptions, Dataset
@@ -40,7 +28,7 @@ from minimind.sampler import generate
 from minimind.sft.record import loss_plot, model_card
 from minimind.training import distributed
 from minimind.training.environment import choose_device, peak_memory, versions
-from minimind.training.fit import Outcome, Run, TrainingError, fit
+from minimind.training.fit import Outcome, Run, fit
 from minimind.training.loop import TrainConfig
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
@@ -113,8 +101,6 @@ class SFTOptions:
             raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}; use 0 or more")
-        if (self.data.prompt_key is None) != (self.data.answer_key is None):
-            raise ValueError("one of --prompt-key and --answer-key is missing; give both or none")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
         if self.max_minutes is not None and not self.max_minutes >= 0:
@@ -127,19 +113,20 @@ class SFTOptions:
             raise ValueError("--resume needs --out, the folder of the run to go on with")
 
 
-def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[str]) -> None:
+def run(options: SFTOptions, arguments: list[str]) -> None:
     """Prepare, show what will be trained, train, and answer a few validation prompts.
 
     Of the processes that torchrun started, the first one tokenizes, prints and writes.
 
     Args:
-        options: all of them.
-        out: the run's folder.
-        device: to train on.
+        options: all of them, with the run's folder.
         arguments: what the options were made from.
     """
-    distributed.init_distributed(device)
+    out = options.out
+    assert out is not None
     with following_options():
+        device = choose_device(options.device)
+        distributed.init_distributed(device)
         _check_folder(out, options)
         if distributed.world_size() > 1 and "-" in options.files:
             raise ValueError("standard input can't be read by several processes; name a file")
@@ -211,34 +198,18 @@ def run(options: SFTOptions, out: Path, device: torch.device, arguments: list[st
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, run, and turn what goes wrong into a line and an exit code."""
-    prepare_terminal()
+    """Run the command; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    try:
-        options = parse(arguments)
-        device = choose_device(options.device)
-    except ValueError as error:
-        return fail(EXIT_USAGE, error)
-    name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
-    out = options.out or new_folder(name or "run")
-    try:
-        run(options, out, device, arguments)
-    except DataError as error:
-        return fail(EXIT_DATA, error)
-    except OptionError as error:
-        return fail(EXIT_USAGE, error)
-    except TrainingError as error:
-        return fail(EXIT_FAILED, error)
-    except (MemoryError, RuntimeError) as error:
-        return fail(EXIT_FAILED, out_of_memory(error, less_to_train_on(options.tokens_per_batch)))
-    except (ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
-    except KeyboardInterrupt:
-        command = _going_on(out, options, arguments)
-        return fail(
-            EXIT_INTERRUPTED, f"interrupted; go on from the last checkpoint with:\n    {command}"
-        )
-    return EXIT_OK
+    return run_command(
+        arguments,
+        parse,
+        lambda options: run(options, arguments),
+        out_of_memory=lambda options: less_to_train_on(options.tokens_per_batch),
+        interrupted=lambda options: (
+            "interrupted; resume from the last checkpoint with:\n"
+            f"    {_going_on(options.out or Path(), options, arguments)}"
+        ),
+    )
 
 
 def parse(argv: list[str]) -> SFTOptions:
@@ -249,7 +220,10 @@ def parse(argv: list[str]) -> SFTOptions:
         SystemExit: 0 for --help, 2 for an unknown option or a value of the wrong kind.
     """
     argv = [*_config_arguments(argv), *argv]
-    options = tyro.cli(SFTOptions, args=argv, prog="python -m minimind.sft")
+    options = parse_options("minimind.sft", SFTOptions, argv)
+    if options.out is None:
+        name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
+        options = replace(options, out=new_folder(name or "run"))
     given = {argument.partition("=")[0].replace("_", "-") for argument in argv}
     if options.model is None and "--learning-rate" not in given:
         faster = replace(options.training, learning_rate=BASE_LEARNING_RATE)
@@ -262,6 +236,7 @@ def _config_arguments(argv: list[str]) -> list[str]:
     named = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--config"]
     named += [a.partition("=")[2] for a in argv if a.startswith("--config=")]
     arguments: list[str] = []
+    names = option_names(SFTOptions) - {"files", "config"}
     for path in named:
         try:
             options = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -271,7 +246,8 @@ def _config_arguments(argv: list[str]) -> list[str]:
             raise ValueError(f'--config {path}: not a JSON object; use {{"epochs": 3}}')
         for name, value in options.items():
             option = name.replace("_", "-")
-            if name.replace("-", "_") not in _option_names():
+            refuse_old_name(name, names, f"--config {path}: ")
+            if option not in names:
                 raise ValueError(f"--config {path}: no option is called {name}; see --help")
             if isinstance(value, dict):
                 raise ValueError(f"--config {path}: {name} is an object; give a plain value")
@@ -282,15 +258,6 @@ def _config_arguments(argv: list[str]) -> list[str]:
             elif value is not None:
                 arguments.append(f"--{option}={value}")
     return arguments
-
-
-def _option_names() -> set[str]:
-    named = {
-        field.name
-        for options in (SFTOptions, DataOptions, TrainConfig)
-        for field in fields(options)
-    }
-    return named - {"files", "config", "data", "training"}
 
 
 def _check_folder(out: Path, options: SFTOptions) -> None:
@@ -367,7 +334,7 @@ def _flat(options: SFTOptions) -> dict[str, Any]:
 def _going_on(out: Path, options: SFTOptions, arguments: list[str]) -> str:
     """The command that goes on with this one's run."""
     kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
-    named = [] if options.out else ["--out", str(out)]
+    named = [] if any(a.split("=")[0] == "--out" for a in kept) else ["--out", str(out)]
     if options.overwrite and "--overwrite" not in arguments:  # a --config says so
         named.append("--no-overwrite")
     return shlex.join([*distributed.launcher(), "-m", "minimind.sft", *kept, *named, "--resume"])

@@ -48,14 +48,10 @@ from minimind.training.loss import token_losses
 from minimind.training.metrics import Metrics, Reader, behind
 from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
-from minimind.training.resume import Origin, changes, refusal
+from minimind.training.resume import Origin, TrainingError, changes, refusal
 from minimind.training.stop import Stop
 
 NON_FINITE = "non_finite_rows.jsonl"
-
-
-class TrainingError(RuntimeError):
-    """A run that can't go on; the last checkpoint is intact."""
 
 
 @dataclass(frozen=True, kw_only=True)

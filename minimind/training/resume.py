@@ -19,6 +19,10 @@ DECIDING = (
 NEVER_THE_REASON = ("resume", "overwrite")
 
 
+class TrainingError(RuntimeError):
+    """A run that can't continue; the last checkpoint is intact."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """What a run's weights come from; JSON values, kept in each of its checkpoints.

@@ -82,10 +82,13 @@ def _shown(default: Any) -> str:
 
 
 def _helps(options: type[Any]) -> dict[str, str]:
-    """The words under each field, or those of the class's Attributes section."""
+    """The words under each field, or those of the class's Attributes section; bases' too."""
+    found = {}
+    for base in options.__bases__:
+        if is_dataclass(base):
+            found |= _helps(base)
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(options))).body
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for field, words in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr):
             assert isinstance(field.target, ast.Name)

@@ -1,0 +1,50 @@
+"""Make a command's options from its command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+Options = TypeVar("Options")
+
+# Options that version 0.2.0 renamed.
+RENAMED = {
+    "floor-ratio": "min-lr-ratio",
+    "hold-back": "val-fraction",
+    "keep": "keep-checkpoints",
+    "warmup": "warmup-ratio",
+}
+
+
+def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> Options:
+    """Make `options`, a dataclass, from the arguments after `python -m COMMAND`.
+
+    Raises:
+        ValueError: an option has its old name, or a value that can't be used.
+        SystemExit: 0 for --help, 2 for an unknown option or a value of the wrong kind.
+    """
+    names = option_names(options)
+    for argument in argv:
+        if argument.startswith("--"):
+            refuse_old_name(argument[2:].partition("=")[0], names, "")
+    return tyro.cli(options, args=list(argv), prog=f"python -m {command}")
+
+
+def option_names(options: Any) -> set[str]:
+    """The names of a dataclass's options, and of the dataclasses in it: {"val-fraction", ...}."""
+    names = set()
+    types = get_type_hints(options)
+    for field in fields(options):
+        inner = types[field.name]
+        names |= option_names(inner) if is_dataclass(inner) else {field.name.replace("_", "-")}
+    return names
+
+
+def refuse_old_name(name: str, names: set[str], place: str) -> None:
+    """Raise a ValueError with the new name of an option that had another one until 0.1.0."""
+    new = RENAMED.get(name.replace("_", "-"))
+    if new in names:
+        raise ValueError(f"{place}--{name} is called --{new} since 0.2.0; use that")
