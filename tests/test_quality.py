@@ -92,11 +92,11 @@ def test_rules_are_chosen_by_name_or_are_ones_own() -> None:
     row = planted.chat("Why?", "BECAUSE</S>")
     assert check_conversation(row, ["echo"]) == []
     assert check_conversation(row, ["echo", shouts]) == [Verdict("shouts", "it shouts")]
-    with pytest.raises(ValueError, match="no rule is called shout; there are role_order"):
+    with pytest.raises(ValueError, match="no rule is called shout; use some of role_order"):
         check_conversation(row, ["shout"])
     with pytest.raises(ValueError, match="two rules are called shouts; give each a name"):
         check_conversation(row, [shouts, shouts])
-    with pytest.raises(ValueError, match="rule <lambda>: gave 3; it gives evidence in words"):
+    with pytest.raises(ValueError, match="rule <lambda> returns 3; return evidence in words"):
         check_conversation(row, [lambda *_: 3])
 
 

@@ -136,22 +136,6 @@ class DuplicateFinder:
                         first[row] = leader
         return first
 
-    def topics(self, similarity: float = 0.5) -> Ints:
-        """(rows,) a number per topic, which rows share that are alike, or through others."""
-        parent = np.arange(self.rows)
-
-        def root(row: int) -> int:
-            while parent[row] != row:
-                parent[row] = parent[parent[row]]
-                row = int(parent[row])
-            return row
-
-        for rows, leaders in self._alike(similarity):
-            for row, leader in zip(rows.tolist(), leaders.tolist(), strict=True):
-                a, b = root(row), root(leader)
-                parent[max(a, b)] = min(a, b)
-        return np.array([root(row) for row in range(self.rows)], np.int64)
-
     def _alike(self, similarity: float) -> Iterator[tuple[Ints, Ints]]:
         """Rows that share a band with an earlier one and are alike, and that one; band by band."""
         if not (self._near and self.rows):
