@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from minimind.clean import __main__ as clean
-from minimind.clean.rules import RULES, check_conversation
+from minimind.clean.rules import RULES, Thresholds, check_conversation
 from minimind.data.reader import read_conversations
 from tests.support import planted
 
@@ -125,13 +125,16 @@ def test_the_report_counts_rows_by_rule_and_python_gives_the_same_verdicts(
     rows = [plant(chance, pairs[at]) for at, plant in enumerate(planted.PLANTERS.values())]
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    assert main(path, "--out", tmp_path / "out.jsonl", "--json") == 0
+    options = ["--json", "--max-characters", planted.MAX_CHARACTERS]
+    assert main(path, "--out", tmp_path / "out.jsonl", *options) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["rows"] == len(rows)
     assert report["kept"] == 0
     assert set(report["rejected"]) == set(RULES)
+    thresholds = Thresholds(max_characters=planted.MAX_CHARACTERS)
     for conversation, entry in zip(read_conversations(path), rejected(tmp_path), strict=True):
-        verdicts = [verdict._asdict() for verdict in check_conversation(conversation)]
+        found = check_conversation(conversation, thresholds=thresholds)
+        verdicts = [verdict._asdict() for verdict in found]
         assert entry["verdicts"] == verdicts
         assert (entry["rule"], entry["evidence"]) == (
             verdicts[0]["rule"],

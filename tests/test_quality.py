@@ -24,8 +24,11 @@ from tests.support.strategies import conversations
 EACH = 60  # defects planted per rule and language
 
 
-def rules_of(messages: list[dict[str, str]]) -> set[str]:
-    return {verdict.rule for verdict in check_conversation(messages)}
+PLANTED = replace(DEFAULT, max_characters=planted.MAX_CHARACTERS)
+
+
+def rules_of(messages: list[dict[str, str]], thresholds: Thresholds = DEFAULT) -> set[str]:
+    return {verdict.rule for verdict in check_conversation(messages, thresholds=thresholds)}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +40,10 @@ def flagged() -> dict[str, list[tuple[str, set[str]]]]:
         "en": [pair for pair in pairs if not planted.korean(pair[0])],
     }
     chance = random.Random(0)
-    found = {"": [("", rules_of(row)) for row in planted.sound_rows()]}
+    found = {"": [("", rules_of(row, PLANTED)) for row in planted.sound_rows()]}
     for name, plant in planted.PLANTERS.items():
         found[name] = [
-            (language, rules_of(plant(chance, chance.choice(some))))
+            (language, rules_of(plant(chance, chance.choice(some)), PLANTED))
             for language, some in languages.items()
             for _ in range(EACH)
         ]
