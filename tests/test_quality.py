@@ -21,7 +21,7 @@ from minimind.text.mojibake import broken_text
 from tests.support import planted
 from tests.support.strategies import conversations
 
-EACH = 60  # defects planted per rule and language
+EACH = 120  # defects planted per rule and language
 
 
 PLANTED = replace(DEFAULT, max_characters=planted.MAX_CHARACTERS)
