@@ -120,11 +120,10 @@ class PretrainOptions:
 
 
 def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, Transformer]:
-    """Find what the options name, and meet the other processes.
+    """Load or make the tokenizer and the model, check the run's folder, join the other processes.
 
     Raises:
-        ValueError: an option doesn't fit the others, or what there is.
-        OSError: a file that an option names can't be read.
+        ValueError: an option doesn't fit the others, or the files.
     """
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file; name a folder")
@@ -225,7 +224,7 @@ def run(options: PretrainOptions) -> None:
 
 
 def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -> Measure | None:
-    """What to measure on held-back documents: bits per byte, in all and by script."""
+    """Measures validation documents: their loss, and bits per byte, in all and by script."""
     if not len(validation):
         print("nothing is held back to validate on; give more documents or raise --val-fraction")
         return None
