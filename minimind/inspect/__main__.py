@@ -43,9 +43,9 @@ class InspectOptions:
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
     model: str | None = None
-    """The base whose tokenizer is used: a Hugging Face folder or hub name; default: embedded."""
+    """Use this base's tokenizer: a Hugging Face folder or hub name; default: the embedded base."""
     check: bool = False
-    """Check the data and the base's tokenizer for silent trouble; exit with 1 if there is some."""
+    """Check what the data and the base's tokenizer could break; exit with 1 if a check fails."""
     rows: tuple[str, ...] = ()
     """Show these rows, too: LINE, or FILE:LINE where there are several files."""
     html: Path | None = None
