@@ -40,7 +40,7 @@ from minimind.data.sources import SETTLED_NS
 from minimind.data.table import COLUMNS, Table
 from minimind.tokenizer import Tokenizer
 from minimind.training import checkpoint
-from minimind.training.fit import rows_hash
+from minimind.training.resume import rows_hash
 
 SAMPLE = Path("tests/data/conversations.jsonl")
 BASE = Path(minimind.__file__).parent / "base"
@@ -270,7 +270,7 @@ def going_on(folder: Path, rows: int) -> dict[str, tuple[float, float]]:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith(("going on", "stopped")):
+            if line.startswith(("resuming", "stopped")):
                 wall = time.perf_counter() - started
                 ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
                 cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")

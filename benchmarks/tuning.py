@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from minimind.base.recipe.pretraining import share_of_cores
-from minimind.sft.__main__ import BASE_LEARNING_RATE
+from minimind.sft.options import BASE_LEARNING_RATE
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 SAMPLE = (DATA / "conversations.jsonl", DATA / "facts.jsonl")

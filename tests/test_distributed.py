@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -12,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minimind.cli.command import EXIT_FAILED, run_command
 from minimind.data.packing import Steps, StepTotals, batches_of, make_steps
 from minimind.model.pretrained import BASE, load
 from minimind.model.transformer import Transformer
@@ -34,8 +37,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed, loop
 from minimind.training import fit as run_module
 from minimind.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
-from minimind.training.fit import TrainingError, validation_loss
-from minimind.training.fit import _explained as explained
+from minimind.training.fit import validation_loss
 from minimind.training.loop import TrainConfig, TrainState, train
 from tests.support.ragged import new_model, ragged_rows
 from tests.support.tiny import write_base
@@ -284,12 +286,18 @@ def refusals(folder: Path) -> list[str]:
     timed = pretrain.PretrainOptions(files=("a.txt",), out=folder / "out", minutes=1.0)
     with pytest.raises(ValueError, match="--minutes is measured by one process") as plan:
         pretrain.prepare(timed, torch.device("cpu"))
-    run = Fitting(folder, Tokenizer.load(BASE)).run()
-    with pytest.raises(TrainingError, match="another process") as gone, explained(run):
-        raise RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError, match="a failing kernel"), explained(run):
-        raise RuntimeError("a failing kernel")
-    return [str(error.value) for error in (shard, data, gone, plan)]
+    with pytest.raises(RuntimeError, match="a failing kernel"):
+        run_command([], list, partial(fail_with, "a failing kernel"))
+    gone = io.StringIO()
+    with redirect_stderr(gone):
+        code = run_command([], list, partial(fail_with, "Connection closed by peer"))
+    assert code == EXIT_FAILED
+    said = gone.getvalue().strip().replace(f" in process {distributed.rank()}", "")
+    return [*(str(error.value) for error in (shard, data, plan)), said]
+
+
+def fail_with(error: str, options: object) -> None:
+    raise RuntimeError(error)
 
 
 def test_ranks_never_disagree(tmp_path) -> None:
@@ -308,9 +316,9 @@ def test_ranks_never_disagree(tmp_path) -> None:
         "refused": [
             "--shard is 3 and there are 2 processes; use a number that divides them",
             "standard input can't be read by several processes; name a file",
-            "another process of this run is gone, torchrun names it (Connection closed by peer); "
-            "the same command goes on",
             "--minutes is measured by one process; give several --tokens or --epochs",
+            "error: another process of this run is gone, torchrun names it (Connection closed by "
+            "peer); resume the run from its last checkpoint",
         ],
         "lost": [True, False],
     }
@@ -424,11 +432,10 @@ def test_one_rank_that_wants_to_stop_stops_all_and_what_is_not_exact_is_said(
     assert first[0] == [(False, 2), (True, steps)]
     said = [sentence for sentence in first[1] if "threads" not in sentence]
     assert said == [
-        f"going on from step 1 of {steps}",
+        f"resuming from step 1 of {steps}",
         "not bit-exact: processes was 1 and is 2",
         "not bit-exact: precision was bf16 and is fp32",
-        f"stopped after step 2 of {steps}; the same command goes on",
-        f"going on from step 2 of {steps}",
+        f"resuming from step 2 of {steps}",
     ]
 
 
@@ -535,7 +542,7 @@ def test_a_killed_rank_ends_all_and_torchrun_goes_on_to_the_same_weights(torchru
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert "failed (exitcode: -9) local_rank: 1" in said
-    assert said.count("going on from step ") == 1
+    assert said.count("resuming from step ") == 1
     assert said.count("stopped after step ") == 1, said
 
     process = torchrun.start(*options, "--out", out, launcher=TWO)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.cli.page import escape, page
+from minimind.cli.page import FILTER_SCRIPT, escape, page, row_filter
 
 
 class Elements(HTMLParser):
@@ -44,3 +44,12 @@ def test_a_page_names_no_other_place() -> None:
     assert "http:" not in document
     assert "https:" not in document
     assert {"p", "style", "script"} <= set(Elements(document).names)
+
+
+def test_a_row_filter_offers_every_tag_and_its_script_finds_its_elements() -> None:
+    bar = row_filter("all rows", {"wrong": "with a <wrong> answer", "right": "others"})
+    assert "with a &lt;wrong&gt; answer" in bar
+    assert Elements(bar).names.count("option") == 3
+    for id in ("words", "tag", "shown"):
+        assert f'id="{id}"' in bar
+        assert f"getElementById('{id}')" in FILTER_SCRIPT

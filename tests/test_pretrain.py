@@ -1,4 +1,4 @@
-"""Pretraining uses the same loop: text in, a Hugging Face folder out, and it can go on."""
+"""Pretraining uses the same loop: text in, a Hugging Face folder out, and it can be resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import minimind.training.fit
 from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from minimind.evaluate.evaluation import score_documents
 from minimind.model.pretrained import load
@@ -21,6 +20,7 @@ from minimind.pretrain.corpus import build_corpus
 from minimind.sft import __main__ as sft
 from minimind.training import loop
 from tests.support.tiny import CONFIG, write_base
+from tests.test_resuming import rewrite_extra
 
 KOREAN = ["{}번 고양이가 생선을 {}마리 먹고 잠을 잡니다.", "{}일에는 비가 {}번 왔어요."]
 ENGLISH = ["Cat number {} eats {} fish and falls asleep.", "On day {} it rained {} times."]
@@ -164,7 +164,7 @@ def test_minutes_fix_the_number_of_steps_once(
     assert main([*options, "--max-minutes", "0"]) == 0
     told = capsys.readouterr().out
     assert f"steps: {planned} of" in told
-    assert "going on from step 1" in told
+    assert "resuming from step 1" in told
     assert record(out)["outcome"]["steps"] == 2
     more, less = ([*options, "--minutes", minutes, "--max-minutes", "0"] for minutes in "41")
     assert main(more) == 0
@@ -247,7 +247,7 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
         main([*files, *SMALL, *shape, "--val-fraction", "0", "--tokens", "500", "--out", str(out)])
         == 0
     )
-    assert "nothing is held back to validate on; give more documents" in capsys.readouterr().out
+    assert "no documents to validate on; give more documents" in capsys.readouterr().out
     assert load(out)[0].config.hidden_size == 32
 
 
@@ -260,7 +260,7 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
         (["--mix", "nan", "1"], "--mix is nan 1; use positive weights"),
         (["--tokens", "0"], "--tokens is 0; use 1 or more"),
         (["--minutes", "0"], "--minutes is 0.0; use a positive number"),
-        (["--max-minutes", "-1"], "--max-minutes is -1.0; use 0 or more"),
+        (["--max-minutes", "-1"], "max_minutes is -1.0; use 0 or more"),
         (["--val-fraction", "1"], "--val-fraction is 1.0; use 0 to less than 1"),
         (["--learning-rate", "0"], "learning_rate is 0.0; use a positive number"),
         (["--device", "quantum"], "device quantum: "),
@@ -297,7 +297,7 @@ def test_a_model_that_stands_in_the_folder_is_not_written_over(
     base = write_base(tmp_path / "base")
     before = (base / "model.safetensors").read_bytes()
     assert main([*files, *SMALL, *shape, "--out", str(base)]) == EXIT_USAGE
-    assert "holds a model, but no checkpoint to go on from" in capsys.readouterr().err
+    assert "holds a model, but no checkpoint to resume from" in capsys.readouterr().err
     assert (base / "model.safetensors").read_bytes() == before
     done = ("--tokens", "2000", "--out", str(tmp_path / "run"))
     assert main([*files, *SMALL, *shape, *done]) == 0
@@ -331,11 +331,14 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [*files, *SMALL, *shape, "--out", str(tmp_path / "run")]
-    save = minimind.training.fit._extra
-    monkeypatch.setattr(minimind.training.fit, "_extra", lambda *a: save(*a) | {"origin": {}})
     assert main([*arguments, "--tokens", "600"]) == 0
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    rewrite_extra(newest, {"origin": {"options": {"minutes": 1.0}, "planned": 2}})
+    monkeypatch.setattr("minimind.pretrain.trial.seconds_per_step", lambda *_: 9.0)
     assert main([*arguments, "--minutes", "1"]) == EXIT_FAILED
-    assert "its checkpoint isn't what this version writes" in capsys.readouterr().err
+    assert (
+        "its checkpoint is of minimind 0.1.0; finish the run with that" in capsys.readouterr().err
+    )
 
 
 def test_a_row_without_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tuning
-from minimind.sft import __main__ as sft
+from minimind.sft.options import BASE_LEARNING_RATE, SFTOptions
 from tests.support.tiny import write_base
 
 ROOT = Path(__file__).parents[1]
@@ -27,12 +27,12 @@ def rows() -> dict[str, str]:
 
 
 def test_the_option_table_gives_the_real_defaults() -> None:
-    options = sft.SFTOptions(files=("x",))
+    options = SFTOptions(files=("x",))
     for option, shown in rows().items():
         name = option.replace("-", "_")
         holder = next(
             holder
-            for holder in (options, options.data, options.training)
+            for holder in (options, options.run, options.data, options.training)
             if name in type(holder).__dataclass_fields__
         )
         value = getattr(holder, name)
@@ -45,8 +45,7 @@ def test_the_option_table_gives_the_real_defaults() -> None:
         else:
             assert float(shown.split(";")[0]) == value, option
     assert (
-        f"{sft.BASE_LEARNING_RATE:g}"
-        == f"{float(rows()['learning-rate'].split(';')[1].split()[0]):g}"
+        f"{BASE_LEARNING_RATE:g}" == f"{float(rows()['learning-rate'].split(';')[1].split()[0]):g}"
     )
 
 

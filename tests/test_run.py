@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,16 @@ from safetensors.torch import load_file
 from minimind.cli.command import new_folder
 from minimind.data.dataset import Dataset
 from minimind.data.masking import Example
-from minimind.data.packing import make_steps
+from minimind.data.packing import Steps, make_steps
 from minimind.data.show import show_row
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import fit as module
 from minimind.training import loop
-from minimind.training.environment import choose_device
-from minimind.training.fit import Run, TrainingError, fit, validation_loss
+from minimind.training.environment import choose_device, peak_memory_bytes
+from minimind.training.fit import Measure, RunConfig, RunResult, fit, validation_loss
 from minimind.training.loop import TrainConfig
+from minimind.training.resume import RunFingerprint, TrainingError
 from tests.support.tiny import CONFIG
 
 
@@ -31,6 +34,22 @@ def examples(count: int) -> Dataset:
         ids = torch.randint(0, CONFIG.vocab_size, (length,), generator=generator).tolist()
         rows.append(Example(ids, [False, False] + [True] * (length - 2)))
     return Dataset.from_examples(rows)
+
+
+def run(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    steps: Steps,
+    precision: str,
+    out: Path,
+    validation: Measure | None = None,
+    save_every: int = 0,
+    **options: int,
+) -> RunResult:
+    config = TrainConfig(precision=precision)
+    fingerprint = RunFingerprint.of(model, tokenizer, steps, config, {}, {})
+    run = RunConfig(save_every=save_every, **options)
+    return fit(model, tokenizer, steps, config, run, out, fingerprint, validation)
 
 
 def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_cut() -> None:
@@ -85,7 +104,7 @@ def test_each_run_gets_the_first_free_number(tmp_path: Path) -> None:
 @pytest.fixture(params=[0, 1], ids=["read at once", "read a step late, as on CUDA"])
 def behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     steps: int = request.param
-    monkeypatch.setattr(module, "behind", lambda device: steps)
+    monkeypatch.setattr(module, "allowed_lag", lambda device: steps)
     return steps
 
 
@@ -111,19 +130,10 @@ def train_with_a_bad_step(
 
     monkeypatch.setattr(loop, "batch_loss", loss_of_a_bad_step)
     monkeypatch.setattr(loop, "train_step", note)
-    run = Run(
-        out=out,
-        validation=[],
-        eval_every=100,
-        save_every=save_every,
-        save_dtype=torch.float32,
-        identity={},
-        say=print,
-    )
     first, last = steps.rows_of(bad - 1)[[0, -1]]
     named = f"^step {bad}: the loss is nan .*its rows are row {first}, .*row {last}\\. Lower"
     with pytest.raises(TrainingError, match=named) as error:
-        fit(model, tokenizer, steps, TrainConfig(precision="fp32"), run)
+        run(model, tokenizer, steps, "fp32", out, save_every=save_every)
     aside = out / "non_finite_rows.jsonl"
     assert f"look at {aside}; checkpoints in {out} are from before it" in str(error.value)
     entries = [json.loads(line) for line in aside.read_text(encoding="utf-8").splitlines()]
@@ -153,7 +163,7 @@ def test_a_bad_step_stops_the_run_and_leaves_the_weights_as_they_were(
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
 
-def test_nothing_is_saved_before_the_last_step_is_known_to_be_fine(
+def test_nothing_is_saved_before_the_last_step_is_known_to_be_finite(
     behind: int, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
@@ -162,25 +172,16 @@ def test_nothing_is_saved_before_the_last_step_is_known_to_be_fine(
     assert not (out / "checkpoints").exists()
 
 
-def test_steps_that_overflow_fp16_are_counted_and_the_run_goes_on(
+def test_steps_that_overflow_fp16_are_counted_and_the_run_continues(
     behind: int, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(state: loop.TrainState) -> torch.amp.GradScaler:
         return torch.amp.GradScaler("cpu", init_scale=2.0**30)
 
     monkeypatch.setattr(loop.TrainState, "_make_scaler", too_large)
-    run = Run(
-        out=tmp_path,
-        validation=[],
-        eval_every=100,
-        save_every=0,
-        save_dtype=torch.float32,
-        identity={},
-        say=print,
-    )
     steps = make_steps(examples(12), tokens_per_step=60)
     model = Transformer(CONFIG).initialize(0)
-    outcome = fit(model, tokenizer, steps, TrainConfig(precision="fp16"), run)
+    outcome = run(model, tokenizer, steps, "fp16", tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     norms = [json.loads(line)["grad_norm"] for line in lines]
     assert outcome.finished
@@ -192,19 +193,34 @@ def test_a_validation_measures_what_it_is_told_and_the_best_is_by_loss(
 ) -> None:
     losses = iter([3.0, 1.0, 2.0])
     model = Transformer(CONFIG).initialize(0)
-    run = Run(
-        out=tmp_path,
-        validation=[],
-        eval_every=1,
-        save_every=0,
-        save_dtype=torch.float32,
-        identity={},
-        say=print,
-        measure=lambda _, precision: {"validation_loss": next(losses), "bits_per_byte": 1.5},
-    )
+
+    def measure(model: Transformer, precision: str) -> dict[str, float]:
+        return {"validation_loss": next(losses), "bits_per_byte": 1.5}
+
     steps = make_steps(examples(12), tokens_per_step=60).truncated(2)
-    outcome = fit(model, tokenizer, steps, TrainConfig(precision="fp32"), run)
+    outcome = run(model, tokenizer, steps, "fp32", tmp_path, measure, eval_every=1)
     assert (outcome.first_loss, outcome.best_loss, outcome.best_step) == (3.0, 1.0, 1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0] == {"step": 0, "validation_loss": 3.0, "bits_per_byte": 1.5}
-    assert "step 2: validation loss 2.0000, bits per byte 1.5000" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    for step, loss in enumerate((3.0, 1.0, 2.0)):
+        assert f"step {step}: validation loss {loss:.4f}, bits per byte 1.5000" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"eval_every": 0}, "eval_every is 0; use 1 or more"),
+        ({"save_every": -1}, "save_every is -1; use 0 or more"),
+        ({"max_minutes": float("nan")}, "max_minutes is nan; use 0 or more"),
+    ],
+)
+def test_a_run_that_can_not_be_is_refused(options: dict[str, float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        RunConfig(**options)
+
+
+def test_the_peak_of_memory_is_plausible_and_needs_no_module_that_windows_lacks() -> None:
+    assert 50e6 < peak_memory_bytes() < 1e12
+    code = "import sys; sys.modules['resource'] = None; import minimind.training.environment"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,6 +18,7 @@ from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_
 from minimind.data.dataset import DataOptions, build_dataset
 from minimind.model.pretrained import load, save
 from minimind.sft import __main__ as sft
+from minimind.sft.options import BASE_LEARNING_RATE
 from minimind.training.loop import TrainState
 from tests.support.tiny import write_base
 
@@ -103,7 +104,7 @@ def test_an_existing_folder_is_refused_before_anything_is_read(
     out.mkdir()
     (out / "precious.txt").write_text("keep")
     assert run("absent.jsonl", "--model", base, "--out", out) == EXIT_USAGE
-    assert "--resume goes on with it, --overwrite deletes it" in capsys.readouterr().err
+    assert "--resume continues its run, --overwrite deletes it" in capsys.readouterr().err
     assert (out / "precious.txt").read_text() == "keep"
 
 
@@ -122,14 +123,14 @@ def test_resuming_after_an_interruption_ends_at_the_same_weights(
     common = (data, "--model", base, "--epochs", 4, "--save-every", 2, "--tokens-per-step", 200)
     assert run(*common, "--out", tmp_path / "whole") == 0
 
-    class Interrupted(minimind.training.fit.Metrics):
+    class Interrupted(minimind.training.fit.StepLogger):
         def write(self, values: dict[str, float]) -> None:
             super().write(values)
             if values["step"] == 5 and "loss" in values:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(minimind.training.fit, "Metrics", Interrupted)
+        patch.setattr(minimind.training.fit, "StepLogger", Interrupted)
         code = run(*common, "--out", tmp_path / "cut", "--resume")  # begins: nothing is there yet
     assert code == EXIT_INTERRUPTED
     assert run(*common, "--out", tmp_path / "cut", "--resume") == 0
@@ -145,7 +146,7 @@ def test_resuming_after_an_interruption_ends_at_the_same_weights(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
+def test_a_signal_saves_exits_with_zero_and_says_the_command_that_resumes(
     number: signal.Signals,
     base: Path,
     data: Path,
@@ -153,7 +154,7 @@ def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Signalled(minimind.training.fit.Metrics):
+    class Signalled(minimind.training.fit.StepLogger):
         def write(self, values: dict[str, float]) -> None:
             super().write(values)
             if values["step"] == 5 and "loss" in values:
@@ -162,7 +163,7 @@ def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
     common = (data, "--model", base, "--epochs", 4, "--tokens-per-step", 200)
     assert run(*common, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(minimind.training.fit, "Metrics", Signalled)
+        patch.setattr(minimind.training.fit, "StepLogger", Signalled)
         assert run(*common) == 0
     printed = capsys.readouterr().out
     assert "stopped after step 6 of " in printed
@@ -170,10 +171,10 @@ def test_a_signal_saves_exits_with_zero_and_says_the_command_that_goes_on(
     assert "chat with it" not in printed.partition("stopped")[2]
     out = Path("runs/chats-1")
     assert json.loads((out / "run.json").read_text())["outcome"]["finished"] is False
-    command = printed.partition("go on with:\n    python -m minimind.sft ")[2].splitlines()[0]
+    command = printed.partition("resume with:\n    python -m minimind.sft ")[2].splitlines()[0]
     assert command.endswith(f"--out {out} --resume")
     assert run(*shlex.split(command)) == 0
-    assert "going on from step 6 of " in capsys.readouterr().out
+    assert "resuming from step 6 of " in capsys.readouterr().out
     for name in ("model.safetensors", "last/model.safetensors"):
         whole, cut = (load_file(folder / name) for folder in (tmp_path / "whole", out))
         assert all(torch.equal(whole[key], cut[key]) for key in whole)
@@ -189,13 +190,13 @@ def test_a_time_limit_stops_with_a_checkpoint_and_only_so_many_are_kept(
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_the_command_that_goes_on_overwrites_nothing(tmp_path: Path) -> None:
+def test_the_command_that_resumes_overwrites_nothing(tmp_path: Path) -> None:
     arguments = ["a b.jsonl", "--overwrite", "--out", "x", "--epochs", "3"]
-    command = sft._going_on(Path("x"), sft.parse(arguments), arguments)
+    command = sft.resume_command(sft.parse(arguments), arguments)
     assert command == "python -m minimind.sft 'a b.jsonl' --out x --epochs 3 --resume"
 
 
-def test_a_checkpoint_of_other_data_is_not_gone_on_from(
+def test_a_checkpoint_of_other_data_is_not_resumed(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ("--model", base, "--out", tmp_path / "run", "--max-steps", 2)
@@ -218,7 +219,7 @@ def test_an_option_that_makes_other_data_is_named_and_one_that_does_not_is_fine(
     assert run(*common, "--on-bad-row", "skip", "--save-every", 7) == 0
 
 
-def test_another_tokenizer_is_not_gone_on_with(
+def test_another_tokenizer_is_not_resumed_with(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changing = write_base(tmp_path / "changing")
@@ -235,7 +236,7 @@ def test_resume_and_overwrite_exclude_each_other(
 ) -> None:
     code = run(data, "--out", tmp_path / "x", "--resume", "--overwrite")
     assert code == EXIT_USAGE
-    assert "--resume goes on and --overwrite deletes" in capsys.readouterr().err
+    assert "--resume continues a run" in capsys.readouterr().err
 
 
 def test_a_bad_row_stops_the_run_before_training_and_names_its_place(
@@ -333,6 +334,11 @@ def test_options_come_from_a_file_and_the_command_line_goes_first(tmp_path: Path
         ("{", "name a JSON file of options"),
         ("[1]", "not a JSON object"),
         ('{"eppochs": 1}', "no option is called eppochs; see --help"),
+        (
+            '{"floor_ratio": 0.1}',
+            "options.json: --floor_ratio is called --min-lr-ratio since 0.2",
+        ),
+        ('{"keep": 1}', "options.json: --keep is called --keep-checkpoints since 0.2.0"),
         ('{"system": {"a": 1}}', "system is an object; give a plain value"),
     ],
 )
@@ -347,7 +353,7 @@ def test_an_options_file_that_cannot_be_read_is_named(
 
 def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() -> None:
     assert sft.parse(["a.jsonl", "--model", "x"]).training.learning_rate == 1e-4
-    assert sft.parse(["a.jsonl"]).training.learning_rate == sft.BASE_LEARNING_RATE
+    assert sft.parse(["a.jsonl"]).training.learning_rate == BASE_LEARNING_RATE
     for given in (
         ["--learning-rate", "3e-4"],
         ["--learning_rate", "3e-4"],
@@ -363,10 +369,10 @@ def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() 
         (["a.jsonl", "--epochs", "0"], "--epochs is 0"),
         (["a.jsonl", "--val-fraction", "1"], "--val-fraction is 1"),
         (["a.jsonl", "--resume"], "--resume needs --out"),
-        (["a.jsonl", "--keep-checkpoints", "0"], "--keep-checkpoints is 0; use a positive number"),
-        (["a.jsonl", "--max-minutes", "-1"], "--max-minutes is -1.0; use 0 or more"),
-        (["a.jsonl", "--max-minutes", "nan"], "--max-minutes is nan; use 0 or more"),
-        (["a.jsonl", "--save-dtype", "int4"], "use fp32 or bf16"),
+        (["a.jsonl", "--keep-checkpoints", "0"], "keep_checkpoints is 0; use 1 or more"),
+        (["a.jsonl", "--max-minutes", "-1"], "max_minutes is -1.0; use 0 or more"),
+        (["a.jsonl", "--max-minutes", "nan"], "max_minutes is nan; use 0 or more"),
+        (["a.jsonl", "--save-dtype", "int4"], "invalid choice 'int4'"),
         (["a.jsonl", "--learning-rate", "-1"], "use a positive number"),
         (["a.jsonl", "--seed", "-1"], "--seed is -1; use 0 or more"),
         (["a.jsonl", "--prompt-key", "q"], "one of --prompt-key and --answer-key is missing"),
@@ -596,17 +602,17 @@ def test_rows_longer_than_the_context_are_refused_before_the_first_step(
     assert run(data, *options, "--max-length", "256") == EXIT_OK
 
 
-def test_a_model_that_is_no_run_is_not_gone_on_with(
+def test_a_model_that_is_no_run_is_not_resumed(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_base(tmp_path / "other")
     before = (other / "model.safetensors").read_bytes()
     assert run(data, "--model", base, "--out", other, "--resume") == EXIT_USAGE
-    assert "holds a model, but no run to go on with" in capsys.readouterr().err
+    assert "holds a model, but no run to resume" in capsys.readouterr().err
     assert (other / "model.safetensors").read_bytes() == before
 
 
-def test_another_base_is_not_gone_on_from(
+def test_another_base_is_not_resumed(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ("--out", tmp_path / "run", "--max-steps", 2)
@@ -631,11 +637,11 @@ def test_the_printed_commands_can_be_run_as_they_are(
     options.write_text('{"overwrite": true, "max_steps": 2}')
     common = (data, "--model", base, "--out", out, "--system", "Be brief.", "--config", options)
     assert run(*common, "--max-minutes", 0) == EXIT_OK
-    command = capsys.readouterr().out.partition("go on with:\n")[2].splitlines()[0]
+    command = capsys.readouterr().out.partition("resume with:\n")[2].splitlines()[0]
     arguments = shlex.split(command)
     assert arguments[:3] == ["python", "-m", "minimind.sft"]
     arguments.remove("--max-minutes")
     arguments.remove("0")
     assert run(*arguments[3:]) == EXIT_OK
-    assert "going on from step 1 of 2" in capsys.readouterr().out
+    assert "resuming from step 1 of 2" in capsys.readouterr().out
     assert "--system 'Be brief.'" in (out / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Signals are wishes, the second Ctrl-C is an order."""
+"""First signal: stop after this step; second Ctrl-C: stop now."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def send(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_a_wish_and_is_answered(number, capfd) -> None:
+def test_the_first_signal_asks_to_stop_and_is_answered(number, capfd) -> None:
     with Stop() as stop:
-        assert not stop.wanted()
+        assert not stop.requested()
         send(number)
-        assert stop.wanted()
+        assert stop.requested()
     assert capfd.readouterr().err == (
-        "\nstopping after this step, with a checkpoint; Ctrl-C again leaves at once\n"
+        "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
     )
 
 
@@ -34,14 +34,14 @@ def test_the_next_ctrl_c_interrupts(first) -> None:
         send(first)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-        assert stop.wanted()
+        assert stop.requested()
 
 
 def test_whoever_asks_a_program_to_end_may_ask_twice(capfd) -> None:
     with Stop() as stop:
         for _ in range(3):
             send(signal.SIGTERM)
-        assert stop.wanted()
+        assert stop.requested()
     assert capfd.readouterr().err.count("stopping") == 1
 
 
@@ -61,9 +61,9 @@ def test_time_is_counted_from_the_beginning_on(monkeypatch) -> None:
     clock[0] += 500
     with stop:
         clock[0] += 119
-        assert not stop.wanted()
+        assert not stop.requested()
         clock[0] += 2
-        assert stop.wanted()
+        assert stop.requested()
 
 
 def test_a_thread_that_gets_no_signals_can_be_stopped_by_time_all_the_same() -> None:
@@ -71,7 +71,7 @@ def test_a_thread_that_gets_no_signals_can_be_stopped_by_time_all_the_same() -> 
 
     def work() -> None:
         with Stop(max_minutes=0) as stop:
-            found.append(stop.wanted())
+            found.append(stop.requested())
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from minimind.cli.summary import (
-    count_lengths,
-    describe_plan,
-    describe_rows,
-    describe_tokens,
-    draw_lengths,
-)
+from minimind.cli.summary import describe_plan, describe_rows, describe_tokens
 from minimind.data.dataset import DataReport, Dataset
 from minimind.data.masking import Example, encode_conversation
 from minimind.data.packing import make_steps
 from minimind.data.show import GREEN, RESET, prompt_of, show_row, show_tokens
+from minimind.inspect.lengths import count_lengths, draw_lengths
 from minimind.pretrain.corpus import CorpusReport
 from minimind.pretrain.summary import describe_corpus, describe_mix
 from minimind.sft.record import loss_plot

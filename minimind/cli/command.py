@@ -1,14 +1,16 @@
-"""How commands begin and end: their terminal, their exit codes, what they say of an error."""
+"""Run a command: its terminal, its errors and exit codes, its record."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from minimind.cli.options import Options
 from minimind.data.conversation import DataError
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
+from minimind.training.environment import versions
 from minimind.training.resume import TrainingError
 
 # How commands end; 130 is what shells say of a Ctrl-C.
@@ -61,6 +64,9 @@ def run_command(
     except (TrainingError, ValueError, OSError) as error:
         return fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and distributed.is_loss_of_another(error):
+            fact = f"another process of this run is gone, torchrun names it ({error})"
+            return fail(EXIT_FAILED, f"{fact}; resume the run from its last checkpoint")
         ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
             raise
@@ -70,10 +76,7 @@ def run_command(
 
 
 def prepare_terminal() -> None:
-    """Read and print Korean under any locale, and print warnings as one-line notes.
-
-    Of the processes that torchrun started, all but the first keep silent.
-    """
+    """Read and print UTF-8 under any locale, warnings as one-line notes; mute other processes."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             errors = "strict" if stream is sys.stdin else "backslashreplace"
@@ -94,7 +97,7 @@ def following_options() -> Iterator[None]:
 
 
 def fail(code: int, error: object) -> int:
-    """Say what went wrong, and hand on the exit code."""
+    """Print what went wrong, and return the exit code."""
     where = "" if distributed.is_main_process() else f" in process {distributed.rank()}"
     print(f"error{where}: {error}", file=sys.stderr)
     return code
@@ -111,6 +114,15 @@ def new_folder(name: str, root: Path = Path("runs")) -> Path:
     while (root / f"{name}-{number}").exists():
         number += 1
     return root / f"{name}-{number}"
+
+
+def write_record(out: Path, command: list[str], **facts: Any) -> dict[str, Any]:
+    """Write run.json and return what is in it; `command` is what stood after `-m`."""
+    command = [*distributed.launcher(), "-m", *command]
+    record = {**facts, "versions": versions(), "command": command}
+    text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
+    (out / "run.json").write_text(text + "\n", encoding="utf-8")
+    return record
 
 
 def compile_decoding(model: Transformer, rows: int, say: Callable[[str], None]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -48,3 +48,19 @@ def refuse_old_name(name: str, names: set[str], place: str) -> None:
     new = RENAMED.get(name.replace("_", "-"))
     if new in names:
         raise ValueError(f"{place}--{name} is called --{new} since 0.2.0; use that")
+
+
+def check_least(options: Any, least: Mapping[str, int]) -> None:
+    """Raise a ValueError where an option that is given is below its least value."""
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= low:  # NaN isn't either
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; use {low} or more")
+
+
+def flatten(options: Any) -> dict[str, Any]:
+    """All options by name, with those of the dataclasses in `options`."""
+    values: dict[str, Any] = {}
+    for name, value in asdict(options).items():
+        values |= value if isinstance(value, dict) else {name: value}
+    return values

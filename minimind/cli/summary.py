@@ -1,9 +1,7 @@
-"""Say in words and pictures what a run trains and what came of it. Prints nothing itself."""
+"""Describe in words what a run will train."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,6 @@ import numpy as np
 from minimind.data.dataset import REJECTED, DataReport, Dataset
 from minimind.data.packing import Steps
 from minimind.data.selection import Selection
-
-BARS, WIDTH = 10, 30  # of a drawing of lengths, in lines and in characters
 
 
 def describe_rows(report: DataReport, rejected: Path) -> list[str]:
@@ -64,37 +60,6 @@ def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
             f"tokens per row: {low:.0f} (5%), {middle:.0f} (median), {high:.0f} (95%), "
             f"{top:.0f} (max)"
         )
-    return lines
-
-
-def count_lengths(lengths: Sequence[int], max_length: int) -> list[tuple[int, int, int]]:
-    """Rows by their tokens: (from, to, rows) for ten equal spans up to `max_length`, and the rest.
-
-    Where no row is as long as that the spans end with the longest row.
-    """
-    found = np.array(lengths)
-    if not len(found):
-        return []
-    longest = int(found.max())
-    top = min(longest, max_length)
-    step = max(-(-top // BARS), 1)
-    edges = [*range(0, top, step), top, *([longest] if longest > top else [])]
-    return [
-        (low + 1, high, int(((found > low) & (found <= high)).sum()))
-        for low, high in pairwise(edges)
-    ]
-
-
-def draw_lengths(lengths: Sequence[int], max_length: int) -> list[str]:
-    """`count_lengths` as bars, and a line at the most that is kept."""
-    counts = count_lengths(lengths, max_length)
-    most = max((count for *_, count in counts), default=0)
-    lines = ["tokens per row, before truncation:"]
-    for low, high, count in counts:
-        if low == max_length + 1:
-            lines.append(f"    {'':-<{WIDTH}} --max-length {max_length:,}")
-        bar = "█" * -(-WIDTH * count // most)
-        lines.append(f"    {bar:{WIDTH}} {low:,} to {high:,}: {count:,}")
     return lines
 
 

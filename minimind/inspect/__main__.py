@@ -15,13 +15,14 @@ import tyro
 
 from minimind.cli.command import following_options, run_command
 from minimind.cli.options import parse_options
-from minimind.cli.summary import count_lengths, describe_selection, describe_tokens, draw_lengths
+from minimind.cli.summary import describe_selection, describe_tokens
 from minimind.data.conversation import Conversation, printable
 from minimind.data.dataset import DataOptions, DataReport, cache_directory
 from minimind.data.reader import read_conversations
 from minimind.data.selection import select_rows
 from minimind.data.show import show_tokens
 from minimind.data.sources import readable_again
+from minimind.inspect.lengths import count_lengths, draw_lengths
 from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
 from minimind.inspect.survey import ShownRow, Survey, survey, tables

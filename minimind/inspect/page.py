@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minimind.cli.page import FILTER_SCRIPT, escape, page, row_filter
-from minimind.cli.summary import draw_lengths
+from minimind.inspect.lengths import draw_lengths
 from minimind.inspect.preflight import Check
 from minimind.inspect.survey import HARMLESS, ShownRow, Survey
 from minimind.tokenizer import Tokenizer

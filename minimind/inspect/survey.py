@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from typing import Any
@@ -212,7 +211,6 @@ class _Picks:
     def __init__(self, chosen: set[str]) -> None:
         self._chosen = chosen
         self._by_reason: dict[str, list[ShownRow]] = {}
-        self._lengths: dict[str, list[int]] = {}
         self.sample: list[ShownRow] = []
         self._random = random.Random(0)
 
@@ -223,23 +221,19 @@ class _Picks:
                 rows.append(row)
         if row.place in self._chosen:
             self._by_reason.setdefault("chosen", []).append(row)
-        self._keep_lowest("longest", row, -len(row.example))
-        self._keep_lowest("shortest", row, len(row.example))
+        self._keep_first("longest", row, lambda kept: -len(kept.example))
+        self._keep_first("shortest", row, lambda kept: len(kept.example))
         # Reservoir sampling: each row is drawn with equal chance.
         if len(self.sample) < SAMPLE_ROWS:
             self.sample.append(row)
         elif (place := self._random.randrange(row.number)) < SAMPLE_ROWS:
             self.sample[place] = row
 
-    def _keep_lowest(self, reason: str, row: ShownRow, rank: int) -> None:
-        """Keep the rows of the lowest ranks; of equals the first."""
-        ranks = self._lengths.setdefault(reason, [])
+    def _keep_first(self, reason: str, row: ShownRow, rank: Callable[[ShownRow], int]) -> None:
         rows = self._by_reason.setdefault(reason, [])
-        place = bisect_right(ranks, rank)
-        if place < ROWS_PER_REASON:
-            ranks.insert(place, rank)
-            rows.insert(place, row)
-            del ranks[ROWS_PER_REASON:], rows[ROWS_PER_REASON:]
+        rows.append(row)
+        rows.sort(key=rank)
+        del rows[ROWS_PER_REASON:]
 
     def rows(self) -> list[ShownRow]:
         """All of them, each once, with all reasons."""

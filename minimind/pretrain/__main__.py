@@ -5,41 +5,39 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
-from minimind.cli.command import following_options, less_to_train_on, run_command
-from minimind.cli.options import parse_options
+from minimind.cli.command import following_options, less_to_train_on, run_command, write_record
+from minimind.cli.options import check_least, flatten, parse_options
 from minimind.cli.summary import describe_plan
 from minimind.data.conversation import DataError
 from minimind.data.dataset import Dataset
 from minimind.data.packing import Steps, make_steps
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
-from minimind.pretrain.corpus import CorpusReport, build_corpus, scripts_of
+from minimind.pretrain.corpus import build_corpus, scripts_of
 from minimind.pretrain.shapes import shape_named
 from minimind.pretrain.summary import describe_corpus, describe_mix
 from minimind.pretrain.trial import steps_within
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import read_extra
-from minimind.training.environment import choose_device, peak_memory, versions
-from minimind.training.fit import Run, fit
+from minimind.training.environment import choose_device, peak_memory
+from minimind.training.fit import Measure, RunConfig, fit
 from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision, resolve_precision
+from minimind.training.resume import RunFingerprint
 from minimind.training.scoring import score
 
 BASE = Path(__file__).parents[1] / "base"
-
-Measure = Callable[[Transformer, Precision], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +45,16 @@ class PretrainOptions:
     """Pretrain a model on text files and JSON rows with a "text".
 
     The budget is --epochs, --tokens or --minutes; the learning rate falls until it is used up.
-    Exit codes: 0 done, or stopped with a checkpoint (the same command goes on), 1 the run failed,
-    2 a wrong option, 3 data that can't be used, 130 interrupted where there was nothing to save.
+    Exit codes: 0 done, or stopped with a checkpoint (the same command resumes it), 1 the run
+    failed, 2 a wrong option, 3 data that can't be used, 130 interrupted.
     """
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Text files, one document each; .jsonl and .json files of rows with a "text"; with .gz too."""
     out: Path
-    """The run's folder; a run that is there goes on from its newest checkpoint."""
+    """The run's folder; a run that is there is resumed from its newest checkpoint."""
     model: str | None = None
-    """A Hugging Face folder or hub name to go on from; default: random weights of --config."""
+    """A Hugging Face folder or hub name to start from; default: random weights of --config."""
     config: str | None = None
     """A new model's shape: tiny, small (the default), medium, or a JSON file like a config.json."""
     tokenizer: Path | None = None
@@ -77,16 +75,13 @@ class PretrainOptions:
     """Tokens in memory at once; changes results in their last bits alone."""
     val_fraction: float = 0.01
     """Share of the documents to validate on, chosen by their text; 0 for none."""
-    eval_every: int = 200
-    """Steps between two validations."""
-    save_every: int = 100
-    """Steps between two checkpoints, 0 for none before the end."""
-    max_minutes: float | None = None
-    """Stop after this long, with a checkpoint to go on from; the schedule stays what it is."""
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = 0
     """Decides the first weights and the order."""
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: RunConfig(eval_every=200, save_every=100, save_dtype="bf16")
+    )
     training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=lambda: TrainConfig(learning_rate=1e-3, weight_decay=0.1, warmup_ratio=0.05)
     )
@@ -94,15 +89,10 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("no file; name one, such as text.jsonl")
-        least = {"max_length": 1, "tokens_per_step": 1, "tokens_per_batch": 1, "eval_every": 1}
-        for name, low in {**least, "epochs": 1, "tokens": 1, "save_every": 0, "seed": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; use {low} or more")
+        least = {"max_length": 1, "tokens_per_step": 1, "tokens_per_batch": 1}
+        check_least(self, least | {"epochs": 1, "tokens": 1, "seed": 0})
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"--minutes is {self.minutes}; use a positive number")
-        if self.max_minutes is not None and not self.max_minutes >= 0:
-            raise ValueError(f"--max-minutes is {self.max_minutes}; use 0 or more")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
         if sum(budget is not None for budget in (self.epochs, self.tokens, self.minutes)) > 1:
@@ -111,9 +101,8 @@ class PretrainOptions:
             option = "--config" if self.config else "--tokenizer"
             raise ValueError(f"--model brings its own shape and tokenizer; drop {option}")
         if self.mix and len(self.mix) != len(self.files):
-            raise ValueError(
-                f"--mix has {len(self.mix)} weights for {len(self.files)} files; give each one"
-            )
+            fact = f"--mix has {len(self.mix)} weights for {len(self.files)} files"
+            raise ValueError(f"{fact}; give each one")
         if not all(0 < weight < math.inf for weight in self.mix):
             weights = " ".join(f"{weight:g}" for weight in self.mix)
             raise ValueError(f"--mix is {weights}; use positive weights, and leave out other files")
@@ -134,13 +123,12 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
             f"--max-length is {options.max_length} and the model's context "
             f"{context}; lower the one or raise the other"
         )
-    weights, metrics, record = (
-        (options.out / name).exists() for name in ("model.safetensors", "metrics.jsonl", "run.json")
-    )
-    goes_on = read_extra(options.out / "checkpoints") is not None
-    if weights and not goes_on and (record or not metrics):  # else a run that was killed early
+    files = {path.name for path in options.out.glob("*")}
+    killed_early = "metrics.jsonl" in files and "run.json" not in files
+    checkpoint = read_extra(options.out / "checkpoints")
+    if "model.safetensors" in files and checkpoint is None and not killed_early:
         raise ValueError(
-            f"{options.out} holds a model, but no checkpoint to go on from; name another --out"
+            f"{options.out} holds a model, but no checkpoint to resume from; name another --out"
         )
     if options.model is not None and options.out.resolve() == Path(options.model).resolve():
         raise ValueError(f"{options.out} is --model's own folder; name another --out")
@@ -158,7 +146,7 @@ def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
     return Transformer(shape).initialize(options.seed), tokenizer
 
 
-def run(options: PretrainOptions) -> None:
+def run(options: PretrainOptions, arguments: list[str]) -> None:
     """Train, and leave a Hugging Face folder in `options.out`."""
     with following_options():
         device = choose_device(options.device)
@@ -175,12 +163,8 @@ def run(options: PretrainOptions) -> None:
     model.to(device)
     training, validation = windows.split(options.val_fraction)
     if not len(training):
-        raise DataError(
-            "no_rows",
-            "no text is left to train on",
-            "see the counts above; lower --val-fraction",
-            ", ".join(options.files),
-        )
+        fact, remedy = "no text is left to train on", "see the counts above; lower --val-fraction"
+        raise DataError("no_rows", fact, remedy, ", ".join(options.files))
     measure = _measure(validation, tokenizer, options.tokens_per_batch)
     steps = _plan(options, training, model, measure)
     print("\n".join(describe_mix(steps, options.files)))
@@ -193,55 +177,54 @@ def run(options: PretrainOptions) -> None:
         "--tokens-per-step": options.tokens_per_step,
         "--seed": options.seed,
     }
-    told = asdict(options)
-    told |= told.pop("training")
     options.out.mkdir(parents=True, exist_ok=True)
-    outcome = fit(
+    result = fit(
         model,
         tokenizer,
         steps,
         options.training,
-        Run(
-            out=options.out,
-            validation=[],
-            eval_every=options.eval_every,
-            save_every=options.save_every,
-            save_dtype=torch.bfloat16,
-            identity=identity,
-            say=print,
-            files=options.files,
-            max_minutes=options.max_minutes,
-            options=told,
-            measure=measure,
-        ),
+        options.run,
+        options.out,
+        RunFingerprint.of(model, tokenizer, steps, options.training, identity, flatten(options)),
+        measure,
+        options.files,
     )
     if not distributed.is_main_process():
         return
-    _record(options, identity | {"steps": len(steps)}, report, asdict(outcome))
-    if outcome.finished:
+    metrics = (options.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    write_record(
+        options.out,
+        ["minimind.pretrain", *arguments],
+        options=asdict(options),
+        identity=identity | {"steps": len(steps)},
+        corpus=asdict(report),
+        outcome=asdict(result),
+        validations=[line for line in map(json.loads, metrics) if "validation_loss" in line],
+    )
+    if result.finished:
         print(f"fine-tune it with:\n    python -m minimind.sft data.jsonl --model {options.out}")
-    print(f"{outcome.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
+    else:
+        print(f"stopped after step {result.steps} of {len(steps)}; the same command resumes it")
+    print(f"{result.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
 
 
 def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -> Measure | None:
     """Measures validation documents: their loss, and bits per byte, in all and by script."""
     if not len(validation):
-        print("nothing is held back to validate on; give more documents or raise --val-fraction")
+        print("no documents to validate on; give more documents or raise --val-fraction")
         return None
     scripts = np.array(scripts_of(validation, tokenizer))
     documents = len(np.unique(validation.table["key"]))
-    print(f"held back: {documents:,} documents, {validation.table['input_length'].sum():,} tokens")
+    print(f"validation: {documents:,} documents, {validation.table['input_length'].sum():,} tokens")
 
     def measure(model: Transformer, precision: Precision) -> dict[str, float]:
         scores = score(
             model, validation, tokenizer, tokens_per_batch=tokens_per_batch, precision=precision
         )
-        by_script = {
-            f"bits_per_byte_{script}": scores.select(scripts == script).bits_per_byte
-            for script in np.unique(scripts).tolist()
-        }
         figures = {"validation_loss": scores.loss, "bits_per_byte": scores.bits_per_byte}
-        return figures | by_script
+        for script in np.unique(scripts).tolist():
+            figures[f"bits_per_byte_{script}"] = scores.select(scripts == script).bits_per_byte
+        return figures
 
     return measure
 
@@ -249,7 +232,7 @@ def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -
 def _plan(
     options: PretrainOptions, training: Dataset, model: Transformer, measure: Measure | None
 ) -> Steps:
-    """The steps that the budget pays for; a run that goes on keeps its number of them."""
+    """The steps that the budget pays for; a resumed run keeps its number of them."""
     steps = make_steps(
         training,
         tokens_per_step=options.tokens_per_step,
@@ -262,48 +245,28 @@ def _plan(
         return steps.with_length(max(1, round(share * steps.steps_per_epoch)))
     if options.minutes is None:
         return steps.with_length((options.epochs or 1) * steps.steps_per_epoch)
-    saved = (read_extra(options.out / "checkpoints") or {}).get("origin", {})
-    if "planned" in saved and saved.get("options", {}).get("minutes") == options.minutes:
-        return steps.with_length(saved["planned"])
+    saved = (read_extra(options.out / "checkpoints") or {}).get("fingerprint")
+    if saved and saved["options"].get("minutes") == options.minutes:
+        return steps.with_length(saved["steps"])
     precision = resolve_precision(options.training.precision, model.device)
-    count = steps_within(
-        60 * options.minutes,
-        model,
-        steps,
-        options.training,
-        lambda: measure and measure(model, precision),
-        options.eval_every,
-    )
+
+    def validate() -> None:
+        if measure:
+            measure(model, precision)
+
+    eval_every = options.run.eval_every or steps.steps_per_epoch
+    seconds = 60 * options.minutes
+    count = steps_within(seconds, model, steps, options.training, validate, eval_every)
     return steps.with_length(count)
-
-
-def _record(
-    options: PretrainOptions,
-    identity: dict[str, Any],
-    report: CorpusReport,
-    outcome: dict[str, Any],
-) -> None:
-    metrics = (options.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    figures = [line for line in map(json.loads, metrics) if "validation_loss" in line]
-    record = {
-        "options": asdict(options),
-        "identity": identity,
-        "corpus": asdict(report),
-        "versions": versions(),
-        "outcome": outcome,
-        "validations": figures,
-        "command": [*distributed.launcher(), "-m", "minimind.pretrain", *sys.argv[1:]],
-    }
-    text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
-    (options.out / "run.json").write_text(text + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
     return run_command(
-        argv,
+        arguments,
         partial(parse_options, "minimind.pretrain", PretrainOptions),
-        run,
+        lambda options: run(options, arguments),
         out_of_memory=lambda options: less_to_train_on(options.tokens_per_batch),
         interrupted=_how_to_resume,
     )

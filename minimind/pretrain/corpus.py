@@ -81,15 +81,8 @@ def build_corpus(
     """
     names = [os.fspath(path) for path in paths]
     root = cache or cache_directory()
-    settings = [
-        "documents",
-        tokenizer.fingerprint,
-        tokenizer.end_of_text_id,
-        max_length,
-        SIMILARITY,
-        minhash_available(),
-        [holds_rows(name) for name in names],
-    ]
+    windows = [tokenizer.fingerprint, tokenizer.end_of_text_id, max_length]
+    settings = ["text", windows, SIMILARITY, minhash_available(), list(map(holds_rows, names))]
     with readable_again(names, root) as files:
         named = list(zip(files, names, strict=True))
 

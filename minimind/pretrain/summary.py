@@ -13,14 +13,13 @@ from minimind.pretrain.corpus import CorpusReport
 def describe_corpus(report: CorpusReport) -> list[str]:
     """How many documents were read, kept and left out."""
     out = f"{report.empty:,} empty, {report.duplicates:,} duplicates"
-    if report.near_duplicates is not None:
-        out += f", {report.near_duplicates:,} near duplicates"
-    lines = [f"documents: {report.documents:,} read, {report.kept:,} kept; left out: {out}"]
+    lines = []
     if report.near_duplicates is None:
-        lines.append(
-            "near duplicates: not checked (needs datasketch: pip install 'minimind-sft[clean]')"
-        )
-    return lines
+        remedy = "needs datasketch: pip install 'minimind-sft[clean]'"
+        lines = [f"near duplicates: not checked ({remedy})"]
+    else:
+        out += f", {report.near_duplicates:,} near duplicates"
+    return [f"documents: {report.documents:,} read, {report.kept:,} kept; left out: {out}", *lines]
 
 
 def describe_mix(steps: Steps, names: Sequence[str]) -> list[str]:

@@ -1,9 +1,8 @@
-"""The device, the versions and the memory of this process."""
+"""This process's device, versions and memory."""
 
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -54,10 +53,25 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held at once."""
+    if sys.platform == "win32":
+        import ctypes
+
+        # PROCESS_MEMORY_COUNTERS: its size and page faults in 8 bytes, PeakWorkingSetSize, and more
+        counters = (ctypes.c_size_t * 9)(9 * 8)
+        this_process = ctypes.c_void_p(-1)
+        ctypes.windll.kernel32.K32GetProcessMemoryInfo(this_process, counters, 9 * 8)
+        return int(counters[1])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # KiB on Linux
+
+
 def peak_memory() -> str:
-    """The most memory this process has held, on the GPU too where there is one."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
-    peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"
+    """`peak_memory_bytes` in words, and the GPU's peak where there is one."""
+    peak = f"{peak_memory_bytes() / 1e9:.2f} GB"
     if torch.cuda.is_available():
         peak += f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
     return peak

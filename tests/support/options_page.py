@@ -16,7 +16,7 @@ from minimind.clean.__main__ import CleanOptions
 from minimind.evaluate.__main__ import EvaluateOptions
 from minimind.inspect.__main__ import InspectOptions
 from minimind.pretrain.__main__ import PretrainOptions
-from minimind.sft.__main__ import SFTOptions
+from minimind.sft.options import SFTOptions
 
 COMMANDS = {
     "sft": SFTOptions,

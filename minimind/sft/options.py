@@ -1,0 +1,123 @@
+"""The options of `python -m minimind.sft`, from its command line and a --config file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from minimind.cli.command import new_folder
+from minimind.cli.options import check_least, option_names, parse_options, refuse_old_name
+from minimind.data.dataset import DataOptions
+from minimind.training.fit import RunConfig
+from minimind.training.loop import TrainConfig
+
+BASE_LEARNING_RATE = 2e-4  # for the embedded base: measured, see benchmarks/RESULTS.md
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTOptions:
+    """Fine-tune a pretrained model on a file of conversations.
+
+    Exit codes: 0 done, or stopped with a checkpoint for --resume, 1 the run failed, 2 a wrong
+    option, 3 data that can't be used, 130 interrupted.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
+    model: str | None = None
+    """A Hugging Face folder or hub name to start from; default: the small embedded base."""
+    out: Path | None = None
+    """The run's folder; default: a new runs/NAME-N."""
+    epochs: int = 10
+    """How often to go over all rows."""
+    max_steps: int | None = None
+    """Stop the schedule after this many optimizer steps, whatever --epochs says."""
+    limit: int | None = None
+    """Use only the first rows, this many."""
+    tokens_per_step: int | None = None
+    """Tokens of one optimizer step; default: 16 times the data's mean row."""
+    tokens_per_batch: int = 4096
+    """Tokens in memory at once, at most; changes results in their last bits alone."""
+    val_data: str | None = None
+    """A file of conversations to validate on; rows with its prompts are left out of training."""
+    val_fraction: float = 0.05
+    """Share of the rows to validate on, chosen by their prompt's text; 0 for none."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Decides the order of rows."""
+    resume: bool = False
+    """Resume from the newest checkpoint of --out, or start if it has none."""
+    overwrite: bool = False
+    """Delete what is in --out first."""
+    dry_run: bool = False
+    """Print what would be trained, and stop."""
+    config: Path | None = None
+    """A JSON file of options, by their names; the command line overrides it."""
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
+    data: Annotated[DataOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=DataOptions)
+    training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
+        least = {"epochs": 1, "max_steps": 1, "limit": 1, "tokens_per_step": 1}
+        check_least(self, least | {"tokens_per_batch": 1, "seed": 0})
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume continues a run and --overwrite deletes it; use one of them")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs --out, the folder of the run to resume")
+
+
+def parse(argv: list[str]) -> SFTOptions:
+    """Options from the command line and its --config files, with the run's folder filled in.
+
+    Raises:
+        ValueError: an option can't be used as it is, or a --config can't be read.
+        SystemExit: 0 for --help, 2 for an unknown option or a value of the wrong kind.
+    """
+    configs = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument == "--config"]
+    configs += [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
+    argv = [argument for path in configs for argument in config_arguments(path)] + argv
+    options = parse_options("minimind.sft", SFTOptions, argv)
+    given = {argument.partition("=")[0].replace("_", "-") for argument in argv}
+    if options.model is None and "--learning-rate" not in given:
+        faster = replace(options.training, learning_rate=BASE_LEARNING_RATE)
+        options = replace(options, training=faster)
+    if options.out is None:
+        name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
+        options = replace(options, out=new_folder(name or "run"))
+    return options
+
+
+def config_arguments(path: str) -> list[str]:
+    """The options of a --config file as arguments, to be checked like them."""
+    place = f"--config {path}: "
+    try:
+        options = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{place}{error}; name a JSON file of options") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'{place}not a JSON object; use {{"epochs": 3}}')
+    names = option_names(SFTOptions) - {"files", "config"}
+    arguments: list[str] = []
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        refuse_old_name(name, names, place)
+        if option not in names:
+            raise ValueError(f"{place}no option is called {name}; see --help")
+        if isinstance(value, dict):
+            raise ValueError(f"{place}{name} is an object; give a plain value")
+        if isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            arguments += [f"--{option}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{option}={value}")
+    return arguments
