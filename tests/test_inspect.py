@@ -158,7 +158,7 @@ def test_checks_pass_on_sound_data_and_fail_loudly(data, capsys) -> None:
     assert "passed: trained ids decode to the assistant's words and end tokens (45 rows)" in printed
     assert main(data, "--check", "--max-length", "2") == 1
     printed = capsys.readouterr().out
-    assert "failed: answers are left to train on (0 of 45 rows; " in printed
+    assert "failed: answers are left to train on (0 of 45 rows are trained; " in printed
     assert "    consequence: there is nothing to train" in printed
 
 

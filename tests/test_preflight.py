@@ -163,8 +163,8 @@ def test_data_without_anything_to_train_on_is_found(tokenizer, row) -> None:
 def test_what_truncation_takes_is_reported(tokenizer) -> None:
     lost = len(tokenizer.encode("Once upon a time. " * 60)) + 1
     assert check(tokenizer)[SUPERVISION].fact == (
-        "2 of 4 rows; 1 rows have no answer to train on; truncation takes "
-        f"{lost} supervised tokens from 1 rows, all of them from 1"
+        "2 of 4 rows are trained; 1 have no answer, 1 are too long; "
+        f"truncation takes {lost} supervised tokens from 1 rows"
     )
 
 

@@ -67,12 +67,11 @@ def _decoding(found: Survey) -> Check:
 
 def _supervision(report: DataReport) -> Check:
     name = "answers are left to train on"
-    lost = (
-        f"{report.unsupervised:,} rows have no answer to train on; truncation takes "
-        f"{report.tokens_lost:,} supervised tokens from {report.truncated:,} rows, "
-        f"all of them from {report.dropped_long:,}"
+    fact = (
+        f"{report.kept:,} of {report.rows:,} rows are trained; {report.unsupervised:,} have no "
+        f"answer, {report.dropped_long:,} are too long; truncation takes {report.tokens_lost:,} "
+        f"supervised tokens from {report.truncated:,} rows"
     )
-    fact = f"{report.kept:,} of {report.rows:,} rows; {lost}"
     if not report.kept:
         return Check(name, "failed", fact, "there is nothing to train")
     return Check(name, "passed", fact)
