@@ -32,7 +32,7 @@ def test_the_option_table_gives_the_real_defaults() -> None:
         name = option.replace("-", "_")
         holder = next(
             holder
-            for holder in (options, options.run, options.data, options.training)
+            for holder in (options, options.run, options.split, options.data, options.training)
             if name in type(holder).__dataclass_fields__
         )
         value = getattr(holder, name)

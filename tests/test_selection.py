@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minimind.data.conversation import DataError
 from minimind.data.dataset import DataOptions, Dataset
-from minimind.data.selection import select_rows
+from minimind.data.selection import SplitOptions, select_rows
 
 
 def write(path: Path, prompts: range) -> str:
@@ -25,7 +25,7 @@ def write(path: Path, prompts: range) -> str:
 def test_training_and_validation_part_the_rows(tmp_path, tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", range(60))
     whole = select_rows([path], tokenizer, DataOptions())
-    parted = select_rows([path], tokenizer, DataOptions(), val_fraction=0.3)
+    parted = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_fraction=0.3))
     assert (len(whole.training), len(whole.validation)) == (60, 0)
     assert len(parted.training) + len(parted.validation) == 60
     assert 5 < len(parted.validation) < 35
@@ -34,14 +34,14 @@ def test_training_and_validation_part_the_rows(tmp_path, tokenizer) -> None:
 
 def test_rows_whose_prompts_are_validated_on_are_left_out(tmp_path, tokenizer) -> None:
     path, held = write(tmp_path / "a.jsonl", range(20)), write(tmp_path / "b.jsonl", range(15, 25))
-    selection = select_rows([path], tokenizer, DataOptions(), val_data=held)
+    selection = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_data=held))
     assert (len(selection.training), len(selection.validation), selection.removed) == (15, 10, 5)
     assert [source.report.rows for source in selection.sources] == [20, 10]
 
 
 def test_a_limit_takes_the_first_rows(tmp_path, tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", range(20))
-    selection = select_rows([path], tokenizer, DataOptions(), limit=7)
+    selection = select_rows([path], tokenizer, DataOptions(), SplitOptions(limit=7))
     assert selection.training.table["line"].tolist() == list(range(1, 8))
 
 
@@ -49,7 +49,9 @@ def test_a_validation_file_with_nothing_to_score_is_refused(tmp_path, tokenizer)
     path = write(tmp_path / "a.jsonl", range(2))
     (tmp_path / "b.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
     with pytest.raises(DataError, match=r"b\.jsonl: no row has an answer that can be scored"):
-        select_rows([path], tokenizer, DataOptions(), val_data=str(tmp_path / "b.jsonl"))
+        select_rows(
+            [path], tokenizer, DataOptions(), SplitOptions(val_data=str(tmp_path / "b.jsonl"))
+        )
 
 
 # No evaluation prompt is trained, however it is written; and what is held back stays the same.
@@ -90,11 +92,11 @@ def test_no_evaluation_prompt_is_trained_exact_or_normalized(held, tmp_path, tok
     asked = [variants_of(number)[number % 5] for number in range(200, 240)]
     path = write_prompts(tmp_path / "a.jsonl", prompts)
     if held == "a share":
-        selection = select_rows([path], tokenizer, DataOptions(), val_fraction=0.2)
+        selection = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_fraction=0.2))
         evaluated = prompts_of(selection.validation, prompts)
     else:
         val_data = write_prompts(tmp_path / "b.jsonl", asked)
-        selection = select_rows([path], tokenizer, DataOptions(), val_data=val_data)
+        selection = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_data=val_data))
         evaluated = prompts_of(selection.validation, asked)
         assert selection.removed == 5 * 20  # of questions 200 to 219 each variant
     trained = prompts_of(selection.training, prompts)
@@ -114,7 +116,7 @@ def test_the_split_stays_when_rows_are_shuffled_or_appended(
 
     def held_back(rows: list[str]) -> set[str]:
         path = write_prompts(folder / "split.jsonl", rows)
-        selection = select_rows([path], tokenizer, DataOptions(), val_fraction=0.3)
+        selection = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_fraction=0.3))
         held = prompts_of(selection.validation, rows)
         assert held.isdisjoint(prompts_of(selection.training, rows))
         return held

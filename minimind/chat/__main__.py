@@ -312,7 +312,6 @@ def run(options: ChatOptions) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     return run_command(
         argv,
         partial(parse_options, "minimind.chat", ChatOptions),

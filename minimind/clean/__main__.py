@@ -152,7 +152,6 @@ def _import_rule(name: str) -> Rule:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     return run_command(
         argv,
         partial(parse_options, "minimind.clean", CleanOptions),

@@ -52,7 +52,9 @@ def run_command(
     except (ValueError, OSError) as error:
         return fail(EXIT_USAGE, error)
     try:
-        return EXIT_FAILED if run(options) is False else EXIT_OK
+        passed = run(options) is not False
+        sys.stdout.flush()  # here, where a closed pipe is handled
+        return EXIT_OK if passed else EXIT_FAILED
     except DataError as error:
         return fail(EXIT_DATA, error)
     except OptionError as error:

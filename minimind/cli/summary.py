@@ -12,7 +12,6 @@ from minimind.data.selection import Selection
 
 
 def describe_rows(report: DataReport, rejected: Path) -> list[str]:
-    """What became of the rows of the files."""
     counts = ", ".join(f"{count:,} {shape}" for shape, count in report.shapes.most_common())
     lines = [f"rows: {report.rows:,} read ({counts})"]
     if report.bad:
@@ -32,7 +31,6 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
 
 
 def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
-    """What became of all files' rows."""
     lines = [
         line
         for source in selection.sources
@@ -46,7 +44,6 @@ def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
 
 
 def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
-    """What will be trained."""
     table = training.table
     tokens, trained = int(table["length"].sum()), int(table["supervised"].sum())
     share = trained / tokens if tokens else 0.0
@@ -64,7 +61,6 @@ def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
 
 
 def describe_plan(steps: Steps) -> str:
-    """In how many steps it will be trained."""
     return (
         f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
         f"{steps.steps_per_epoch:,} an epoch"

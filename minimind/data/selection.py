@@ -16,6 +16,27 @@ from minimind.data.dataset import DataOptions, DataReport, Dataset, build_datase
 from minimind.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Which rows are used, and which of them validate."""
+
+    limit: int | None = None
+    """Use only the first N rows."""
+    val_data: str | None = None
+    """A file of conversations to validate on; rows with its prompts are left out of training."""
+    val_fraction: float = 0.05
+    """Share of the rows to validate on, chosen by their prompt's text; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit is {self.limit}; use a positive number")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
+
+
+NO_SPLIT = SplitOptions(val_fraction=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What became of some files' rows, and the folder that holds the rejected ones."""
@@ -45,10 +66,7 @@ def select_rows(
     files: Sequence[str],
     tokenizer: Tokenizer,
     options: DataOptions,
-    *,
-    limit: int | None = None,
-    val_data: str | None = None,
-    val_fraction: float = 0.0,
+    split: SplitOptions = NO_SPLIT,
 ) -> Selection:
     """Read, tokenize, and part training from validation.
 
@@ -56,23 +74,21 @@ def select_rows(
         files: of conversations.
         tokenizer: decides the ids.
         options: how rows become Examples.
-        limit: use only the first rows, this many.
-        val_data: a file to validate on.
-        val_fraction: without it, share of the rows to validate on, chosen by their prompt's text.
+        split: which rows are used, and which of them validate.
 
     Raises:
-        DataError: a file or a row can't be used, or `val_data` has no row to validate on.
+        DataError: a file or a row can't be used, or `split.val_data` has no row to validate on.
     """
     dataset, report, folder = build_dataset(files, tokenizer, options)
     source = Source(report, folder)
-    if limit:
-        dataset = dataset.select(np.arange(min(limit, len(dataset))))
-    if val_data is None:
-        return Selection(*dataset.split(val_fraction), (source,))
-    validation, val_report, val_folder = build_dataset([val_data], tokenizer, options)
+    if split.limit:
+        dataset = dataset.select(np.arange(min(split.limit, len(dataset))))
+    if split.val_data is None:
+        return Selection(*dataset.split(split.val_fraction), (source,))
+    validation, val_report, val_folder = build_dataset([split.val_data], tokenizer, options)
     if not len(validation):
         raise DataError(
-            "no_rows", "no row has an answer that can be scored", "use other rows", val_data
+            "no_rows", "no row has an answer that can be scored", "use other rows", split.val_data
         )
     training = dataset.without_prompts_of(validation)
     sources = (source, Source(val_report, val_folder))

@@ -153,7 +153,6 @@ def run(options: EvaluateOptions) -> None:
         print(sentence)
     print("\n".join(_table(results)))
     print(f"\n{out / 'results.json'} and {out / 'report.html'} hold every row")
-    print(end="", flush=True)  # here, where a closed pipe is told
 
 
 def _score_text(
@@ -247,7 +246,6 @@ def _table(results: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     return run_command(
         argv,
         partial(parse_options, "minimind.evaluate", EvaluateOptions),

@@ -19,7 +19,7 @@ from minimind.cli.summary import describe_selection, describe_tokens
 from minimind.data.conversation import Conversation, printable
 from minimind.data.dataset import DataOptions, DataReport, cache_directory
 from minimind.data.reader import read_conversations
-from minimind.data.selection import select_rows
+from minimind.data.selection import SplitOptions, select_rows
 from minimind.data.show import show_tokens
 from minimind.data.sources import readable_again
 from minimind.inspect.lengths import count_lengths, draw_lengths
@@ -53,21 +53,12 @@ class InspectOptions:
     """Write a page with all of it to this file."""
     json: bool = False
     """Print JSON instead of text."""
-    limit: int | None = None
-    """Use only the first N rows."""
-    val_data: str | None = None
-    """As for minimind.sft."""
-    val_fraction: float = 0.05
-    """As for minimind.sft."""
+    split: Annotated[SplitOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SplitOptions)
     data: Annotated[DataOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit is {self.limit}; use a positive number")
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
         for row in self.rows:
             file, colon, line = row.rpartition(":")
             if not (line.isascii() and line.isdigit()):
@@ -80,7 +71,7 @@ class InspectOptions:
     def _check_html(self, path: Path) -> None:
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise ValueError(f"--html {path}: is a folder, or its folder isn't there; name a file")
-        data = filter(None, (*self.files, self.val_data))
+        data = filter(None, (*self.files, self.split.val_data))
         if any(Path(file).resolve() == path.resolve() for file in data):
             raise ValueError(f"--html {path}: is the data itself; name another file")
 
@@ -90,14 +81,7 @@ def run(options: InspectOptions) -> bool:
     with following_options():
         tokenizer = load_tokenizer(options.model)
     with readable_again(options.files, cache_directory()) as files:
-        selection = select_rows(
-            files,
-            tokenizer,
-            options.data,
-            limit=options.limit,
-            val_data=options.val_data,
-            val_fraction=options.val_fraction,
-        )
+        selection = select_rows(files, tokenizer, options.data, options.split)
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)
@@ -106,7 +90,7 @@ def run(options: InspectOptions) -> bool:
     counts = tables(report, found)
     data_hash = selection.training.hash()
     lines = [
-        *describe_selection(selection, options.val_data),
+        *describe_selection(selection, options.split.val_data),
         *describe_tokens(selection.training, selection.validation),
         f"hash: {data_hash}",
     ]
@@ -133,7 +117,6 @@ def run(options: InspectOptions) -> bool:
         _print([*lines, *draw_lengths(found.lengths, length)], counts, checks, found, tokenizer)
         if options.html:
             print(f"\n{options.html} shows all of it")
-    print(end="", flush=True)  # a closed pipe raises here
     return all(check.outcome != "failed" for check in checks)
 
 
@@ -205,7 +188,6 @@ def _shown(row: ShownRow) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     return run_command(argv, partial(parse_options, "minimind.inspect", InspectOptions), run)
 
 

@@ -45,6 +45,7 @@ class PretrainOptions:
     """Pretrain a model on text files and JSON rows with a "text".
 
     The budget is --epochs, --tokens or --minutes; the learning rate falls until it is used up.
+
     Exit codes: 0 done, or stopped with a checkpoint (the same command resumes it), 1 the run
     failed, 2 a wrong option, 3 data that can't be used, 130 interrupted.
     """
@@ -72,7 +73,7 @@ class PretrainOptions:
     tokens_per_step: int = 8192
     """Tokens of one optimizer step."""
     tokens_per_batch: int = 8192
-    """Tokens in memory at once; changes results in their last bits alone."""
+    """Tokens in memory at once; changes results in their last bits only."""
     val_fraction: float = 0.01
     """Share of the documents to validate on, chosen by their text; 0 for none."""
     device: str = "auto"
@@ -261,7 +262,6 @@ def _plan(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     return run_command(
         arguments,

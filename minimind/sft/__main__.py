@@ -53,16 +53,9 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
             raise ValueError("standard input can't be read by several processes; name a file")
         model, tokenizer = load(options.model)
     with distributed.main_process_first():
-        selection = select_rows(
-            options.files,
-            tokenizer,
-            options.data,
-            limit=options.limit,
-            val_data=options.val_data,
-            val_fraction=options.val_fraction,
-        )
+        selection = select_rows(options.files, tokenizer, options.data, options.split)
         data_hash = selection.training.hash(selection.sources[0].folder)
-    print("\n".join(describe_selection(selection, options.val_data)))
+    print("\n".join(describe_selection(selection, options.split.val_data)))
     training, validation = selection.training, selection.validation
     budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
     steps = _plan(training, options, budget)
@@ -119,7 +112,6 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     return run_command(
         arguments,
@@ -150,7 +142,7 @@ def _check_folder(out: Path, options: SFTOptions) -> None:
         return
     is_run = (out / "metrics.jsonl").exists()
     if options.overwrite:
-        read = (*options.files, options.val_data, options.model, options.config)
+        read = (*options.files, options.split.val_data, options.model, options.config)
         names = [str(name) for name in read if name is not None]
         inside = [name for name in names if Path(name).resolve().is_relative_to(out.resolve())]
         if inside or not is_run:

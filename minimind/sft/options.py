@@ -12,6 +12,7 @@ import tyro
 from minimind.cli.command import new_folder
 from minimind.cli.options import check_least, option_names, parse_options, refuse_old_name
 from minimind.data.dataset import DataOptions
+from minimind.data.selection import SplitOptions
 from minimind.training.fit import RunConfig
 from minimind.training.loop import TrainConfig
 
@@ -36,16 +37,10 @@ class SFTOptions:
     """How often to go over all rows."""
     max_steps: int | None = None
     """Stop the schedule after this many optimizer steps, whatever --epochs says."""
-    limit: int | None = None
-    """Use only the first rows, this many."""
     tokens_per_step: int | None = None
     """Tokens of one optimizer step; default: 16 times the data's mean row."""
     tokens_per_batch: int = 4096
-    """Tokens in memory at once, at most; changes results in their last bits alone."""
-    val_data: str | None = None
-    """A file of conversations to validate on; rows with its prompts are left out of training."""
-    val_fraction: float = 0.05
-    """Share of the rows to validate on, chosen by their prompt's text; 0 for none."""
+    """Tokens in memory at once, at most; changes results in their last bits only."""
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = 0
@@ -59,16 +54,15 @@ class SFTOptions:
     config: Path | None = None
     """A JSON file of options, by their names; the command line overrides it."""
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
+    split: Annotated[SplitOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SplitOptions)
     data: Annotated[DataOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=DataOptions)
     training: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("no data file; name one, such as data.jsonl, or - for standard input")
-        least = {"epochs": 1, "max_steps": 1, "limit": 1, "tokens_per_step": 1}
-        check_least(self, least | {"tokens_per_batch": 1, "seed": 0})
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
+        least = {"epochs": 1, "max_steps": 1, "tokens_per_step": 1, "tokens_per_batch": 1}
+        check_least(self, least | {"seed": 0})
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite deletes it; use one of them")
         if self.resume and self.out is None:

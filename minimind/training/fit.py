@@ -141,13 +141,13 @@ def fit(
             if rank == 0:
                 words = (f"{name.replace('_', ' ')} {x:.4f}" for name, x in figures.items())
                 bar.write(f"step {state.step}: {', '.join(words)}", sys.stderr)
-            if losses[state.step] == min(losses.values()):
+            if state.step == min(losses, key=losses.__getitem__):  # the first of equals
                 _save_weights(out, model, tokenizer, run)
 
         if validation and state.step not in losses and run.validates_after(state.step, steps):
             validate()
         log.start_clock()
-        for result in train(model, steps.of_rank(rank, world_size), config, state):
+        for result in train(model, steps.of_rank(rank, world_size), config, state=state):
             stopping = distributed.any_rank(stop.requested())
             # A run that stops here validates when it is resumed.
             validating = validation and not stopping and run.validates_after(result.step, steps)

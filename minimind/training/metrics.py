@@ -61,7 +61,6 @@ class StepLogger:
         self._clock = time.perf_counter()
 
     def write(self, values: Mapping[str, float | None]) -> None:
-        """Add a line."""
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
