@@ -96,7 +96,7 @@ def child(case: str, path: Path) -> Measures:
 
 def clean(case: str, path: Path) -> Measures:
     """A child's work: the figures of one file."""
-    cleaning = Cleaning(rules=RULES, of_the_set=CASES[case], thresholds=DEFAULT)
+    cleaning = Cleaning(rules=RULES, dataset_rules=CASES[case], thresholds=DEFAULT)
     before = peak_memory()
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         started = time.perf_counter()

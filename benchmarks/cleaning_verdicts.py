@@ -87,7 +87,7 @@ def rejections(data: Path) -> dict[Rejection, tuple[str, str]]:
     """Evidence and row of each rejection among the rows sampled."""
     cleaning = Cleaning(
         rules=RULES,
-        of_the_set=DATASET_RULES,
+        dataset_rules=DATASET_RULES,
         thresholds=DEFAULT,
         parse=partial(parse_conversation, prompt_key="question", answer_key="answer"),  # GSM8K's
     )

@@ -6,7 +6,6 @@ import errno
 import gzip
 import importlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 
 from minimind.clean import __main__ as clean
-from minimind.clean.rules import RULES
+from minimind.clean.rules import RULES, Thresholds, check_conversation
 from minimind.data.reader import read_conversations
 from tests.support import planted
 
@@ -126,24 +125,21 @@ def test_the_report_counts_rows_by_rule_and_python_gives_the_same_verdicts(
     rows = [plant(chance, pairs[at]) for at, plant in enumerate(planted.PLANTERS.values())]
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    assert main(path, "--out", tmp_path / "out.jsonl", "--json") == 0
+    options = ["--json", "--max-characters", planted.MAX_CHARACTERS]
+    assert main(path, "--out", tmp_path / "out.jsonl", *options) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["rows"] == len(rows)
     assert report["kept"] == 0
     assert set(report["rejected"]) == set(RULES)
+    thresholds = Thresholds(max_characters=planted.MAX_CHARACTERS)
     for conversation, entry in zip(read_conversations(path), rejected(tmp_path), strict=True):
-        verdicts = clean_verdicts(conversation)
+        found = check_conversation(conversation, thresholds=thresholds)
+        verdicts = [verdict._asdict() for verdict in found]
         assert entry["verdicts"] == verdicts
         assert (entry["rule"], entry["evidence"]) == (
             verdicts[0]["rule"],
             verdicts[0]["evidence"],
         )
-
-
-def clean_verdicts(conversation) -> list[dict]:
-    from minimind.clean.rules import check_conversation
-
-    return [verdict._asdict() for verdict in check_conversation(conversation)]
 
 
 def test_rules_can_be_skipped_chosen_and_added(data, tmp_path, monkeypatch) -> None:
@@ -178,10 +174,10 @@ def test_rules_of_ones_own_may_be_called_like_others(data, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("source", "code", "message"),
     [
-        ("def f(c, t): return 1 / 0", 1, "data.jsonl:1: --rule bad:f fails with ZeroDivisionError"),
-        ("def f(c): return None", 1, "data.jsonl:1: --rule bad:f fails with TypeError: f() takes"),
-        ("def f(c, t): return True", 1, "rule bad:f: gave True; it gives evidence in words, or No"),
-        ("def f(c, t): return ''", 1, "rule bad:f: gave ''; it gives evidence in words, or None"),
+        ("def f(c, t): return 1 / 0", 1, "data.jsonl:1: rule bad:f fails with ZeroDivisionError"),
+        ("def f(c): return None", 1, "data.jsonl:1: rule bad:f fails with TypeError: f() takes"),
+        ("def f(c, t): return True", 1, "data.jsonl:1: rule bad:f returns True; return evidence"),
+        ("def f(c, t): return ''", 1, "data.jsonl:1: rule bad:f returns ''; return evidence"),
         ("def f(c, t) return", 2, "--rule bad:f: can't be imported (expected ':'"),
         ("1 / 0", 2, "--rule bad:f: can't be imported (division by zero); check its name"),
     ],
@@ -269,16 +265,25 @@ def test_a_link_stays_one_and_each_file_is_made_where_it_will_stay(data, tmp_pat
     assert [path.name for path in real.iterdir()] == ["kept.jsonl"]
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(data, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (lambda: OSError(errno.ENOSPC, "No space left"), 1, "can't be written (No space left)"),
+        (KeyboardInterrupt, 130, "interrupted; nothing is written"),
+    ],
+)
+def test_a_run_that_breaks_off_leaves_what_was_there(
+    data, tmp_path, monkeypatch, capsys, error, code, message
+) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("precious")
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def breaks(*_: object) -> None:
+        raise error()
 
-    monkeypatch.setattr("minimind.clean.cleaning._write_rejected", full)
-    assert main(data, "--out", out, "--overwrite") == 1
-    assert f"{out}: can't be written (No space left on device)" in capsys.readouterr().err
+    monkeypatch.setattr("minimind.clean.cleaning.os.replace", breaks)
+    assert main(data, "--out", out, "--overwrite") == code
+    assert message in capsys.readouterr().err
     assert out.read_text() == "precious"
     assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "data.jsonl"}
 
@@ -288,9 +293,7 @@ def test_without_datasketch_near_duplicates_are_told_not_to_be_checked(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
     assert main(data, "--out", tmp_path / "out.jsonl") == 0
-    printed = capsys.readouterr().out
-    assert "not checked: near_duplicate (needs datasketch" in printed
-    assert "not checked: topics (found along with near duplicates)" in printed
+    assert "not checked: near_duplicate (needs datasketch" in capsys.readouterr().out
 
 
 def test_rows_come_from_standard_input_too(data, tmp_path, monkeypatch) -> None:
@@ -299,20 +302,6 @@ def test_rows_come_from_standard_input_too(data, tmp_path, monkeypatch) -> None:
         assert main("-", "--out", tmp_path / "out.jsonl") == 0
     assert {entry["file"] for entry in rejected(tmp_path)} == {"-"}
     assert (tmp_path / "out.jsonl").read_bytes() == "".join(GOOD).encode()
-
-
-def test_a_run_that_breaks_off_leaves_what_was_there(data, tmp_path, monkeypatch, capsys) -> None:
-    out = tmp_path / "out.jsonl"
-    out.write_text("precious")
-
-    def breaks(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("minimind.clean.cleaning._write_rejected", breaks)
-    assert main(data, "--out", out, "--overwrite") == 130
-    assert "interrupted; nothing is written" in capsys.readouterr().err
-    assert out.read_text() == "precious"
-    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "data.jsonl"}
 
 
 @pytest.mark.parametrize(

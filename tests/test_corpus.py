@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,34 +85,24 @@ def test_on_disk_are_the_windows_that_encode_documents_cuts(
     assert isinstance(dataset.input_ids, np.memmap)
 
 
-@pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Grows by one each time text is tokenized."""
-    calls: list[object] = []
-    tokenize: Callable[..., None] = corpus._tokenize
+def test_text_is_tokenized_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    cache = tmp_path / "cache"
 
-    def counted(*arguments: object) -> None:
-        calls.append(arguments)
-        tokenize(*arguments)
+    def build(path: Path, max_length: int) -> tuple[Dataset, CorpusReport, int]:
+        dataset, report = build_corpus([path], tokenizer, max_length, cache)
+        return dataset, report, len(list(cache.glob("*/input_ids.bin")))
 
-    monkeypatch.setattr(corpus, "_tokenize", counted)
-    return calls
-
-
-def test_text_is_tokenized_once(tmp_path: Path, tokenizer: Tokenizer, built: list[object]) -> None:
     path = write(tmp_path / "a.jsonl", many(5))
-    first, report = build_corpus([path], tokenizer, 64)
-    again, same_report = build_corpus([path], tokenizer, 64)
-    assert (list(again), same_report, len(built)) == (list(first), report, 1)
+    first, report, _ = build(path, 64)
+    again, same_report, built = build(path, 64)
+    assert (list(again), same_report, built) == (list(first), report, 1)
     other = write(tmp_path / "other.jsonl", many(5))
-    build_corpus([other], tokenizer, 64)
-    assert len(built) == 1  # known by what it holds
-    build_corpus([path], tokenizer, 65)
+    assert build(other, 64)[2] == 1  # known by what it holds
+    assert build(path, 65)[2] == 2
     write(path, [*many(4), "Story number 4 is about 17 cats."])
-    build_corpus([path], tokenizer, 64)
+    assert build(path, 64)[2] == 3
     path.rename(tmp_path / "a.txt")
-    build_corpus([tmp_path / "a.txt"], tokenizer, 64)
-    assert len(built) == 4
+    assert build(tmp_path / "a.txt", 64)[2] == 4
 
 
 def test_a_file_that_breaks_off_leaves_nothing_behind(tmp_path: Path, tokenizer: Tokenizer) -> None:

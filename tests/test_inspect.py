@@ -18,7 +18,6 @@ from minimind.data.build import DataOptions
 from minimind.data.plan import make_steps
 from minimind.data.selection import select_rows
 from minimind.inspect import __main__ as inspect
-from minimind.inspect import preflight
 from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
 from tests.support.browser import ask
@@ -130,8 +129,8 @@ def test_lengths_are_drawn_and_told_to_machines(data, capsys) -> None:
 def test_a_row_that_is_not_there_is_told(data, capsys) -> None:
     assert main(data, "--rows", "3", "99") == 0
     printed = capsys.readouterr().out
-    assert f"no row that can be used stands at {data}:99\n" in printed
-    assert f"no row that can be used stands at {data}:3\n" not in printed
+    assert f"no usable row at {data}:99\n" in printed
+    assert f"no usable row at {data}:3\n" not in printed
 
 
 def test_rows_left_out_for_the_validation_file_are_told_as_sft_does(data, tmp_path, capsys) -> None:
@@ -153,14 +152,14 @@ def test_a_pipe_that_is_closed_early_ends_without_a_word_and_with_the_page(data,
     assert page.exists()
 
 
-def test_checks_pass_on_sound_data_and_fail_loudly(data, capsys, monkeypatch) -> None:
+def test_checks_pass_on_sound_data_and_fail_loudly(data, capsys) -> None:
     assert main(data, "--check") == 0
-    assert "passed: each answer trains its end token, once (45 rows)" in capsys.readouterr().out
-    monkeypatch.setattr(preflight, "encode_prompt", lambda *_: [99])
-    assert main(data, "--check") == 1
     printed = capsys.readouterr().out
-    assert "failed: a chat's prompt is what training has before an answer" in printed
-    assert "    consequence: the model would be asked in other tokens" in printed
+    assert "passed: trained ids decode to the assistant's words and end tokens (45 rows)" in printed
+    assert main(data, "--check", "--max-length", "2") == 1
+    printed = capsys.readouterr().out
+    assert "failed: answers are left to train on (0 of 45 rows are trained; " in printed
+    assert "    consequence: there is nothing to train" in printed
 
 
 def test_rows_come_from_standard_input_too(data, capsys, monkeypatch) -> None:
@@ -221,9 +220,10 @@ def test_the_page_shows_every_token_and_what_it_is(page, tokenizer: Tokenizer) -
     assert all("lost" in kind for _, kind in lost)
 
 
-def test_the_histogram_has_a_line_at_the_most_that_is_kept(page) -> None:
-    told = ask(page, "document.querySelector('svg .limit + text').textContent.trim()")
-    assert told == "--max-length 512"
+def test_the_page_draws_lengths_as_the_terminal_does(page) -> None:
+    drawing = ask(page, "document.querySelector('pre').textContent").splitlines()
+    assert drawing[1].endswith("█ 1 to 52: 44")
+    assert drawing[11].endswith("- --max-length 512")
 
 
 def test_pointing_at_a_token_tells_its_id_and_bytes(page) -> None:
@@ -244,13 +244,13 @@ def test_rows_can_be_filtered_by_words_and_reasons(page) -> None:
         "const all = count(), words = document.getElementById('words');"
         "words.value = '안녕하세요'; words.dispatchEvent(new Event('input')); const some = count();"
         "words.value = ''; words.dispatchEvent(new Event('input'));"
-        "const reason = document.getElementById('reason'); reason.value = 'too long, dropped';"
+        "const reason = document.getElementById('tag'); reason.value = 'too long, dropped';"
         "reason.dispatchEvent(new Event('change'));"
         "return [all, some, count(), document.getElementById('shown').innerText]; })()",
     )
     spelling = ask(
         page,
-        "(() => { const reason = document.getElementById('reason');"
+        "(() => { const reason = document.getElementById('tag');"
         "reason.value = 'content spells <|im_end|>'; reason.dispatchEvent(new Event('change'));"
         "return document.querySelectorAll('.row:not([hidden])').length; })()",
     )

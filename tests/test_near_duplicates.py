@@ -27,7 +27,6 @@ def find(tmp_path: Path, rows: list[Conversation | None], near: bool = True) -> 
         finder.first = finder.duplicates().tolist()
         if near:
             finder.near = finder.near_duplicates(0.85).tolist()
-            finder.topic = finder.topics().tolist()
     return finder
 
 
@@ -56,7 +55,7 @@ def test_plain_texts_are_compared_like_rows(tmp_path) -> None:
 def test_nothing_has_no_duplicates(tmp_path) -> None:
     pytest.importorskip("datasketch")
     finder = find(tmp_path, [])
-    assert (finder.first, finder.near, finder.topic) == ([], [], [])
+    assert (finder.first, finder.near) == ([], [])
 
 
 def test_recall_and_precision_on_planted_near_duplicates_are_at_least_99_percent(tmp_path) -> None:
@@ -108,7 +107,6 @@ def test_a_row_longer_than_is_compared_has_equals_only(tmp_path, monkeypatch) ->
     rows = [chat("Tell me a tale.", "Once there was a fox. " * 4 + end) for end in "aba"]
     finder = find(tmp_path, rows)
     assert (finder.first, finder.near) == ([-1, -1, 0], [-1, -1, -1])
-    assert finder.topic == [0, 1, 2]
 
 
 def test_of_a_chain_only_what_is_near_a_kept_row_goes(tmp_path) -> None:
@@ -116,14 +114,6 @@ def test_of_a_chain_only_what_is_near_a_kept_row_goes(tmp_path) -> None:
     words = [f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(60)]
     rows = [chat("?", " ".join(words[start : start + 50])) for start in (0, 4, 8)]
     assert find(tmp_path, rows).near == [-1, 0, -1]  # the third is near the second only
-
-
-def test_topics_join_what_is_alike_through_others(tmp_path) -> None:
-    pytest.importorskip("datasketch")
-    words = [f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(90)]
-    rows = [chat("?", " ".join(words[start : start + 50])) for start in (0, 8, 16)]
-    topic = find(tmp_path, [*rows, chat("!", "전혀 다른 이야기예요.")]).topic
-    assert topic == [0, 0, 0, 3]
 
 
 def test_diversity_is_counted_over_answers() -> None:
@@ -139,10 +129,10 @@ def test_diversity_is_counted_over_answers() -> None:
 
 
 def test_more_different_things_than_are_remembered_are_counted_to_one_percent(monkeypatch) -> None:
-    monkeypatch.setattr(diversity, "DISTINCT", 2**15)
-    distinct = diversity.Distinct()
+    monkeypatch.setattr(diversity, "MAX_HASHES", 2**15)
+    distinct = diversity.DistinctCounter()
     for start in range(0, 300_000, 1000):
         distinct.update(hash((number,)) for number in range(start, start + 1000))
         distinct.update(hash((number,)) for number in range(start, start + 1000))
-    assert len(distinct.remembered) <= 2**15
+    assert len(distinct.hashes) <= 2**15
     assert distinct.count() == pytest.approx(300_000, rel=0.01)

@@ -5,26 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
+from tokenizers import normalizers
 
 from minimind.data import chatml, masking
 from minimind.data.build import DataOptions, DataReport
 from minimind.data.conversation import Conversation, Message
-from minimind.data.dataset import Dataset, Example
-from minimind.data.masking import encode_rows
-from minimind.inspect import preflight
-from minimind.inspect.preflight import ROW_CHECKS, Check, check_data
-from minimind.inspect.survey import survey
+from minimind.data.dataset import Dataset
+from minimind.data.masking import encode_rows, truncate
+from minimind.inspect import survey as survey_module
+from minimind.inspect.preflight import Check, check_data
+from minimind.inspect.survey import decoding_mismatch, survey
 from minimind.model.pretrained import BASE
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
+from tests.support.tokenizers_of_bases import write_llama2_json, write_llama3, write_sentencepiece
 
 TOKENIZER = Tokenizer.load(BASE)
+DECODING = "trained ids decode to the assistant's words and end tokens"
+SUPERVISION = "answers are left to train on"
+STOP = "the saved model stops where answers end"
 TEMPLATE = "the saved chat template gives the ids of training"
-MASK, STOP, PREFIX, CUT = (name for name, _, _ in ROW_CHECKS)
 
 
 def chat(*turns: str, line: int = 1) -> Conversation:
@@ -34,7 +38,7 @@ def chat(*turns: str, line: int = 1) -> Conversation:
 
 ROWS = [
     chat("안녕? <|im_end|>", "안녕하세요!"),
-    chat("1 + 1 = ?", " 2.", "Sure?", "Yes.", line=2),
+    chat("1 + 1 = ?", "2.", "Sure?", "Yes.", line=2),
     chat("Story!", "Once upon a time. " * 60, line=3),
     chat("Only a question.", line=4),
 ]
@@ -42,29 +46,23 @@ OPTIONS = DataOptions(max_length=100)
 
 
 def check(
-    tokenizer: Tokenizer,
-    rows: list[Conversation] = ROWS,
-    options: DataOptions = OPTIONS,
-    change: Callable[[DataReport], DataReport] = lambda report: report,
-    dataset: Dataset | None = None,
+    tokenizer: Tokenizer, rows: list[Conversation] = ROWS, options: DataOptions = OPTIONS
 ) -> dict[str, Check]:
-    """All checks by name, on rows as `build_dataset` makes a dataset of them."""
-    found = survey(rows, tokenizer, options)
-    encoded = encode_rows(rows, tokenizer, train_on=options.train_on)
-    kept = [
-        masking.truncate(row, options.max_length, tokenizer, options.truncation) for row in encoded
-    ]
-    kept = [row for row in kept if any(row.loss_mask)]
+    """All checks by name, on rows as `build_dataset` counts them."""
+    encoded = list(encode_rows(rows, tokenizer, train_on=options.train_on))
+    before = [sum(row.loss_mask) for row in encoded]
+    cut = [truncate(row, options.max_length, tokenizer, options.truncation) for row in encoded]
+    after = [sum(row.loss_mask) for row in cut]
     report = DataReport(
         rows=len(rows),
-        unsupervised=found.unsupervised,
-        truncated=found.truncated,
-        dropped_long=found.dropped_long,
-        tokens_lost=found.tokens_lost,
+        kept=sum(count > 0 for count in after),
+        unsupervised=before.count(0),
+        truncated=sum(a < b for a, b in zip(after, before, strict=True)),
+        dropped_long=sum(a == 0 < b for a, b in zip(after, before, strict=True)),
+        tokens_lost=sum(before) - sum(after),
     )
-    dataset = Dataset.from_examples(kept) if dataset is None else dataset
-    checks = check_data(rows, len(rows), dataset, change(report), found, tokenizer, options)
-    return {check.name: check for check in checks}
+    found = survey(rows, tokenizer, options)
+    return {check.name: check for check in check_data(found, report, tokenizer)}
 
 
 def failed(checks: dict[str, Check]) -> set[str]:
@@ -80,121 +78,121 @@ def test_sound_data_passes_every_check(tokenizer, train_on, truncation) -> None:
     options = replace(OPTIONS, train_on=train_on, truncation=truncation)
     checks = check(tokenizer, options=options)
     assert {found.outcome for found in checks.values()} == {"passed"}
-    assert len(checks) == 8
-    assert checks[MASK].fact == "4 rows"
+    assert list(checks) == [DECODING, SUPERVISION, STOP, TEMPLATE]
+    assert checks[DECODING].fact == "4 rows"
+
+
+@pytest.mark.parametrize("write", [write_llama3, write_llama2_json])
+def test_sound_data_passes_with_other_bases_tokenizers(tmp_path, write) -> None:
+    pytest.importorskip("transformers")
+    checks = check(Tokenizer.load(write(tmp_path)))
+    assert {found.outcome for found in checks.values()} == {"passed"}
 
 
 @settings(max_examples=60)
 @given(conversations())
-def test_whatever_a_legal_row_says_no_check_of_rows_fails(row: Conversation) -> None:
+def test_whatever_a_legal_row_says_our_tokenizer_gives_it_back(row: Conversation) -> None:
     (example,) = encode_rows([row], TOKENIZER)
-    for name, row_check, _ in ROW_CHECKS:
-        assert row_check(row, example, TOKENIZER, OPTIONS) is None, name
+    assert decoding_mismatch(row, example, TOKENIZER, "all") is None
 
 
-def changed(monkeypatch, change: Callable[[Dataset], None]) -> None:
-    """Let rows be encoded wrongly for the checks."""
+def test_a_tokenizer_that_changes_text_is_found(tmp_path) -> None:
+    """One that lower-cases, as some bases' do."""
+    from tokenizers import Tokenizer as Backend
+
+    path = write_llama3(tmp_path) / "tokenizer.json"
+    backend = Backend.from_file(str(path))
+    backend.normalizer = normalizers.Lowercase()
+    backend.save(str(path))
+    found = check(Tokenizer.load(tmp_path))[DECODING]
+    assert found.outcome == "failed"
+    assert found.fact == (
+        "2 of 4 rows don't; data.jsonl:2: "
+        "trains '2.<|im_end|>yes.<|im_end|>' where the assistant says '2.<|im_end|>Yes.<|im_end|>'"
+    )
+    assert found.consequence == "the model would learn other text than the data has"
+
+
+def test_a_tokenizer_that_can_not_write_a_word_is_found(tmp_path) -> None:
+    base = write_sentencepiece(tmp_path, byte_fallback=False, vocab_size=200)
+    checks = check(Tokenizer.load(base), [chat("hello", "the뷁")])
+    assert DECODING in failed(checks)
+    assert "<unk>" in checks[DECODING].fact
+
+
+def wrong(change: Callable[[Dataset], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encode rows wrongly for the survey."""
 
     def encode(*arguments: object, **options: object) -> Dataset:
         rows = masking.encode_rows(*arguments, **options)
         change(rows)
         return rows
 
-    monkeypatch.setattr(preflight, "encode_rows", encode)
+    monkeypatch.setattr(survey_module, "encode_rows", encode)
 
 
 def test_training_the_users_words_is_found(tokenizer, monkeypatch) -> None:
     def train_everything(rows: Dataset) -> None:
         rows.loss_mask[:] = True
 
-    changed(monkeypatch, train_everything)
+    wrong(train_everything, monkeypatch)
     checks = check(tokenizer)
-    assert MASK in failed(checks)
-    assert checks[MASK].fact.startswith("data.jsonl:1: trained is ")
-    assert "speak as the user" in checks[MASK].consequence
+    assert failed(checks) == {DECODING}
+    assert checks[DECODING].fact.startswith(
+        "4 of 4 rows don't; data.jsonl:1: trains '<|im_start|>user"
+    )
 
 
 def test_an_end_that_is_not_trained_is_found(tokenizer, monkeypatch) -> None:
     def without_ends(rows: Dataset) -> None:
         rows.loss_mask[rows.input_ids == tokenizer.end_id] = False
 
-    changed(monkeypatch, without_ends)
+    wrong(without_ends, monkeypatch)
     checks = check(tokenizer)
-    assert {MASK, STOP} <= failed(checks)
-    assert checks[STOP].fact == "data.jsonl:1: 1 trained answers have 0 trained end tokens"
-    assert "would not stop" in checks[STOP].consequence
+    assert failed(checks) == {DECODING}
+    assert "trains '안녕하세요!' where the assistant says '안녕하세요!<|im_end|>'" in (
+        checks[DECODING].fact
+    )
 
 
-def test_a_prompt_in_other_ids_is_found(tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(preflight, "encode_prompt", lambda *_: [99, 98])
-    checks = check(tokenizer)
-    assert failed(checks) == {PREFIX}
-    assert "the prompt before message 2 has other ids" in checks[PREFIX].fact
+@pytest.mark.parametrize("row", [ROWS[2], ROWS[3]])
+def test_data_without_anything_to_train_on_is_found(tokenizer, row) -> None:
+    checks = check(tokenizer, rows=[row])
+    assert failed(checks) == {SUPERVISION}
+    assert checks[SUPERVISION].consequence == "there is nothing to train"
 
 
-def test_a_second_beginning_of_text_is_found(tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(tokenizer, "bos_id", tokenizer.start_id)  # stands in each turn
-    checks = check(tokenizer)
-    assert PREFIX in failed(checks)
-    assert "tokens that begin a text" in checks[PREFIX].fact
-
-
-def test_an_invented_end_after_a_cut_is_found(tokenizer, monkeypatch) -> None:
-    def invents(example, *arguments):
-        cut = masking.truncate(example, *arguments)
-        return Example([*list(cut.input_ids)[:-1], tokenizer.end_id], cut.loss_mask)
-
-    monkeypatch.setattr(preflight, "truncate", invents)
-    checks = check(tokenizer, options=replace(OPTIONS, truncation="tokens"))
-    assert failed(checks) == {CUT}
-    assert "stop in the middle" in checks[CUT].consequence
-
-
-def test_too_much_left_after_a_cut_is_found(tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(preflight, "truncate", lambda example, *_: example)
-    checks = check(tokenizer)
-    assert "more than --max-length 100" in checks[CUT].fact
-
-
-def test_data_without_anything_to_train_on_is_found(tokenizer) -> None:
-    checks = check(tokenizer, rows=[chat("Only a question.")])
-    name = "every row has something to train on"
-    assert failed(checks) == {name}
-    assert checks[name].consequence == "there is nothing to train"
-
-
-def test_a_row_without_anything_to_train_on_is_found(tokenizer) -> None:
-    dataset = encode_rows(ROWS[:2], tokenizer)
-    dataset.table.columns["supervised"][1] = np.uint32(0)
-    checks = check(tokenizer, dataset=dataset)
-    name = "every row has something to train on"
-    assert failed(checks) == {name}
-    assert "NaN" in checks[name].consequence
-
-
-def test_a_loss_that_is_not_reported_is_found(tokenizer) -> None:
-    checks = check(tokenizer, change=lambda report: replace(report, tokens_lost=0))
-    name = "truncation is reported in full"
-    assert failed(checks) == {name}
-    assert "counted again" in checks[name].fact
+def test_what_truncation_takes_is_reported(tokenizer) -> None:
+    lost = len(tokenizer.encode("Once upon a time. " * 60)) + 1
+    assert check(tokenizer)[SUPERVISION].fact == (
+        "2 of 4 rows are trained; 1 have no answer, 1 are too long; "
+        f"truncation takes {lost} supervised tokens from 1 rows"
+    )
 
 
 def test_a_wrong_stop_token_is_found(tokenizer, monkeypatch) -> None:
-    name = "the saved model stops where answers end"
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer, "stop_ids", (0,))
         checks = check(tokenizer)
-        assert name in failed(checks)
-        assert "talk on" in checks[name].consequence
+        assert STOP in failed(checks)
+        assert "would not stop the model" in checks[STOP].consequence
     monkeypatch.setattr(tokenizer, "pad_id", tokenizer.end_id)
     checks = check(tokenizer)
-    assert name in failed(checks)
-    assert "pad_token_id 2 is among the stop tokens" in checks[name].fact
+    assert STOP in failed(checks)
+    assert "pad_token_id 2 is among the stop tokens" in checks[STOP].fact
 
 
-def test_a_template_that_gives_other_ids_is_found(tokenizer, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("'\\n' }}{% endfor %}", "'' }}{% endfor %}"),
+        ("assistant\\n' }}{% endif %}", "assistant' }}{% endif %}"),
+    ],
+    ids=["row", "prompt"],
+)
+def test_a_template_that_gives_other_ids_is_found(tokenizer, monkeypatch, old, new) -> None:
     pytest.importorskip("transformers")
-    other = chatml.CHAT_TEMPLATE.replace("'\\n' }}{% endfor %}", "'' }}{% endfor %}")
+    other = chatml.CHAT_TEMPLATE.replace(old, new)
     assert other != chatml.CHAT_TEMPLATE
     monkeypatch.setattr("minimind.model.pretrained.CHAT_TEMPLATE", other)
     checks = check(tokenizer)
@@ -209,25 +207,18 @@ def test_what_can_not_be_checked_is_not_passed(tokenizer, monkeypatch) -> None:
 
 
 def test_what_no_row_showed_is_not_passed(tokenizer) -> None:
-    pytest.importorskip("transformers")
     rows = [chat("What does <|im_end|> do?", "It ends a turn.")]
     assert check(tokenizer, rows)[TEMPLATE].outcome == "not checked"
-    nothing = check(tokenizer, [])
-    assert {nothing[name].outcome for name in (MASK, STOP, PREFIX, CUT)} == {"not checked"}
+    assert check(tokenizer, [])[DECODING].outcome == "not checked"
 
 
-def test_a_package_that_transformers_needs_is_told(tokenizer, monkeypatch) -> None:
-    pytest.importorskip("transformers")
+def test_a_tokenizer_that_transformers_can_not_use_is_reported(tokenizer, monkeypatch) -> None:
+    transformers = pytest.importorskip("transformers")
 
-    def lacking(*_: object) -> None:
-        raise ImportError("apply_chat_template requires jinja2")
+    def fails(folder: Path) -> None:
+        raise ImportError("requires jinja2")
 
-    monkeypatch.setattr(preflight, "_render", lacking)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
     found = check(tokenizer)[TEMPLATE]
     assert found.outcome == "not checked"
-    assert "lacks a package: apply_chat_template requires jinja2" in found.fact
-
-
-def test_many_rows_are_sampled_and_it_is_said(tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(preflight, "SAMPLE_ROWS", 2)
-    assert check(tokenizer)[MASK].fact == "2 rows, drawn from 4"
+    assert found.fact == "transformers can't use the tokenizer: requires jinja2"

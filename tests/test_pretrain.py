@@ -97,7 +97,7 @@ def test_a_mix_has_the_shares_asked_for_and_tokens_are_the_budget(
     shares = [float(line.split(" times its text, ")[1].split("%")[0]) for line in told.splitlines()
               if "times its text" in line]  # fmt: skip
     assert shares == pytest.approx([25, 75], abs=0.5)
-    assert told.count("% asked") == 2
+    assert told.count("% requested") == 2
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in map(json.loads, lines) if "tokens" in line]
     assert sum(line["tokens"] for line in steps) == pytest.approx(8000, rel=0.03)
@@ -247,7 +247,7 @@ def test_nothing_held_back_is_said_and_the_last_weights_stand(
         main([*files, *SMALL, *shape, "--val-fraction", "0", "--tokens", "500", "--out", str(out)])
         == 0
     )
-    assert "nothing is held back to validate on; give more documents" in capsys.readouterr().out
+    assert "no documents to validate on; give more documents" in capsys.readouterr().out
     assert load(out)[0].config.hidden_size == 32
 
 

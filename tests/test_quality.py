@@ -22,11 +22,14 @@ from minimind.text.mojibake import broken_text
 from tests.support import planted
 from tests.support.strategies import conversations
 
-EACH = 60  # defects planted per rule and language
+EACH = 120  # defects planted per rule and language
 
 
-def rules_of(messages: list[dict[str, str]]) -> set[str]:
-    return {verdict.rule for verdict in check_conversation(messages)}
+PLANTED = replace(DEFAULT, max_characters=planted.MAX_CHARACTERS)
+
+
+def rules_of(messages: list[dict[str, str]], thresholds: Thresholds = DEFAULT) -> set[str]:
+    return {verdict.rule for verdict in check_conversation(messages, thresholds=thresholds)}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,10 @@ def flagged() -> dict[str, list[tuple[str, set[str]]]]:
         "en": [pair for pair in pairs if not planted.korean(pair[0])],
     }
     chance = random.Random(0)
-    found = {"": [("", rules_of(row)) for row in planted.sound_rows()]}
+    found = {"": [("", rules_of(row, PLANTED)) for row in planted.sound_rows()]}
     for name, plant in planted.PLANTERS.items():
         found[name] = [
-            (language, rules_of(plant(chance, chance.choice(some))))
+            (language, rules_of(plant(chance, chance.choice(some)), PLANTED))
             for language, some in languages.items()
             for _ in range(EACH)
         ]
@@ -93,11 +96,11 @@ def test_rules_are_chosen_by_name_or_are_ones_own() -> None:
     row = planted.chat("Why?", "BECAUSE</S>")
     assert check_conversation(row, ["echo"]) == []
     assert check_conversation(row, ["echo", shouts]) == [Verdict("shouts", "it shouts")]
-    with pytest.raises(ValueError, match="no rule is called shout; there are role_order"):
+    with pytest.raises(ValueError, match="no rule is called shout; use some of role_order"):
         check_conversation(row, ["shout"])
     with pytest.raises(ValueError, match="two rules are called shouts; give each a name"):
         check_conversation(row, [shouts, shouts])
-    with pytest.raises(ValueError, match="rule <lambda>: gave 3; it gives evidence in words"):
+    with pytest.raises(ValueError, match="rule <lambda> returns 3; return evidence in words"):
         check_conversation(row, [lambda *_: 3])
 
 

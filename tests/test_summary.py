@@ -120,5 +120,5 @@ def test_the_mix_is_told_as_planned_and_as_asked() -> None:
     ]
     mixed = make_steps(rows, tokens_per_step=4, mix=[1, 1])
     assert describe_mix(mixed, ["a", "b"])[1] == (
-        "b: 6 tokens, 1.50 times its text, 50.00% of the training, 50.00% asked"
+        "b: 6 tokens, 1.50 times its text, 50.00% of the training, 50.00% requested"
     )

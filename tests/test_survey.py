@@ -9,7 +9,13 @@ import pytest
 from minimind.data.build import DataOptions
 from minimind.data.conversation import Conversation, Message
 from minimind.inspect import survey as survey_module
-from minimind.inspect.survey import DRAWN, PER_REASON, SHOWN, Survey, survey
+from minimind.inspect.survey import (
+    ROWS_PER_REASON,
+    SAMPLE_ROWS,
+    SAMPLE_ROWS_SHOWN,
+    Survey,
+    survey,
+)
 
 OPTIONS = DataOptions(max_length=64)
 
@@ -47,26 +53,17 @@ def reasons(found: Survey) -> dict[int, list[str]]:
 
 
 def test_rows_are_counted_by_what_they_are(found) -> None:
-    assert found.rows == 9
+    assert len(found.lengths) == 9
     assert found.messages == {2: 7, 4: 1, 1: 1}
     assert found.roles == {"user": 10, "assistant": 9}
-    assert found.turns == {"no_assistant": 1, "leading_assistant": 1, "trailing_prompt": 1}
-    assert found.languages == {"latin > latin": 5, "hangul > hangul": 1, "hangul > latin": 1}
+    assert found.scripts == {"latin > latin": 5, "hangul > hangul": 1, "hangul > latin": 1}
     assert found.look_alikes == {"<|im_end|>": 1, "[INST]": 1}
     assert found.duplicates == 1
 
 
-def test_what_truncation_takes_is_counted(found, tokenizer) -> None:
-    assert found.unsupervised == 1
-    assert found.truncated == 2
-    assert found.dropped_long == 1  # one answer alone is longer than all that is kept
-    story, last = "Once upon a time " * 40, "word " * 80
-    assert found.tokens_lost == sum(len(tokenizer.encode(text)) + 1 for text in (story, last))
-
-
 def test_rows_are_shown_for_reasons(found) -> None:
     why = reasons(found)
-    assert "another script than the question's" in why[3]
+    assert "question and answer in different scripts" in why[3]
     assert "duplicate" in why[4]
     assert {"content spells <|im_end|>", "content spells [INST]"} <= set(why[5])
     assert "too long, dropped" in why[6]
@@ -87,34 +84,34 @@ def test_a_shown_row_has_all_its_tokens_and_how_many_are_kept(found) -> None:
 def test_of_many_rows_few_are_shown_and_the_extremes_are_right(tokenizer) -> None:
     rows = numbered(chat("q", "ok " * (1 + (n * 37) % 101)) for n in range(700))
     found = survey(rows, tokenizer, DataOptions())
-    assert len(found.drawn) == DRAWN
-    assert len({row.line for row in found.drawn}) == DRAWN
-    assert max(row.line for row in found.drawn) > 600  # from everywhere
+    assert len(found.sample) == SAMPLE_ROWS
+    assert len({row.line for row in found.sample}) == SAMPLE_ROWS
+    assert max(row.line for row in found.sample) > 600  # from everywhere
     lengths = sorted(found.lengths)
     for name, expected in (("shortest", lengths[:3]), ("longest", lengths[-3:])):
         shown = [row for row in found.shown if name in row.reasons]
         assert sorted(len(row.example) for row in shown) == expected
-    assert len([row for row in found.shown if "duplicate" in row.reasons]) >= PER_REASON
+    assert len([row for row in found.shown if "duplicate" in row.reasons]) >= ROWS_PER_REASON
 
 
 def test_of_few_rows_too_those_drawn_are_not_the_first(tokenizer) -> None:
     rows = numbered(chat(f"question {n}", "yes " * (n % 9 + 1)) for n in range(100))
     found = survey(rows, tokenizer, DataOptions())
     drawn = [row.number for row in found.shown if "drawn by chance" in row.reasons]
-    assert len(drawn) == SHOWN
+    assert len(drawn) == SAMPLE_ROWS_SHOWN
     assert max(drawn) > 50
 
 
 def test_a_very_long_row_is_shown_in_part_unless_it_is_chosen(tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(survey_module, "MOST_TOKENS", 20)
+    monkeypatch.setattr(survey_module, "MAX_TOKENS_SHOWN", 20)
     rows = numbered([chat("Hi", "word " * 40)] * 2)
     one, other = survey(rows, tokenizer, OPTIONS, chosen=["data.jsonl:2"]).shown
-    part, more = one.part()
+    part, more = one.first_tokens()
     assert list(part.input_ids) == list(one.example.input_ids)[:20]
     assert more == f"… {len(one.example) - 20} more tokens; --rows data.jsonl:1 shows them"
-    assert other.part() == (other.example, "")
+    assert other.first_tokens() == (other.example, "")
 
 
 def test_nothing_gives_an_empty_survey(tokenizer) -> None:
     found = survey([], tokenizer, OPTIONS)
-    assert (found.rows, found.shown, list(found.lengths)) == (0, [], [])
+    assert (found.shown, list(found.lengths)) == ([], [])

@@ -17,7 +17,7 @@ from minimind.clean.cleaning import DATASET_RULES, Cleaning, CleaningReport, cle
 from minimind.clean.rules import RULES, Rule, Thresholds
 from minimind.cli.command import following_options, run_command
 from minimind.cli.options import parse_options
-from minimind.data.conversation import Conversation, parse_conversation
+from minimind.data.conversation import parse_conversation
 from minimind.data.row_options import RowKeys
 from minimind.data.storage import cache_directory, readable_again
 
@@ -28,8 +28,8 @@ ALL_RULES = (*RULES, *DATASET_RULES)
 class CleanOptions:
     """Keep the rows that are worth training on, byte for byte, and list the others with reasons.
 
-    Rules find what is mechanical: repetitions, broken text, leaked templates, duplicates and the
-    like. Whether an answer is true, and most of whether it is safe, no rule can see: read rows.
+    Rules find mechanical faults: repetitions, broken text, leaked templates, duplicates and the
+    like. They can't tell whether an answer is true or safe: read rows.
 
     Exit codes: 0 done, 1 the run failed, 2 a wrong option, 3 data that can't be used,
     130 interrupted.
@@ -38,22 +38,22 @@ class CleanOptions:
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
     out: Path
-    """Where the kept rows go."""
+    """The file for the kept rows."""
     rejected: Path | None = None
-    """Where the others go, with file, line, rule and evidence; default: rejected.jsonl there."""
+    """The file for the others, with place, rule and evidence; default: rejected.jsonl beside it."""
     rules: tuple[str, ...] = ALL_RULES
-    """The rules that count."""
+    """The rules to apply."""
     skip: tuple[str, ...] = ()
-    """Rules of these that don't."""
+    """Rules to leave out."""
     rule: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A rule of your own, module:function, once or several times; see docs/data.md."""
+    """A rule of your own, module:function; may be given several times; see docs/data.md."""
     similarity: float = 0.85
-    """Share of common 5-grams of letters from which on two rows are near duplicates."""
+    """Least share of common 5-grams of letters of two near duplicates."""
     keys: Annotated[RowKeys, tyro.conf.OmitArgPrefixes] = field(default_factory=RowKeys)
     json: bool = False
     """Print the report as JSON."""
     overwrite: bool = False
-    """Replace files that exist."""
+    """Replace --out and --rejected if they exist."""
     thresholds: Annotated[Thresholds, tyro.conf.OmitArgPrefixes] = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
@@ -65,17 +65,12 @@ class CleanOptions:
                     raise ValueError(f"--{option} has {name}; use some of {', '.join(ALL_RULES)}")
 
     def cleaning(self) -> Cleaning:
-        """What of it the work needs.
-
-        Raises:
-            ValueError: a rule of one's own can't be imported.
-        """
         chosen = [name for name in self.rules if name not in self.skip]
         rules = {name: RULES[name] for name in chosen if name in RULES}
-        rules |= {name: _imported(name) for name in self.rule}
+        rules |= {name: _import_rule(name) for name in self.rule}
         return Cleaning(
             rules=rules,
-            of_the_set=[name for name in chosen if name in DATASET_RULES],
+            dataset_rules=[name for name in chosen if name in DATASET_RULES],
             thresholds=self.thresholds,
             similarity=self.similarity,
             parse=partial(parse_conversation, **asdict(self.keys)),
@@ -83,7 +78,7 @@ class CleanOptions:
 
 
 def run(options: CleanOptions) -> None:
-    """Clean, and tell what came of it."""
+    """Clean the files, and report."""
     out = options.out
     rejected = options.rejected or out.parent / "rejected.jsonl"
     with following_options():
@@ -103,26 +98,25 @@ def run(options: CleanOptions) -> None:
         print(json.dumps(vars(report), ensure_ascii=False))
         return
     print("\n".join(_lines(report, cleaning)))
-    print(f"{out} holds what was kept, {rejected} the rest")
+    print(f"{out} has the kept rows, {rejected} the others")
 
 
 def _check_places(options: CleanOptions, out: Path, rejected: Path) -> None:
     if out.resolve() == rejected.resolve():
-        raise FileExistsError(f"{out}: is named twice; name another --rejected")
+        raise ValueError(f"{out}: is named twice; name another --rejected")
     for path in (out, rejected):
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
         if str(path) == "-" or (there == path and not path.is_file()):
-            raise FileExistsError(f"{path}: is no file; name one")
+            raise ValueError(f"{path}: is no file; name one")
         if there != path and not there.is_dir():
-            raise FileExistsError(f"{path}: {there} is no folder; name another place")
+            raise ValueError(f"{path}: {there} is no folder; name another place")
         if any(Path(file).resolve() == path.resolve() for file in options.files):
-            raise FileExistsError(f"{path}: is the data itself; name another file")
+            raise ValueError(f"{path}: is the data itself; name another file")
         if path.exists() and not options.overwrite:
-            raise FileExistsError(f"{path}: exists; --overwrite replaces it, or name another file")
+            raise ValueError(f"{path}: exists; --overwrite replaces it, or name another file")
 
 
 def _lines(report: CleaningReport, cleaning: Cleaning) -> list[str]:
-    """The report in words."""
     lines = [f"{report.rows:,} rows: {report.kept:,} kept, {report.rows - report.kept:,} rejected"]
     lines += [f"    {name}: {count:,}" for name, count in report.rejected.most_common()]
     lines += [f"not checked: {name} ({why})" for name, why in report.not_checked.items()]
@@ -140,30 +134,20 @@ def _figure(value: Any) -> str:
     return "none" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def _imported(name: str) -> Rule:
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
+def _import_rule(name: str) -> Rule:
+    module, _, function = name.partition(":")
+    if not (module and function):
         raise ValueError(f"--rule {name}: write it as module:function")
-    sys.path.insert(0, "")  # a module in the folder one stands in
+    sys.path.insert(0, "")  # for a module in the current folder
     try:
-        rule = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever its author's module does
+        rule: Rule = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the user's module raises
         raise ValueError(f"--rule {name}: can't be imported ({error}); check its name") from None
     finally:
         sys.path.remove("")
     if not callable(rule):
         raise ValueError(f"--rule {name}: is no function of a conversation and thresholds")
-
-    def guarded(conversation: Conversation, limits: Thresholds) -> str | None:
-        try:
-            evidence: str | None = rule(conversation, limits)
-        except Exception as error:
-            place = f"{conversation.path}:{conversation.line}"
-            fact = f"--rule {name} fails with {type(error).__name__}: {error}"
-            raise ValueError(f"{place}: {fact}; mend it, or leave it out") from error
-        return evidence
-
-    return guarded
+    return rule
 
 
 def main(argv: list[str] | None = None) -> int:

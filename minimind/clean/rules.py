@@ -1,8 +1,7 @@
-"""Rules for rows that teach a model little or harm it. Knows no files.
+"""Rules for rows that teach a model little or harm it, each by one row alone.
 
-A rule is a function of a conversation and the thresholds; it gives evidence, or None. What a rule
-can see in one row is here; duplicates are `near_duplicates`. Only what the assistant says is judged
-where it is the answer that would be learned; a bad question with a good answer is good data.
+A rule is a function of a conversation and the thresholds that returns evidence in words, or None.
+Most rules judge only what the assistant says: a bad question with a good answer is good data.
 """
 
 from __future__ import annotations
@@ -25,17 +24,19 @@ from minimind.text.unsafe import unsafe_text
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """Where each rule begins to object.
+    """Limits of the rules.
 
     Attributes:
-        min_answer: letters and digits that an answer has at least, a Hangul syllable or a Chinese
-            character counted twice; one digit or capital letter, to answer a choice, is enough.
+        min_answer: least letters and digits of an answer, a Hangul syllable or a Chinese character
+            counted twice; one digit or capital letter, the answer to a choice, is always enough.
         max_characters: of one message.
-        repeated_lines: share of an answer's lines that stood before, from 6 lines on.
-        repeated_ngrams: a factor on the shares of Gopher's rules, from 50 words on; 0 is off.
-        repeated_unit: how often something of up to 20 characters may stand in a row.
-        echo: letters of an answer, counted likewise, from which it counts as an echo.
-        other_language: letters, likewise, of an answer without one letter of the question's script.
+        repeated_lines: largest share of an answer's lines that repeat an earlier line; answers of
+            6 lines or more.
+        repeated_ngrams: factor on the limits of Gopher's rules; answers of 50 words or more; 0
+            turns the rule off.
+        repeated_unit: repetitions in a row, of up to 20 characters, that are too many.
+        echo: least letters of an echo, counted as for min_answer.
+        other_language: least letters, counted as for min_answer, of an answer in another language.
     """
 
     min_answer: int = 2
@@ -63,33 +64,28 @@ Rule = Callable[[Conversation, Thresholds], "str | None"]
 
 
 class Verdict(NamedTuple):
-    """Why a row is rejected.
-
-    Attributes:
-        rule: its name.
-        evidence: what it saw, in words.
-    """
+    """Why a row is rejected: the rule's name, and in words what it found."""
 
     rule: str
     evidence: str
 
 
 def too_short(conversation: Conversation, limits: Thresholds) -> str | None:
-    """An answer of no substance teaches to say nothing.
+    """An answer with fewer letters than `min_answer`.
 
-    A word may be all that was asked for, so that by default little is too short: raise `min_answer`
-    for data whose answers ought to explain.
+    One word may answer a question in full, so that the default is low. Raise `min_answer` for data
+    whose answers ought to explain.
     """
     for answer in _answers(conversation):
-        said = _normalized(answer)
-        one_choice = len(said) == 1 and any(c.isdigit() or c.isupper() for c in answer)
-        if said and _weight(said) < limits.min_answer and not one_choice:
+        letters = _letters(answer)
+        one_choice = len(letters) == 1 and any(c.isdigit() or c.isupper() for c in answer)
+        if letters and _letter_count(letters) < limits.min_answer and not one_choice:
             return f"the answer is {excerpt(answer)!r}"
     return None
 
 
 def too_long(conversation: Conversation, limits: Thresholds) -> str | None:
-    """A message longer than any context is a document, or several rows that ran together."""
+    """A message of more than `max_characters`: mostly a document, or several rows in one."""
     for message in conversation.messages:
         if len(message.content) > limits.max_characters:
             return f"{message.role}: {len(message.content):,} characters"
@@ -97,76 +93,75 @@ def too_long(conversation: Conversation, limits: Thresholds) -> str | None:
 
 
 def empty_answer(conversation: Conversation, limits: Thresholds) -> str | None:
-    """An answer without a letter, a digit or a picture teaches to stop at once."""
+    """An answer without a letter, a digit or a symbol such as an emoji."""
     for answer in _answers(conversation):
-        if not any(unicodedata.category(c)[0] in "LN" or c in "♡♥" for c in answer) and not any(
-            unicodedata.category(c) == "So" for c in answer
-        ):
+        categories = map(unicodedata.category, answer)
+        if not any(category[0] in "LN" or category == "So" for category in categories):
             return f"the answer is {excerpt(answer)!r}"
     return None
 
 
 def echo(conversation: Conversation, limits: Thresholds) -> str | None:
-    """An answer that only says the question again teaches to parrot."""
+    """An answer that only repeats the question."""
     for question, answer in _pairs(conversation):
-        said = _normalized(answer)
-        if _weight(said) >= limits.echo and said == _normalized(question):
+        letters = _letters(answer)
+        if _letter_count(letters) >= limits.echo and letters == _letters(question):
             return f"question and answer are {excerpt(answer)!r}"
     return None
 
 
 def repeated_lines(conversation: Conversation, limits: Thresholds) -> str | None:
-    """Lines again and again are how a generator fails.
+    """An answer that repeats its lines, as a text generator does when it fails.
 
     Source: Rae et al. 2021 (Gopher), arXiv:2112.11446, table A1: duplicate line fraction 0.30.
     """
     for answer in _answers(conversation):
-        # Closing braces and rules of a table repeat by nature: lines with words count.
+        # Only lines with words count: closing braces and rulers of tables repeat in sound text.
         lines = [line.strip() for line in answer.splitlines() if sum(map(str.isalnum, line)) > 3]
-        if len(lines) >= LEAST_LINES:
+        if len(lines) >= MIN_LINES:
             share = 1 - len(set(lines)) / len(lines)
             if share > limits.repeated_lines:
                 line, count = Counter(lines).most_common(1)[0]
-                return f"{share:.0%} of {len(lines)} lines stood before; {count} × {line[:60]!r}"
+                return f"{share:.0%} of {len(lines)} lines are repeated; {count} × {line[:60]!r}"
     return None
 
 
 def repeated_ngrams(conversation: Conversation, limits: Thresholds) -> str | None:
-    """Phrases again and again are how a generator fails.
+    """An answer that repeats its phrases.
 
     Source: Rae et al. 2021 (Gopher), arXiv:2112.11446, table A1: the share of characters in the
-    commonest 2-, 3- and 4-gram, and in all duplicate 5- to 10-grams. Gopher's documents have at
-    least 50 words, and shorter answers aren't judged. The shares are doubled by default: answers
-    are short, and sound ones go through steps worded alike (benchmarks/RESULTS.md, Cleaning).
+    most common 2-, 3- and 4-gram, and in all duplicate 5- to 10-grams. Gopher's documents have at
+    least 50 words, and shorter answers aren't judged. The limits are doubled by default: answers
+    are short, and sound ones repeat the wording of their steps (benchmarks/RESULTS.md, Cleaning).
     """
     for answer in _answers(conversation):
         words = answer[:LONGEST].split()
-        if limits.repeated_ngrams and len(words) >= LEAST_WORDS:
+        if limits.repeated_ngrams and len(words) >= MIN_WORDS:
             size = sum(map(len, words))
-            for n, share in TOP_NGRAMS.items():
+            for n, limit in TOP_NGRAMS.items():
                 gram, count = Counter(ngrams(words, n)).most_common(1)[0]
-                found = count * sum(map(len, gram)) / size
-                if count > 1 and found > share * limits.repeated_ngrams:
-                    return f"{found:.0%} of the answer is {' '.join(gram)[:60]!r}, {count} times"
-            for n, share in DUPLICATE_NGRAMS.items():
-                found = _duplicate_share(words, n) / size
-                if found > share * limits.repeated_ngrams:
-                    return f"{found:.0%} of the answer are runs of {n} words that stood before"
+                share = count * sum(map(len, gram)) / size
+                if count > 1 and share > limit * limits.repeated_ngrams:
+                    return f"{share:.0%} of the answer is {' '.join(gram)[:60]!r}, {count} times"
+            for n, limit in DUPLICATE_NGRAMS.items():
+                share = _duplicate_characters(words, n) / size
+                if share > limit * limits.repeated_ngrams:
+                    return f"{share:.0%} of the answer are repeated runs of {n} words"
     return None
 
 
 def repeated_characters(conversation: Conversation, limits: Thresholds) -> str | None:
-    """One character, syllable or word in a row is noise, also where there are no spaces."""
+    """A character, syllable or word many times in a row, in text without spaces too."""
     for answer in _answers(conversation):
         for found in _UNIT.finditer(answer[:LONGEST]):
             count = len(found[0]) // len(found[1])
             if count >= limits.repeated_unit and any(map(str.isalpha, found[1])):
-                return f"{found[1]!r} stands {count} times in a row"
+                return f"{found[1]!r} {count} times in a row"
     return None
 
 
 def unsafe(conversation: Conversation, limits: Thresholds) -> str | None:
-    """What an assistant must not say, by a list of patterns: see `unsafe`, and what it can't do."""
+    """Words of a short list of unsafe patterns; text/unsafe.py says what such a list can't do."""
     for answer in _answers(conversation):
         if found := unsafe_text(answer):
             return f"{found[0]}: {found[1]!r}"
@@ -174,7 +169,7 @@ def unsafe(conversation: Conversation, limits: Thresholds) -> str | None:
 
 
 def broken_unicode(conversation: Conversation, limits: Thresholds) -> str | None:
-    """Mojibake and lost characters teach to write them."""
+    """Text that was decoded with the wrong encoding, or lost characters."""
     for message in conversation.messages:
         if found := broken_text(message.content):
             return f"{message.role}: {found}"
@@ -182,24 +177,24 @@ def broken_unicode(conversation: Conversation, limits: Thresholds) -> str | None
 
 
 def other_language(conversation: Conversation, limits: Thresholds) -> str | None:
-    """An answer in another script than its question teaches to change the language.
+    """An answer in another script than its question.
 
-    Not where the question asks for it, has letters of both scripts, or the answer is code or
-    broken, which is another rule's.
+    Not where the question asks for another language or has letters of the answer's script, nor
+    where the answer is code, or broken, which is another rule's.
     """
     for question, answer in _pairs(conversation):
-        asked, said = scripts(question), scripts(answer)
-        if not (asked and said) or set(asked) & set(said):
+        asked, answered = scripts(question), scripts(answer)
+        if not (asked and answered) or set(asked) & set(answered):
             continue
         if "```" in answer or _ASKS_FOR_LANGUAGE.search(question) or broken_text(answer):
             continue
-        if _weight(_normalized(answer)) >= limits.other_language:
-            return f"asked in {_names(asked)}, answered in {_names(said)}: {excerpt(answer)!r}"
+        if _letter_count(_letters(answer)) >= limits.other_language:
+            return f"asked in {_names(asked)}, answered in {_names(answered)}: {excerpt(answer)!r}"
     return None
 
 
 def refusal(conversation: Conversation, limits: Thresholds) -> str | None:
-    """Stock phrases of other assistants' refusals teach to refuse, and to claim another name."""
+    """Stock phrases in which other assistants refuse, or call themselves an AI model."""
     for answer in _answers(conversation):
         if found := _REFUSAL.search(answer):
             return f"the answer says {found[0]!r}"
@@ -207,7 +202,7 @@ def refusal(conversation: Conversation, limits: Thresholds) -> str | None:
 
 
 def open_code_fence(conversation: Conversation, limits: Thresholds) -> str | None:
-    """An answer whose code block never ends was cut, or teaches not to close one."""
+    """An answer whose code block isn't closed: mostly it was cut."""
     for answer in _answers(conversation):
         fences = len(_FENCE.findall(answer))
         if fences % 2:
@@ -216,9 +211,9 @@ def open_code_fence(conversation: Conversation, limits: Thresholds) -> str | Non
 
 
 def control_tokens(conversation: Conversation, limits: Thresholds) -> str | None:
-    """Template marks in a text were left by another tool; they would be learned as words.
+    """Another tool's template marks in a text: the model would learn to write them.
 
-    Where they only end each answer, as ###eos_token### does in a copy of Dolly, take them off.
+    If they only end each answer, as ###eos_token### does in a copy of Dolly, remove them.
     """
     for message in conversation.messages:
         if found := LOOK_ALIKE.search(message.content):
@@ -227,9 +222,8 @@ def control_tokens(conversation: Conversation, limits: Thresholds) -> str | None
 
 
 def role_order(conversation: Conversation, limits: Thresholds) -> str | None:
-    """Turns out of turn are mostly an exporter's mistake."""
-    found = irregularities(conversation)
-    return ", ".join(found) or None
+    """An unusual order of turns: mostly a mistake of the tool that exported the rows."""
+    return ", ".join(irregularities(conversation)) or None
 
 
 RULES: dict[str, Rule] = {
@@ -258,7 +252,7 @@ def check_conversation(
     rules: Iterable[str | Rule] | None = None,
     thresholds: Thresholds = DEFAULT,
 ) -> list[Verdict]:
-    """Say what is wrong with one conversation.
+    """Check one conversation against rules.
 
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "..."}]
         ->   [Verdict("empty_answer", "the answer is '...'")]
@@ -266,61 +260,56 @@ def check_conversation(
     Args:
         conversation: a Conversation, or a list of `{"role", "content"}` dicts.
         rules: names out of RULES, or functions like them; None for all of RULES.
-        thresholds: where they begin to object.
+        thresholds: of the rules.
 
     Returns:
-        A Verdict for each rule that objects; an empty list if none does.
+        A Verdict for each rule that the conversation breaks.
 
     Raises:
         DataError: the messages aren't a legal conversation.
-        ValueError: no rule has that name, two have, or one gives what is no evidence.
+        ValueError: no rule has that name, two have the same, or a rule fails, or returns neither
+            evidence nor None.
     """
     if not isinstance(conversation, Conversation):
         conversation = Conversation(parse_messages(list(conversation)))
-    return judge(conversation, named_rules(RULES if rules is None else rules), thresholds)
+    return judge(conversation, _named_rules(RULES if rules is None else rules), thresholds)
 
 
 def judge(
     conversation: Conversation, rules: Mapping[str, Rule], thresholds: Thresholds
 ) -> list[Verdict]:
-    """A Verdict for each rule, by its name, that objects.
-
-    Raises:
-        ValueError: a rule gives what is no evidence.
-    """
+    """A Verdict for each rule that the conversation breaks; see `check_conversation`."""
     verdicts = []
+    place = f"{conversation.path}:{conversation.line}: " if conversation.path else ""
     for name, rule in rules.items():
-        evidence = rule(conversation, thresholds)
+        try:
+            evidence = rule(conversation, thresholds)
+        except Exception as error:  # whatever a user's rule raises
+            fact = f"rule {name} fails with {type(error).__name__}: {error}"
+            raise ValueError(f"{place}{fact}; fix it, or leave it out") from error
         if evidence is not None:
             if not (isinstance(evidence, str) and evidence):
-                raise ValueError(
-                    f"rule {name}: gave {evidence!r}; it gives evidence in words, or None"
-                )
+                fact = f"rule {name} returns {evidence!r}"
+                raise ValueError(f"{place}{fact}; return evidence in words, or None")
             verdicts.append(Verdict(name, evidence))
     return verdicts
 
 
-def named_rules(rules: Iterable[str | Rule]) -> dict[str, Rule]:
-    """Rules by their names.
-
-    Raises:
-        ValueError: no rule has that name, or two have.
-    """
+def _named_rules(rules: Iterable[str | Rule]) -> dict[str, Rule]:
     found: dict[str, Rule] = {}
     for rule in rules:
         name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
         if isinstance(rule, str) and rule not in RULES:
-            raise ValueError(f"no rule is called {rule}; there are {', '.join(RULES)}")
+            raise ValueError(f"no rule is called {rule}; use some of {', '.join(RULES)}")
         if name in found:
             raise ValueError(f"two rules are called {name}; give each a name of its own")
         found[name] = RULES[rule] if isinstance(rule, str) else rule
     return found
 
 
-LEAST_LINES, LEAST_WORDS = 6, 50
+MIN_LINES, MIN_WORDS = 6, 50
 TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-# What templates and tokenizers, ours too, write around turns.
 _UNIT = re.compile(r"(.{1,20}?)\1{9,}", re.DOTALL)
 _SYLLABLE = re.compile("[가-힣\u4e00-\u9fff]")
 _FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
@@ -335,7 +324,7 @@ _REFUSAL = re.compile(
     r"|\bI(?:'|’)?m (?:just |only )?an AI(?: language model)?,? (?:and|so|but) I (?:can(?:'|’|no)t)"
     r"|\bI(?:'|’| a)m sorry,? but I (?:can(?:no|'|’)t|am (?:not able|unable) to) "
     r"(?:assist|help|fulfil|comply|provide|answer)"
-    # At a sentence's beginning, or after "I": "BERT is an AI model" is no refusal.
+    # Only at a sentence's beginning or after "I": "BERT is an AI model" is no refusal.
     r"|(?:^|[.!?,]\s*|(?:저는|나는|제가)\s.{0,12})"
     r"(?:AI|인공지능) ?(?:언어)? ?모델(?:로서|이기 때문에|이라서)"
     r"|죄송하지만,? .{0,30}"
@@ -359,21 +348,22 @@ def _pairs(conversation: Conversation) -> list[tuple[str, str]]:
     return pairs
 
 
-def _normalized(text: str) -> str:
+def _letters(text: str) -> str:
+    """A text's letters and digits, in one case and one Unicode form."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
-def _weight(text: str) -> int:
-    """Letters and digits; what writes a syllable or a word in one counts twice."""
-    return len(text) + (HANGUL_WEIGHT - 1) * len(_SYLLABLE.findall(text))
+def _letter_count(letters: str) -> int:
+    """How many there are; a Hangul syllable and a Chinese character count twice."""
+    return len(letters) + (HANGUL_WEIGHT - 1) * len(_SYLLABLE.findall(letters))
 
 
 def _names(found: Counter[str]) -> str:
     return " and ".join(name for name, _ in found.most_common(2))
 
 
-def _duplicate_share(words: Sequence[str], n: int) -> int:
-    """Characters of the words that are part of an n-gram that stood before, each word once."""
+def _duplicate_characters(words: Sequence[str], n: int) -> int:
+    """Characters of the words in n-grams that repeat an earlier one, each word counted once."""
     seen: set[tuple[str, ...]] = set()
     covered = [False] * len(words)
     for start, gram in enumerate(ngrams(words, n)):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ import tyro
 from minimind.cli.command import following_options, run_command
 from minimind.cli.options import parse_options
 from minimind.cli.summary import describe_selection, describe_tokens
-from minimind.data.build import DataOptions
+from minimind.data.build import DataOptions, DataReport
 from minimind.data.conversation import Conversation
 from minimind.data.errors import printable
 from minimind.data.reader import read_conversations
@@ -24,9 +24,9 @@ from minimind.data.selection import SplitOptions, select_rows
 from minimind.data.show import show_tokens
 from minimind.data.storage import cache_directory, readable_again
 from minimind.inspect.lengths import count_lengths, draw_lengths
-from minimind.inspect.page import inspection_page, tables
+from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
-from minimind.inspect.survey import Survey, survey
+from minimind.inspect.survey import ShownRow, Survey, survey, tables
 from minimind.model.pretrained import load_tokenizer
 from minimind.tokenizer import Tokenizer
 
@@ -35,8 +35,8 @@ from minimind.tokenizer import Tokenizer
 class InspectOptions:
     """See what fine-tuning would train on these files: counts, suspicious rows, every token.
 
-    Give --model, --limit and the options of data as to minimind.sft: what is shown is what trains,
-    and the hash is the one that minimind.sft prints.
+    Give --model, --limit and the data options that you give to minimind.sft. Then the rows shown
+    are the rows trained, and the hash is the one that minimind.sft prints.
 
     Exit codes: 0 done, 1 a check or the run failed, 2 a wrong option, 3 data that can't be used,
     130 interrupted.
@@ -45,9 +45,9 @@ class InspectOptions:
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
     model: str | None = None
-    """Whose tokenizer: a Hugging Face folder or hub name; default: the small embedded base."""
+    """Use this base's tokenizer: a Hugging Face folder or hub name; default: the embedded base."""
     check: bool = False
-    """Check what would go wrong without a word otherwise; exit with 1 if something does."""
+    """Check what the data and the base's tokenizer could break; exit with 1 if a check fails."""
     rows: tuple[str, ...] = ()
     """Show these rows, too: LINE, or FILE:LINE where there are several files."""
     html: Path | None = None
@@ -70,7 +70,6 @@ class InspectOptions:
             self._check_html(self.html)
 
     def _check_html(self, path: Path) -> None:
-        """Whether a page can stand there; known before the work, which may be long."""
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise ValueError(f"--html {path}: is a folder, or its folder isn't there; name a file")
         data = filter(None, (*self.files, self.split.val_data))
@@ -79,7 +78,7 @@ class InspectOptions:
 
 
 def run(options: InspectOptions) -> bool:
-    """Look, check if asked to, and show; False if a check failed."""
+    """Look over the rows, check them if asked to, and show them; False if a check failed."""
     with following_options():
         tokenizer = load_tokenizer(options.model)
     with readable_again(options.files, cache_directory()) as files:
@@ -87,42 +86,36 @@ def run(options: InspectOptions) -> bool:
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)
-        checks: list[Check] = []
-        if options.check:
-            whole = select_rows(files, tokenizer, options.data).training
-            rows = _read(files, names, options.data)
-            checks = list(
-                check_data(
-                    rows,
-                    found.rows,
-                    whole,
-                    selection.sources[0].report,
-                    found,
-                    tokenizer,
-                    options.data,
-                )
-            )
+    report = selection.sources[0].report
+    checks = list(check_data(found, report, tokenizer)) if options.check else []
+    counts = tables(report, found)
+    data_hash = selection.training.hash()
     lines = [
         *describe_selection(selection, options.split.val_data),
         *describe_tokens(selection.training, selection.validation),
-        f"hash: {selection.training.hash()}",
+        f"hash: {data_hash}",
     ]
     if found.duplicates:
-        lines.append(f"duplicates: {found.duplicates:,} rows say what a row before them says")
+        lines.append(f"duplicates: {found.duplicates:,} rows repeat an earlier row")
     shown = {row.place for row in found.shown}
-    lines += [
-        f"no row that can be used stands at {place}" for place in places if place not in shown
-    ]
+    lines += [f"no usable row at {place}" for place in places if place not in shown]
     length = options.data.max_length
     if options.html:
         title = f"What trains: {', '.join(options.files)}"
-        document = inspection_page(title, lines, checks, found, tokenizer, length)
+        document = inspection_page(title, lines, checks, counts, found, tokenizer, length)
         options.html.write_text(document, encoding="utf-8", errors="backslashreplace")
     if options.json:
-        facts = _facts(lines, checks, found, selection.training.hash(), length)
+        facts = {
+            "hash": data_hash,
+            **_figures(report, found, length),
+            "counts": counts,
+            "sentences": lines,
+            "checks": [asdict(check) for check in checks],
+            "shown": [_shown(row) for row in found.shown],
+        }
         print(json.dumps(facts, ensure_ascii=False))
     else:
-        _print([*lines, *draw_lengths(found.lengths, length)], checks, found, tokenizer)
+        _print([*lines, *draw_lengths(found.lengths, length)], counts, checks, found, tokenizer)
         if options.html:
             print(f"\n{options.html} shows all of it")
     return all(check.outcome != "failed" for check in checks)
@@ -135,7 +128,7 @@ def _place(row: str, first_file: str) -> str:
 
 
 def _read(files: list[str], names: dict[str, str], options: DataOptions) -> Iterator[Conversation]:
-    """The rows again, under the names that were given; bad ones were told of already."""
+    """The rows again, under the names that were given; bad rows were reported already."""
     for conversation in read_conversations(
         files,
         prompt_key=options.prompt_key,
@@ -143,22 +136,23 @@ def _read(files: list[str], names: dict[str, str], options: DataOptions) -> Iter
         system=options.system,
         on_error=lambda _: None,
     ):
-        yield Conversation(
-            conversation.messages,
-            conversation.shape,
-            names[conversation.path],
-            conversation.line,
-        )
+        yield replace(conversation, path=names[conversation.path])
 
 
-def _print(lines: list[str], checks: list[Check], found: Survey, tokenizer: Tokenizer) -> None:
+def _print(
+    lines: Sequence[str],
+    counts: Mapping[str, Mapping[Any, int]],
+    checks: Sequence[Check],
+    found: Survey,
+    tokenizer: Tokenizer,
+) -> None:
     print("\n".join(lines))
-    for title, counts in tables(found).items():
-        largest = sorted(counts.items(), key=lambda item: -item[1])[:8]
+    for title, table in counts.items():
+        largest = sorted(table.items(), key=lambda item: -item[1])[:8]
         print(f"{title}: " + ", ".join(f"{count:,} {value}" for value, count in largest))
     for row in found.shown:
         print(f"\n{printable(row.place)} ({', '.join(row.reasons)})")
-        part, more = row.part()
+        part, more = row.first_tokens()
         print(show_tokens(part, row.kept, tokenizer, colour=sys.stdout.isatty()) + printable(more))
     if checks:
         print()
@@ -168,34 +162,29 @@ def _print(lines: list[str], checks: list[Check], found: Survey, tokenizer: Toke
             print(f"    consequence: {check.consequence}")
 
 
-def _facts(
-    lines: list[str], checks: list[Check], found: Survey, data_hash: str, max_length: int
-) -> dict[str, Any]:
-    """What a machine wants to know."""
+def _figures(report: DataReport, found: Survey, max_length: int) -> dict[str, Any]:
+    """The counts of --json; tokens are those before truncation."""
     lengths = np.array(found.lengths)
-    counted = ("rows", "duplicates", "unsupervised", "truncated", "dropped_long", "tokens_lost")
+    counted = ("rows", "unsupervised", "truncated", "dropped_long", "tokens_lost")
     return {
-        "hash": data_hash,
-        **{name: getattr(found, name) for name in counted},
+        **{name: getattr(report, name) for name in counted},
+        "duplicates": found.duplicates,
         "tokens": int(lengths.sum()),
-        "supervised": int(np.array(found.trained).sum()),
+        "supervised": report.supervised + report.tokens_lost,
         "tokens_per_row": np.percentile(lengths, [0, 5, 50, 95, 100]).tolist()
         if len(lengths)
         else [],
         "rows_by_tokens": count_lengths(found.lengths, max_length),
-        "counts": {title: dict(counts) for title, counts in tables(found).items()},
-        "sentences": lines,
-        "checks": [asdict(check) for check in checks],
-        "shown": [
-            {
-                "place": row.place,
-                "reasons": row.reasons,
-                "input_ids": list(row.example.input_ids),
-                "trained": [int(mark) for mark in row.example.loss_mask],
-                "kept": row.kept,
-            }
-            for row in found.shown
-        ],
+    }
+
+
+def _shown(row: ShownRow) -> dict[str, Any]:
+    return {
+        "place": row.place,
+        "reasons": row.reasons,
+        "input_ids": list(row.example.input_ids),
+        "trained": [int(mark) for mark in row.example.loss_mask],
+        "kept": row.kept,
     }
 
 

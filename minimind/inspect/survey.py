@@ -1,7 +1,6 @@
-"""Look over a data set's rows: what they are, what of them trains, and which deserve a look.
+"""Look over a data set's rows: what they are, and which deserve a look.
 
-One pass over the files, block by block; memory grows by a few numbers per row. Counts what
-becomes of rows on its own, so that it can be held against what the dataset reports.
+One pass over the files, block by block; memory grows by a few numbers per row.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
+from typing import Any
 
-from minimind.data.build import DataOptions
+from minimind.data.build import DataOptions, DataReport
+from minimind.data.chatml import END, TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import Example
 from minimind.data.masking import encode_rows, truncate
@@ -24,11 +24,11 @@ from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer
 
 BLOCK_ROWS = 512
-PER_REASON = 3  # rows shown for each reason to look at them
-DRAWN = 200  # rows drawn by chance
-SHOWN = 5  # of these, shown
-MOST_TOKENS = 5000  # shown of a row; a person scrolls no further, and a browser chokes on millions
-PICKED = ("chosen", "longest", "shortest", "drawn by chance")  # reasons that mean no harm
+ROWS_PER_REASON = 3  # shown
+SAMPLE_ROWS = 200  # drawn by chance
+SAMPLE_ROWS_SHOWN = 5
+MAX_TOKENS_SHOWN = 5000  # of a row; more would make the page too large for a browser
+HARMLESS = ("chosen", "longest", "shortest", "drawn by chance")  # reasons to show a sound row
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class ShownRow:
 
     Attributes:
         number: among all rows that were read, from 1.
-        conversation: what it says, and where it stands.
+        conversation: what it says, and its place.
         example: all of its tokens.
         kept: how many of them are left after truncation.
         reasons: why it is shown.
@@ -54,53 +54,42 @@ class ShownRow:
         """FILE:LINE"""
         return f"{self.conversation.path}:{self.conversation.line}"
 
-    def part(self) -> tuple[Example, str]:
-        """What of a very long row is shown, and a sentence about the rest; all of a chosen one."""
-        rest = len(self.example) - MOST_TOKENS
+    def first_tokens(self) -> tuple[Example, str]:
+        """The tokens to show, and a sentence about the rest; a chosen row is shown whole."""
+        rest = len(self.example) - MAX_TOKENS_SHOWN
         if rest <= 0 or "chosen" in self.reasons:
             return self.example, ""
-        ids, mask = self.example.input_ids[:MOST_TOKENS], self.example.loss_mask[:MOST_TOKENS]
+        ids = self.example.input_ids[:MAX_TOKENS_SHOWN]
+        mask = self.example.loss_mask[:MAX_TOKENS_SHOWN]
         return Example(ids, mask), f"… {rest:,} more tokens; --rows {self.place} shows them"
 
 
 @dataclass(slots=True)
 class Survey:
-    """What was found; counts are of rows unless they say otherwise.
+    """What was found beyond what the DataReport counts.
 
     Attributes:
-        rows: legal ones that were read.
-        shapes: by the name of their shape.
-        messages: by how many messages a row has.
+        messages: rows by how many messages they have.
         roles: messages by role.
-        turns: legal but unusual orders of turns, by name.
-        languages: by the scripts of the last question and its answer, such as "hangul > latin".
-        look_alikes: by text that looks like a control token.
+        scripts: rows by the scripts of the last question and its answer, as "hangul > latin".
+        look_alikes: rows by text in them that looks like a control token.
         lengths: tokens of each row, before truncation.
-        trained: supervised tokens of each row, before truncation.
-        duplicates: rows whose messages stood before.
-        unsupervised: dropped, as nothing in them is trained.
-        truncated: lost supervised tokens to truncation, the dropped ones too.
-        dropped_long: of these, rows of which nothing is left.
-        tokens_lost: supervised tokens that truncation takes.
-        drawn: rows drawn by chance.
+        duplicates: rows with the same messages as an earlier row.
+        mismatches: rows whose trained ids decode to something else than the answers.
+        first_mismatch: place and fact of the first of them.
+        sample: rows drawn by chance.
         shown: rows to look at, in the order of the files.
     """
 
-    rows: int = 0
-    shapes: Counter[str] = field(default_factory=Counter)
     messages: Counter[int] = field(default_factory=Counter)
     roles: Counter[str] = field(default_factory=Counter)
-    turns: Counter[str] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
+    scripts: Counter[str] = field(default_factory=Counter)
     look_alikes: Counter[str] = field(default_factory=Counter)
     lengths: array[int] = field(default_factory=lambda: array("I"))
-    trained: array[int] = field(default_factory=lambda: array("I"))
     duplicates: int = 0
-    unsupervised: int = 0
-    truncated: int = 0
-    dropped_long: int = 0
-    tokens_lost: int = 0
-    drawn: list[Conversation] = field(default_factory=list)
+    mismatches: int = 0
+    first_mismatch: str = ""
+    sample: list[Conversation] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
 
 
@@ -113,10 +102,10 @@ def survey(
     """Look over rows.
 
     Args:
-        conversations: as the files have them.
+        conversations: the files' rows.
         tokenizer: decides the ids.
-        options: what becomes of the rows.
-        chosen: places, FILE:LINE, of rows to show besides those that deserve it.
+        options: how rows become Examples.
+        chosen: places, FILE:LINE, of rows to show in any case.
     """
     found = Survey()
     picks = _Picks(set(chosen))
@@ -127,61 +116,91 @@ def survey(
         for conversation, example in zip(block, rows, strict=True):
             kept = len(truncate(example, options.max_length, tokenizer, options.truncation))
             reasons = _count(found, conversation, example, kept)
-            key = _key(conversation)
+            if fact := decoding_mismatch(conversation, example, tokenizer, options.train_on):
+                found.mismatches += 1
+                found.first_mismatch = (
+                    found.first_mismatch or f"{conversation.path}:{conversation.line}: {fact}"
+                )
+                reasons.append("decodes to other text")
+            key = _message_hash(conversation)
             if key in seen:
                 found.duplicates += 1
                 reasons.append("duplicate")
             seen.add(key)
-            picks.consider(ShownRow(found.rows, conversation, example, kept, reasons))
-    found.drawn = [row.conversation for row in picks.drawn]
+            picks.consider(ShownRow(len(found.lengths), conversation, example, kept, reasons))
+    found.sample = [row.conversation for row in picks.sample]
     found.shown = picks.rows()
     return found
 
 
+def tables(report: DataReport, found: Survey) -> dict[str, Mapping[Any, int]]:
+    """All counts by title; empty ones left out."""
+    counts: dict[str, Mapping[Any, int]] = {
+        "shape": report.shapes,
+        "messages in a row": found.messages,
+        "role": found.roles,
+        "unusual turns": report.turns,
+        "script of question > answer": found.scripts,
+        "looks like a control token": found.look_alikes,
+    }
+    return {title: table for title, table in counts.items() if table}
+
+
+def decoding_mismatch(
+    conversation: Conversation, example: Example, tokenizer: Tokenizer, train_on: TrainOn
+) -> str | None:
+    """Decode a row's trained ids and compare them with the answers, each with its end token.
+
+    They differ where a base's tokenizer changes text (its case, its Unicode form) or can't write
+    it. None if they are equal.
+    """
+    answers = [message for message in conversation.messages if message.role == "assistant"]
+    if train_on == "last":
+        answers = answers[-1:]
+    expected = "".join(message.content + END for message in answers if message.weight)
+    ids = compress(example.input_ids, example.loss_mask)
+    decoded = b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
+    if decoded == expected:
+        return None
+    pairs = enumerate(zip(decoded, expected, strict=False))
+    first = next((at for at, (ours, theirs) in pairs if ours != theirs), 0)
+    part = slice(max(0, first - 20), first + 60)
+    return f"trains {decoded[part]!r} where the assistant says {expected[part]!r}"
+
+
 def _count(found: Survey, conversation: Conversation, example: Example, kept: int) -> list[str]:
-    """Count a row in; say what is remarkable about it."""
+    """Count a row, and return what is suspicious about it."""
     reasons = irregularities(conversation)
-    found.turns.update(reasons)
-    found.rows += 1
-    found.shapes[conversation.shape] += 1
     found.messages[len(conversation.messages)] += 1
     found.roles.update([message.role for message in conversation.messages])
-    wanted, trained = sum(example.loss_mask), sum(example.loss_mask[:kept])
     found.lengths.append(len(example))
-    found.trained.append(wanted)
-    found.unsupervised += wanted == 0
-    found.tokens_lost += wanted - trained
-    if trained < wanted:
-        found.truncated += 1
-        found.dropped_long += trained == 0
-        reasons.append("truncated" if trained else "too long, dropped")
+    if any(example.loss_mask[kept:]):
+        reasons.append("truncated" if any(example.loss_mask[:kept]) else "too long, dropped")
     spelled = {
         text for message in conversation.messages for text in LOOK_ALIKE.findall(message.content)
     }
     found.look_alikes.update(spelled)
     reasons += [f"content spells {text}" for text in sorted(spelled)]
-    scripts = _scripts(conversation)
-    if scripts:
-        found.languages[" > ".join(scripts)] += 1
+    if scripts := _question_and_answer_scripts(conversation):
+        found.scripts[" > ".join(scripts)] += 1
         if scripts[0] != scripts[1] and "none" not in scripts:
-            reasons.append("another script than the question's")
+            reasons.append("question and answer in different scripts")
     return reasons
 
 
-def _scripts(conversation: Conversation) -> tuple[str, str] | None:
-    """The main scripts of the last answer's question and of the answer."""
-    roles = [message.role for message in conversation.messages]
-    for answer in range(len(roles) - 1, 0, -1):
-        if roles[answer] == "assistant" and "user" in roles[:answer]:
-            question = max(i for i in range(answer) if roles[i] == "user")
-            return (
-                main_script(conversation.messages[question].content) or "none",
-                main_script(conversation.messages[answer].content) or "none",
-            )
-    return None
+def _question_and_answer_scripts(conversation: Conversation) -> tuple[str, str] | None:
+    """The main scripts of the last answer's question and of that answer."""
+    question: str | None = None
+    pair = None
+    for message in conversation.messages:
+        if message.role == "user":
+            question = message.content
+        elif message.role == "assistant" and question is not None:
+            pair = question, message.content
+    return pair and (main_script(pair[0]) or "none", main_script(pair[1]) or "none")
 
 
-def _key(conversation: Conversation) -> int:
+def _message_hash(conversation: Conversation) -> int:
     spelled = "\0".join(f"{m.role}\0{m.content}" for m in conversation.messages)
     digest = hashlib.blake2b(spelled.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
@@ -193,42 +212,38 @@ class _Picks:
     def __init__(self, chosen: set[str]) -> None:
         self._chosen = chosen
         self._by_reason: dict[str, list[ShownRow]] = {}
-        self._ranks: dict[str, list[int]] = {}
-        self.drawn: list[ShownRow] = []
+        self.sample: list[ShownRow] = []
         self._random = random.Random(0)
 
     def consider(self, row: ShownRow) -> None:
         for reason in row.reasons:
             rows = self._by_reason.setdefault(reason.partition(" spells ")[0], [])
-            if len(rows) < PER_REASON:
+            if len(rows) < ROWS_PER_REASON:
                 rows.append(row)
         if row.place in self._chosen:
             self._by_reason.setdefault("chosen", []).append(row)
-        self._extreme("longest", row, -len(row.example))
-        self._extreme("shortest", row, len(row.example))
-        # Each row is among the drawn ones with equal chance: reservoir sampling.
-        if len(self.drawn) < DRAWN:
-            self.drawn.append(row)
-        elif (place := self._random.randrange(row.number)) < DRAWN:
-            self.drawn[place] = row
+        self._keep_first("longest", row, lambda kept: -len(kept.example))
+        self._keep_first("shortest", row, lambda kept: len(kept.example))
+        # Reservoir sampling: each row is drawn with equal chance.
+        if len(self.sample) < SAMPLE_ROWS:
+            self.sample.append(row)
+        elif (place := self._random.randrange(row.number)) < SAMPLE_ROWS:
+            self.sample[place] = row
 
-    def _extreme(self, name: str, row: ShownRow, rank: int) -> None:
-        """Keep the rows of the lowest ranks; of equals the first."""
-        ranks, rows = self._ranks.setdefault(name, []), self._by_reason.setdefault(name, [])
-        place = bisect_right(ranks, rank)
-        if place < PER_REASON:
-            ranks.insert(place, rank)
-            rows.insert(place, row)
-            del ranks[PER_REASON:], rows[PER_REASON:]
+    def _keep_first(self, reason: str, row: ShownRow, rank: Callable[[ShownRow], int]) -> None:
+        rows = self._by_reason.setdefault(reason, [])
+        rows.append(row)
+        rows.sort(key=rank)
+        del rows[ROWS_PER_REASON:]
 
     def rows(self) -> list[ShownRow]:
         """All of them, each once, with all reasons."""
-        some = self._random.sample(self.drawn, min(SHOWN, len(self.drawn)))
-        self._by_reason["drawn by chance"] = some
+        shown = self._random.sample(self.sample, min(SAMPLE_ROWS_SHOWN, len(self.sample)))
+        self._by_reason["drawn by chance"] = shown
         found: dict[int, ShownRow] = {}
         for reason, rows in self._by_reason.items():
             for row in rows:
                 found[row.number] = row
-                if reason in PICKED:
+                if reason in HARMLESS:
                     row.reasons.append(reason)
         return [found[number] for number in sorted(found)]

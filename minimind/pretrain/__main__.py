@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from minimind.cli.command import (
-    following_options,
-    less_to_train_on,
-    run_command,
-    write_record,
-)
+from minimind.cli.command import following_options, less_to_train_on, run_command, write_record
 from minimind.cli.options import check_least, flatten, parse_options
 from minimind.cli.summary import describe_plan
 from minimind.data.dataset import Dataset
@@ -37,15 +31,13 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import read_extra
 from minimind.training.environment import choose_device, peak_memory
-from minimind.training.fit import RunConfig, fit
+from minimind.training.fit import Measure, RunConfig, fit
 from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision, resolve_precision
 from minimind.training.resume import RunFingerprint
 from minimind.training.scoring import score
 
 BASE = Path(__file__).parents[1] / "base"
-
-Measure = Callable[[Transformer, Precision], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,20 +102,18 @@ class PretrainOptions:
             option = "--config" if self.config else "--tokenizer"
             raise ValueError(f"--model brings its own shape and tokenizer; drop {option}")
         if self.mix and len(self.mix) != len(self.files):
-            raise ValueError(
-                f"--mix has {len(self.mix)} weights for {len(self.files)} files; give each one"
-            )
+            fact = f"--mix has {len(self.mix)} weights for {len(self.files)} files"
+            raise ValueError(f"{fact}; give each one")
         if not all(0 < weight < math.inf for weight in self.mix):
             weights = " ".join(f"{weight:g}" for weight in self.mix)
             raise ValueError(f"--mix is {weights}; use positive weights, and leave out other files")
 
 
 def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, Transformer]:
-    """Find what the options name, and meet the other processes.
+    """Load or make the tokenizer and the model, check the run's folder, join the other processes.
 
     Raises:
-        ValueError: an option doesn't fit the others, or what there is.
-        OSError: a file that an option names can't be read.
+        ValueError: an option doesn't fit the others, or the files.
     """
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file; name a folder")
@@ -134,11 +124,10 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
             f"--max-length is {options.max_length} and the model's context "
             f"{context}; lower the one or raise the other"
         )
-    weights, metrics, record = (
-        (options.out / name).exists() for name in ("model.safetensors", "metrics.jsonl", "run.json")
-    )
-    resumes = read_extra(options.out / "checkpoints") is not None
-    if weights and not resumes and (record or not metrics):  # else a run that was killed early
+    files = {path.name for path in options.out.glob("*")}
+    killed_early = "metrics.jsonl" in files and "run.json" not in files
+    checkpoint = read_extra(options.out / "checkpoints")
+    if "model.safetensors" in files and checkpoint is None and not killed_early:
         raise ValueError(
             f"{options.out} holds a model, but no checkpoint to resume from; name another --out"
         )
@@ -175,12 +164,8 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
     model.to(device)
     training, validation = windows.split(options.val_fraction)
     if not len(training):
-        raise DataError(
-            "no_rows",
-            "no text is left to train on",
-            "see the counts above; lower --val-fraction",
-            ", ".join(options.files),
-        )
+        fact, remedy = "no text is left to train on", "see the counts above; lower --val-fraction"
+        raise DataError("no_rows", fact, remedy, ", ".join(options.files))
     measure = _measure(validation, tokenizer, options.tokens_per_batch)
     steps = _plan(options, training, model, measure)
     print("\n".join(describe_mix(steps, options.files)))
@@ -225,24 +210,22 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
 
 
 def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -> Measure | None:
-    """What to measure on held-back documents: bits per byte, in all and by script."""
+    """Measures validation documents: their loss, and bits per byte, in all and by script."""
     if not len(validation):
-        print("nothing is held back to validate on; give more documents or raise --val-fraction")
+        print("no documents to validate on; give more documents or raise --val-fraction")
         return None
     scripts = np.array(scripts_of(validation, tokenizer))
     documents = len(np.unique(validation.table["key"]))
-    print(f"held back: {documents:,} documents, {validation.table['input_length'].sum():,} tokens")
+    print(f"validation: {documents:,} documents, {validation.table['input_length'].sum():,} tokens")
 
     def measure(model: Transformer, precision: Precision) -> dict[str, float]:
         scores = score(
             model, validation, tokenizer, tokens_per_batch=tokens_per_batch, precision=precision
         )
-        by_script = {
-            f"bits_per_byte_{script}": scores.select(scripts == script).bits_per_byte
-            for script in np.unique(scripts).tolist()
-        }
         figures = {"validation_loss": scores.loss, "bits_per_byte": scores.bits_per_byte}
-        return figures | by_script
+        for script in np.unique(scripts).tolist():
+            figures[f"bits_per_byte_{script}"] = scores.select(scripts == script).bits_per_byte
+        return figures
 
     return measure
 
@@ -267,14 +250,14 @@ def _plan(
     if saved and saved["options"].get("minutes") == options.minutes:
         return steps.with_length(saved["steps"])
     precision = resolve_precision(options.training.precision, model.device)
-    count = steps_within(
-        60 * options.minutes,
-        model,
-        steps,
-        options.training,
-        lambda: measure and measure(model, precision),
-        options.run.eval_every or steps.steps_per_epoch,
-    )
+
+    def validate() -> None:
+        if measure:
+            measure(model, precision)
+
+    eval_every = options.run.eval_every or steps.steps_per_epoch
+    seconds = 60 * options.minutes
+    count = steps_within(seconds, model, steps, options.training, validate, eval_every)
     return steps.with_length(count)
 
 

@@ -1,10 +1,10 @@
-"""Bring plain text to disk: repeats left out, tokenized once. Knows no steps and no model.
+"""Tokenize plain text once to a dataset on disk, without repeated documents.
 
-    pass 1   each document ---> what it says ---> which ones repeat an earlier one
-    pass 2   each other one ---> windows ---> a Dataset, cached like one of conversations
+    pass 1   each document ---> its text ---> which documents repeat an earlier one
+    pass 2   the others ---> windows ---> a Dataset, cached like one of conversations
 
-All windows of a document have its key, 64 bits of its text's hash. So a part that is held back by
-key holds whole documents, and the same ones whatever the tokenizer, the order and the others.
+All windows of a document have its key, 64 bits of its text's hash. So the validation part, chosen
+by key, has whole documents, and the same ones whatever the tokenizer, the order and the others.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ from minimind.text.near_duplicates import DuplicateFinder, minhash_available
 from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer
 
-SIMILARITY = 0.85  # share of common 5-grams of letters from which on two documents are the same
+SIMILARITY = 0.85  # least share of common 5-grams of letters of two near duplicates
 BLOCK_ROWS = 2**9
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(kw_only=True)
@@ -46,10 +44,10 @@ class CorpusReport:
     Attributes:
         documents: read.
         kept: tokenized.
-        empty: nothing but spaces.
-        duplicates: say the same as an earlier one, but for case and spaces.
-        near_duplicates: of the others, say nearly the same as one that is kept; None if datasketch
-            isn't there to look for them.
+        empty: only white space.
+        duplicates: the same as an earlier one, except for case and white space.
+        near_duplicates: nearly the same as one that is kept, and no duplicates; None if datasketch,
+            which finds them, isn't installed.
     """
 
     documents: int = 0
@@ -66,14 +64,14 @@ def build_corpus(
     cache: Path | None = None,
     done: Callable[[int], object] = lambda documents: None,
 ) -> tuple[Dataset, CorpusReport]:
-    """Tokenize files of text once; the second time, map what the first time wrote.
+    """Tokenize files of text, or map the dataset that an earlier call wrote.
 
     Args:
         paths: see `read_documents`.
         tokenizer: decides the ids.
         max_length: inputs of a window.
         cache: folder of cached datasets; default `cache_directory()`.
-        done: told how many documents were looked at, in two passes.
+        done: called with the number of documents read since the last call, in two passes.
 
     Returns:
         The windows, with their file's index, their document's line and key; and the report.
@@ -83,11 +81,10 @@ def build_corpus(
     """
     names = [os.fspath(path) for path in paths]
     root = cache or cache_directory()
-    decided = [tokenizer.fingerprint, tokenizer.end_of_text_id, max_length]
-    settings = ["documents", *decided, SIMILARITY, minhash_available()]
+    windows = [tokenizer.fingerprint, tokenizer.end_of_text_id, max_length]
+    settings = ["text", windows, SIMILARITY, minhash_available(), list(map(holds_rows, names))]
     with readable_again(names, root) as files:
         named = list(zip(files, names, strict=True))
-        kinds = [holds_rows(name) for name in names]
 
         def write(folder: Path) -> None:
             with tempfile.TemporaryDirectory(dir=root) as scratch:
@@ -96,20 +93,20 @@ def build_corpus(
                 _tokenize(compress(_documents(named, done), kept), tokenizer, max_length, writer)
             writer.finish(asdict(report))
 
-        folder = build_once(root, [*settings, kinds], named, write)
+        folder = build_once(root, settings, named, write)
     dataset, report = read_dataset(folder)
     return dataset, CorpusReport(**report)
 
 
 def documents_of(dataset: Dataset) -> Iterator[tuple[list[int], list[int]]]:
-    """Each document: the rows of its windows, and its ids without what begins and ends it."""
+    """Each document: the rows of its windows, and its ids without the first and the last one."""
     for _, group in groupby(range(len(dataset)), dataset.table["key"].__getitem__):
         rows = list(group)
         yield rows, [id for row in rows for id in dataset[row].input_ids[1:]][:-1]
 
 
 def scripts_of(dataset: Dataset, tokenizer: Tokenizer) -> list[str]:
-    """For each window the script that most of its document is in, or "none"."""
+    """For each window the main script of its document, or "none"."""
     scripts: list[str] = []
     for rows, ids in documents_of(dataset):
         scripts += [main_script(tokenizer.decode(ids)) or "none"] * len(rows)
@@ -119,7 +116,6 @@ def scripts_of(dataset: Dataset, tokenizer: Tokenizer) -> list[str]:
 def _documents(
     files: Sequence[tuple[str, str]], done: Callable[[int], object]
 ) -> Iterator[tuple[int, Document]]:
-    """All documents, each with its file's index."""
     for index, (file, name) in enumerate(files):
         for document in read_documents(file, name):
             yield index, document
@@ -128,31 +124,26 @@ def _documents(
 
 def _without_repeats(
     files: Sequence[tuple[str, str]], folder: Path, done: Callable[[int], object]
-) -> tuple[CorpusReport, Mask]:
-    """Which documents say something new."""
+) -> tuple[CorpusReport, npt.NDArray[np.bool_]]:
+    """The report, and (documents,) True for those to keep."""
     near = minhash_available()
     with DuplicateFinder(folder, near) as finder:
-        full = np.array([_add(finder, document.text) for _, document in _documents(files, done)])
-        same = finder.duplicates() >= 0
-        alike = finder.near_duplicates(SIMILARITY) >= 0 if near else np.zeros_like(same)
-    kept = full & ~same & ~alike
+        has_text = []
+        for _, document in _documents(files, done):
+            finder.add_text(document.text)
+            has_text.append(bool(document.text.strip()))
+        full = np.array(has_text, bool)
+        duplicate = finder.duplicates() >= 0
+        alike = finder.near_duplicates(SIMILARITY) >= 0 if near else np.zeros_like(duplicate)
+    kept = full & ~duplicate & ~alike
     report = CorpusReport(
         documents=len(full),
         kept=int(kept.sum()),
         empty=int((~full).sum()),
-        duplicates=int(same.sum()),
-        near_duplicates=int((alike & ~same).sum()) if near else None,
+        duplicates=int(duplicate.sum()),
+        near_duplicates=int((alike & ~duplicate).sum()) if near else None,
     )
     return report, kept
-
-
-def _add(finder: DuplicateFinder, text: str) -> bool:
-    """Let the finder know a text; False if it says nothing."""
-    if text.strip():
-        finder.add_text(text)
-        return True
-    finder.add(None)
-    return False
 
 
 def _tokenize(
@@ -171,9 +162,8 @@ def _tokenize(
     while block := list(islice(rows, BLOCK_ROWS)):
         examples, keys, files, lines = zip(*block, strict=True)
         part = Dataset.from_examples(examples)
-        part.table["key"][:] = keys
-        part.table["file"][:] = files
-        part.table["line"][:] = lines
+        for name, column in (("key", keys), ("file", files), ("line", lines)):
+            part.table[name][:] = column
         writer.add(part)
 
 

@@ -1,4 +1,4 @@
-"""Name a few shapes to pretrain, and make others like them. Knows no weights."""
+"""A few named shapes of models to pretrain, and others like them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,7 @@ def qwen3_shape(
 ) -> ModelConfig:
     """A small model of Qwen3's kind: q/k norm, grouped queries in heads of 64, a tied head.
 
-    Args:
-        layers: how deep.
-        width: of the residual stream.
-        heads: query heads.
-        kv_heads: the heads they share.
-        vocab_size: of the tokenizer.
-        intermediate_size: of the SwiGLU; default 8/3 of the width, rounded up to a multiple of 64.
-        context: the longest, in tokens.
+    By default `intermediate_size` is 8/3 of the width, rounded up to a multiple of 64.
     """
     return ModelConfig(
         model_type="qwen3",
@@ -53,10 +46,11 @@ SHAPES = {
 
 
 def shape_named(name: str, vocab_size: int) -> ModelConfig:
-    """One of SHAPES with as many rows as the tokenizer has ids, or what a JSON file says.
+    """One of SHAPES with the tokenizer's number of ids, or the shape in a JSON file.
 
     Raises:
-        ValueError: no such name or file, a file that isn't a config.json, or too few rows.
+        ValueError: there is no such name or file, the file isn't a config.json, or its vocabulary
+            is too small.
     """
     if name in SHAPES:
         return replace(SHAPES[name], vocab_size=vocab_size)

@@ -1,4 +1,4 @@
-"""Say in words what pretraining reads and trains."""
+"""Describe in words what pretraining reads and trains."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from minimind.pretrain.corpus import CorpusReport
 
 
 def describe_corpus(report: CorpusReport) -> list[str]:
-    """What became of the documents of the files."""
+    """How many documents were read, kept and left out."""
     out = f"{report.empty:,} empty, {report.duplicates:,} duplicates"
-    if report.near_duplicates is not None:
-        out += f", {report.near_duplicates:,} near duplicates"
-    lines = [f"documents: {report.documents:,} read, {report.kept:,} kept; left out: {out}"]
+    lines = []
     if report.near_duplicates is None:
-        lines.append(
-            "near duplicates: not checked (needs datasketch: pip install 'minimind-sft[clean]')"
-        )
-    return lines
+        remedy = "needs datasketch: pip install 'minimind-sft[clean]'"
+        lines = [f"near duplicates: not checked ({remedy})"]
+    else:
+        out += f", {report.near_duplicates:,} near duplicates"
+    return [f"documents: {report.documents:,} read, {report.kept:,} kept; left out: {out}", *lines]
 
 
 def describe_mix(steps: Steps, names: Sequence[str]) -> list[str]:
     """How much of each file is trained."""
-    whole = np.bincount(steps.dataset.table["file"], steps.lengths, minlength=len(names))
+    tokens = np.bincount(steps.dataset.table["file"], steps.lengths, minlength=len(names))
     planned = np.zeros(len(names))
     by_file = steps.tokens_by_file()
     planned[: len(by_file)] = by_file
     lines = []
     for index, name in enumerate(names):
-        asked = "" if steps.shares is None else f", {steps.shares[index]:.2%} asked"
-        passes = planned[index] / whole[index] if whole[index] else 0.0
+        requested = "" if steps.shares is None else f", {steps.shares[index]:.2%} requested"
+        passes = planned[index] / tokens[index] if tokens[index] else 0.0
         lines.append(
             f"{name}: {planned[index]:,.0f} tokens, {passes:.2f} times its text, "
-            f"{planned[index] / planned.sum():.2%} of the training{asked}"
+            f"{planned[index] / planned.sum():.2%} of the training{requested}"
         )
     return lines

@@ -1,4 +1,4 @@
-"""Measure what a step takes, on a copy that is thrown away. Knows no files and no schedule."""
+"""Find how many steps fit into a time, by a trial on a copy of the model."""
 
 from __future__ import annotations
 
@@ -25,36 +25,32 @@ def steps_within(
     validate: Callable[[], object],
     eval_every: int,
 ) -> int:
-    """How many steps, and the validations between them, take about this long; at least one.
+    """How many steps take about this long, with their validations; at least one.
 
     Args:
-        seconds: of the whole run; the trial's own aren't counted.
-        model, steps, config: see `seconds_per_step`.
-        validate: what a validation does.
-        eval_every: steps between two; there is one more before the first step.
+        seconds: for the whole run, the trial left out.
+        model, steps, config: of the run; the model is on its device.
+        validate: does one validation.
+        eval_every: steps between two validations; there is one more before the first step.
     """
     step = seconds_per_step(model, steps, config)
-    began = time.perf_counter()
+    start = time.perf_counter()
     validate()
-    validation = time.perf_counter() - began
+    validation = time.perf_counter() - start
     return max(1, int((seconds - 2 * validation) / (step + validation / eval_every)))
 
 
 def seconds_per_step(model: Transformer, steps: Steps, config: TrainConfig) -> float:
     """The median time of a run's first steps, after some to warm up.
 
-    Weights, gradients and random states stay what they are: the steps train a copy.
-
-    Args:
-        model: on the device to train on.
-        steps: of the run; where they are few, over and over.
-        config: of the run.
+    The steps train a copy: weights, gradients and random states stay as they are. Where a run has
+    too few steps, they are repeated.
     """
     trial = steps.with_length(WARM_UP + MEASURED)
     with torch.random.fork_rng():
         copied = copy.deepcopy(model)
         times = [time.perf_counter()]
         for result in train(copied, trial, config):
-            float(result.loss)  # waits for the step's end
+            float(result.loss)  # waits until the step is done
             times.append(time.perf_counter())
     return median(after - before for before, after in pairwise(times[WARM_UP:]))

@@ -1,1 +1,1 @@
-"""What text alone tells."""
+"""What can be found out from text alone."""

@@ -1,4 +1,4 @@
-"""Find text that spells some model's control tokens."""
+"""Find text that spells a control token of some model."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""Find text that was decoded with the wrong encoding, or lost bytes. Knows no conversations.
+"""Find text that was decoded with the wrong encoding, or lost bytes.
 
 café          read as Latin-1 by mistake     cafÃ©
-안녕          likewise                        ì\x95\x88ë\x85\x95
+안녕          the same                         ì\x95\x88ë\x85\x95
 안녕          written as CP949                ¾È³ç
 """
 
@@ -10,30 +10,30 @@ from __future__ import annotations
 import re
 
 _WINDOWS = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # what CP1252 has where Latin-1 has controls
-_FOREIGN = re.compile(f"[\\x80-\\xff{_WINDOWS}]{{2,}}")
+_NON_ASCII_RUN = re.compile(f"[\\x80-\\xff{_WINDOWS}]{{2,}}")
 _LOST = re.compile("\ufffd|[\ud800-\udfff]")
 _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _KOREAN = re.compile("[가-힣]{2,}")
-_KEPT = 20  # characters of evidence on either side
+_EVIDENCE = 20  # characters
 
 
 def broken_text(text: str) -> str | None:
-    """The first place where a text is broken, in words, or None.
+    """Describe the first broken place of a text, or None.
 
-    Broken are: replacement characters, half surrogate pairs, control characters but for tab and
+    Broken are: replacement characters, half surrogate pairs, control characters except tab and
     line ends, and runs that spell UTF-8 or CP949 read as Latin-1 or CP1252.
     """
     for name, pattern in (("lost character", _LOST), ("control character", _CONTROL)):
         if found := pattern.search(text):
             return f"{name} U+{ord(found[0]):04X}{_near(text, found)}"
-    for found in _FOREIGN.finditer(text):
+    for found in _NON_ASCII_RUN.finditer(text):
         if meant := _meant(found[0]):
-            return f"{found[0][:_KEPT]!r} was {meant[:_KEPT]!r}"
+            return f"{found[0][:_EVIDENCE]!r} was {meant[:_EVIDENCE]!r}"
     return None
 
 
 def _meant(run: str) -> str | None:
-    """What the bytes of a run say in the encoding that they were written in."""
+    """The text of a run's bytes in the encoding that they were written in."""
     data = b"".join(_byte(character) for character in run)
     try:
         return data.decode("utf-8")
@@ -54,5 +54,5 @@ def _byte(character: str) -> bytes:
 
 
 def _near(text: str, found: re.Match[str]) -> str:
-    before = text[max(0, found.start() - _KEPT) : found.start()]
+    before = text[max(0, found.start() - _EVIDENCE) : found.start()]
     return f" after {before!r}" if before else " at the beginning"

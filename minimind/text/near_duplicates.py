@@ -1,12 +1,12 @@
-"""Find rows that say the same, or nearly. Knows no files of rows.
+"""Find rows that say the same, or nearly the same.
 
-    row ---> key, 64 bits of all it says            equal keys: duplicates
+    row ---> key, 64 bits of all its text           equal keys: duplicates
         \\--> signature, 128 MinHash values          many equal values: candidates
-        \\--> text                                   of candidates compared: near duplicates
+        \\--> text                                   candidates compared: near duplicates
                                                      (of rows with the same numbers)
 
-All three are kept on disk; in memory are some numbers a row. Of those that say the same the first
-is kept. Rows of more than LONGEST characters are compared for equality only.
+All three are kept on disk, and some numbers a row in memory. Of rows that say the same the first is
+kept. Rows of more than LONGEST characters are compared for equality only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import unicodedata
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,30 +33,26 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 
 VALUES = 128  # of a signature: it estimates a similarity to about ±0.04
-SLACK = 0.12  # what an estimate may be too low by, three times that
-BAND = 4  # values that two rows must share to be compared: above 0.6 it fails one time in 80
-LETTERS = 5  # of the n-grams whose shares are compared
-COMPARED = 2**14  # pairs at once
-# One character each, so that in short rows what is said weighs more than who says it.
+SLACK = 0.12  # three times that: how much too low an estimate may be
+BAND = 4  # values that candidates share: above a similarity of 0.6, one pair in 80 is missed
+LETTERS = 5  # of an n-gram
+BLOCK_PAIRS = 2**14  # compared at once
+# One character each, so that in short rows the text weighs more than the roles.
 _ROLE = {"system": "\0", "user": "\1", "assistant": "\2", "tool": "\3"}
 _NUMBER = re.compile(r"\d+")
 
 
 def minhash_available() -> bool:
-    """Whether datasketch, which makes the signatures, is installed."""
-    try:
-        import datasketch  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    """Whether datasketch, which computes the signatures, is installed."""
+    return find_spec("datasketch") is not None
 
 
 class DuplicateFinder:
-    """Takes rows one by one, then tells which repeat an earlier one; a context manager.
+    """Takes rows one by one, then finds those that repeat an earlier one; a context manager.
 
     Args:
-        folder: exists, for files that grow by half a kilobyte a row, and its text.
-        near: whether to make signatures; needs datasketch.
+        folder: exists; files in it grow by half a kilobyte and the text of each row.
+        near: whether to look for near duplicates, too; needs datasketch.
     """
 
     def __init__(self, folder: Path, near: bool) -> None:
@@ -69,25 +65,20 @@ class DuplicateFinder:
     def __enter__(self) -> DuplicateFinder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in self._files:
             file.close()
 
     def add(self, conversation: Conversation | None) -> None:
-        """Take the next row; None for one that is out anyway, and like no other."""
+        """Take the next row; None, like a row without text, counts as unlike any other."""
         messages = () if conversation is None else conversation.messages
-        self._take("".join(_ROLE[m.role] + _plain(m.content) for m in messages))
+        self._add("".join(_ROLE[m.role] + _plain(m.content) for m in messages))
 
     def add_text(self, text: str) -> None:
-        """Take the next row, which is plain text and says something."""
-        self._take(_plain(text))
+        """Take the next row, a plain text."""
+        self._add(_plain(text))
 
-    def _take(self, text: str) -> None:
+    def _add(self, text: str) -> None:
         keys, numbers, signatures, ends, texts = self._files
         self.rows += 1
         keys.write(_hash(text, b"key") if text else _hash(f"row {self.rows}", b"out"))
@@ -99,7 +90,7 @@ class DuplicateFinder:
             ends.write(texts.tell().to_bytes(8, "little"))
 
     def duplicates(self) -> Ints:
-        """(rows,) the first row that says the same as each, or -1."""
+        """(rows,) the first row with the same text as each, or -1."""
         keys = self._read(0, np.dtype("<u8"))
         first = np.full(self.rows, -1, np.int64)
         rows, leaders = _pairs(keys)
@@ -107,53 +98,33 @@ class DuplicateFinder:
         return first
 
     def near_duplicates(self, similarity: float) -> Ints:
-        """(rows,) an earlier row that stays and says nearly the same as each, or -1.
+        """(rows,) an earlier row, itself no near duplicate, that says nearly the same, or -1.
 
-        Args:
-            similarity: least share of common 5-grams of letters (Jaccard).
+        `similarity` is the least share of common 5-grams of letters (Jaccard).
         """
         first = np.full(self.rows, -1, np.int64)
         numbers = self._read(1, np.dtype("<u8"))
-        candidates = np.zeros(0, np.int64)  # row and leader in one number, in order of rows
+        candidates = np.zeros(0, np.int64)  # row * rows + leader, in order of rows
         for rows, leaders in self._alike(similarity - SLACK):
             same = numbers[rows] == numbers[leaders]
             candidates = np.union1d(candidates, rows[same] * self.rows + leaders[same])
         ends = self._read(3, np.dtype("<u8"))
-        self._files[4].flush()
-        with self._paths[4].open("rb") as texts:
+        texts = self._read(4, np.dtype("u1"))
 
-            def grams(row: int) -> set[str]:
-                start = int(ends[row - 1]) if row else 0
-                texts.seek(start)
-                data = texts.read(int(ends[row]) - start)
-                return _grams(data.decode("utf-8", "surrogatepass"))
+        def grams(row: int) -> set[str]:
+            text = texts[int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes()
+            return _grams(text.decode("utf-8", "surrogatepass"))
 
-            for pair in candidates:
-                row, leader = divmod(int(pair), self.rows)
-                if first[row] < 0 and first[leader] < 0:
-                    a, b = grams(row), grams(leader)
-                    if len(a & b) >= similarity * len(a | b):
-                        first[row] = leader
+        for pair in candidates:
+            row, leader = divmod(int(pair), self.rows)
+            if first[row] < 0 and first[leader] < 0:
+                a, b = grams(row), grams(leader)
+                if len(a & b) >= similarity * len(a | b):
+                    first[row] = leader
         return first
 
-    def topics(self, similarity: float = 0.5) -> Ints:
-        """(rows,) a number per topic, which rows share that are alike, or through others."""
-        parent = np.arange(self.rows)
-
-        def root(row: int) -> int:
-            while parent[row] != row:
-                parent[row] = parent[parent[row]]
-                row = int(parent[row])
-            return row
-
-        for rows, leaders in self._alike(similarity):
-            for row, leader in zip(rows.tolist(), leaders.tolist(), strict=True):
-                a, b = root(row), root(leader)
-                parent[max(a, b)] = min(a, b)
-        return np.array([root(row) for row in range(self.rows)], np.int64)
-
     def _alike(self, similarity: float) -> Iterator[tuple[Ints, Ints]]:
-        """Rows that share a band with an earlier one and are alike, and that one; band by band."""
+        """Rows with a similar signature to an earlier row's, and that row, its leader; by band."""
         if not (self._near and self.rows):
             return
         signatures = self._read(2, np.dtype("<u4")).reshape(-1, VALUES)
@@ -164,11 +135,11 @@ class DuplicateFinder:
                 mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
                 mixed ^= mixed >> np.uint64(29)
             out = np.flatnonzero(~band.any(1))
-            mixed[out] = out  # each like no other
+            mixed[out] = out  # rows without a signature: unlike any other
             rows, leaders = _pairs(mixed)
             alike = np.zeros(len(rows), bool)
-            for first in range(0, len(rows), COMPARED):
-                some = slice(first, first + COMPARED)
+            for first in range(0, len(rows), BLOCK_PAIRS):
+                some = slice(first, first + BLOCK_PAIRS)
                 same = signatures[rows[some]] == signatures[leaders[some]]
                 alike[some] = same.mean(1) >= similarity
             yield rows[alike], leaders[alike]
@@ -177,13 +148,13 @@ class DuplicateFinder:
         self, index: int, dtype: np.dtype[np.unsignedinteger]
     ) -> npt.NDArray[np.unsignedinteger]:
         self._files[index].flush()
-        if not self.rows:
+        if not self._files[index].tell():  # an empty file can't be mapped
             return np.zeros(0, dtype)
         return np.memmap(self._paths[index], dtype=dtype, mode="r")
 
 
 def _pairs(keys: npt.NDArray[np.unsignedinteger]) -> tuple[Ints, Ints]:
-    """The rows that aren't the first of their key, and the first row of each one's key."""
+    """The rows that aren't the first of their key, and for each the first row of its key."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
@@ -201,7 +172,7 @@ def _signature(text: str) -> npt.NDArray[np.uint32]:
 
 @cache
 def _empty_sketch() -> MinHash:
-    """Copied for each row: to draw its permutations takes longer than a row does."""
+    """Copied for each row: drawing its permutations takes longer than a row's signature."""
     from datasketch import MinHash
 
     return MinHash(num_perm=VALUES, seed=1, hashfunc=zlib.crc32)

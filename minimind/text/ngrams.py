@@ -1,7 +1,7 @@
-"""Count what a text says more than once. Knows no thresholds.
+"""Count what a text repeats.
 
-Words are what white space separates, in Korean as in English; without white space a text is one
-word, and its repetitions show in its characters.
+Words are what white space separates, in Korean as in English. A text without white space is one
+word: look for repetitions of its characters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def ngrams(items: Sequence[Item], n: int) -> list[tuple[Item, ...]]:
 
 
 def repeated_share(items: Sequence[str], n: int) -> float:
-    """Share of the n-grams that stood before in the same text; 0 if there are none.
+    """Share of a text's n-grams that repeat an earlier one; 0 if there are none.
 
     a b a b a b, n = 2   ->   ab ba ab ba ab: 3 of 5
     """

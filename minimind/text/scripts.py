@@ -1,7 +1,7 @@
-"""Which scripts a text is written in, and so roughly which language. Knows no conversations.
+"""Which scripts a text is written in, and so roughly which language.
 
-Korean is told from English by their letters. Languages that share a script can't be told apart
-this way: French counts as "latin", and so do names and code.
+Letters tell Korean from English, but not languages of one script: French counts as "latin", and so
+do names and code.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """A short list of patterns for text that nobody should train on, in Korean and English.
 
-A list finds words, not meanings: it misses whatever is said politely or spelled otherwise, and it
-can't tell a slur from a text about slurs. It is a first sieve, to be read and extended, not a
-judgement that data is safe. `--rule module:function` adds anything better, a classifier for one.
+A list finds words, not meanings: it misses polite wording and other spellings, and can't tell a
+slur from a text about slurs. It is a first sieve, to be read and extended; data that passes may
+still be unsafe. `--rule module:function` adds anything better, such as a classifier.
 """
 
 from __future__ import annotations
 
 import re
 
-# category -> patterns. Words are whole words; Korean has no such border, so that exceptions are
-# spelled out.
+# category -> patterns. English ones match whole words; Korean words have no such borders, so that
+# exceptions are spelled out.
 UNSAFE: dict[str, tuple[str, ...]] = {
     "slur": (
         r"\bnigg(?:er|a)s?\b",

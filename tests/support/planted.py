@@ -1,4 +1,4 @@
-"""Plant defects into sound conversations, one kind at a time. Knows none of the rules.
+"""Plant defects into sound conversations, one kind at a time.
 
 Each planter takes a chance source and a sound one-turn pair of question and answer, Korean or
 English, and returns messages with exactly its own defect.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 Pair = tuple[str, str]
 Messages = list[dict[str, str]]
+MAX_CHARACTERS = 3_000  # what `too_long` exceeds: less than the default, and judged faster
 SAMPLE = Path(__file__).parents[1] / "data" / "conversations.jsonl"
 
 
@@ -52,16 +53,15 @@ def too_short(chance: random.Random, pair: Pair) -> Messages:
 
 
 def too_long(chance: random.Random, pair: Pair) -> Messages:
-    words = [f"{word}{number}" for number in range(6000) for word in pair[1].split()[:1]]
+    words = [f"{word}{number}" for number in range(700) for word in pair[1].split()[:1]]
     chance.shuffle(words)
     return chat(pair[0], " ".join(words))
 
 
 def echo(chance: random.Random, pair: Pair) -> Messages:
-    question = pair[0] + pair[1]
-    return chat(
-        question, chance.choice([question, question + " ", question.upper(), question[:-1]])
-    )
+    question = pair[0] + pair[1] + pair[0]
+    kinds = [question, question + " ", question.upper(), question.rstrip(".!?")]
+    return chat(question, chance.choice(kinds))
 
 
 def repeated_lines(chance: random.Random, pair: Pair) -> Messages:
