@@ -104,7 +104,7 @@ def build_dataset(
     root = cache or cache_directory()
     settings: list[Any] = [CHAT_TEMPLATE, tokenizer.fingerprint, asdict(options)]
     if options.on_bad_row == "skip":
-        settings.append(names)  # they stand in rejected.jsonl
+        settings.append(names)  # rejected.jsonl has them
     with readable_again(names, root) as files:
         named = list(zip(files, names, strict=True))
 

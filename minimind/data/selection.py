@@ -1,4 +1,4 @@
-"""Choose what is trained and what is validated on, from files. Knows no model and prints nothing.
+"""Choose what is trained and what is validated on, from files.
 
 What fine-tuning trains is what inspection shows: both call `select_rows`.
 """
@@ -31,9 +31,9 @@ class Selection:
 
     Attributes:
         training: what an epoch trains.
-        validation: what is held back; no prompt stands in both.
-        sources: the training files', then the validation file's if it is one of its own.
-        removed: rows left out of training because their prompt stands in the validation file.
+        validation: what is held back; no prompt is in both.
+        sources: the training files', then the validation file's if there is one.
+        removed: rows left out of training because their prompt is in the validation file.
     """
 
     training: Dataset
@@ -51,15 +51,15 @@ def select_rows(
     val_data: str | None = None,
     val_fraction: float = 0.0,
 ) -> Selection:
-    """Read, tokenize, and part training from validation.
+    """Read and tokenize files, and separate training from validation.
 
     Args:
         files: of conversations.
         tokenizer: decides the ids.
         options: how rows become Examples.
-        limit: use only the first rows, this many.
+        limit: use only this many rows, the first ones.
         val_data: a file to validate on.
-        val_fraction: without it, share of the rows to validate on, chosen by their prompt's text.
+        val_fraction: without `val_data`, share of the rows to validate on, chosen by their prompt.
 
     Raises:
         DataError: a file or a row can't be used, or `val_data` has no row to validate on.

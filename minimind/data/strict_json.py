@@ -41,8 +41,7 @@ class JsonText:
 
     def expect_end(self, at: int, what: str) -> None:
         """Raise a DataError unless only space follows the row or array that ends at `at`."""
-        at = self.skip_space(at)
-        if at < len(self.text):
+        if at < len(self.text) and (at := self.skip_space(at)) < len(self.text):
             fact = f"more text follows the {what} at column {self._column(at)}"
             raise self._error(at, "extra_text", fact, f"remove the text after the {what}")
 
