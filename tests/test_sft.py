@@ -16,6 +16,7 @@ import minimind.training.fit
 from minimind.atomic_io import folder_lock
 from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from minimind.data.build import DataOptions, build_dataset
+from minimind.data.selection import split
 from minimind.model.pretrained import load, save
 from minimind.sft import __main__ as sft
 from minimind.training.loop import TrainState
@@ -618,7 +619,7 @@ def test_another_base_is_not_gone_on_from(
 def test_the_split_puts_no_prompt_on_both_sides(data: Path, base: Path) -> None:
     _, tokenizer = load(base)
     dataset, _, _ = build_dataset([data, data], tokenizer, DataOptions())
-    training, validation = dataset.split(0.3)
+    training, validation = split(dataset, 0.3)
     assert len(training) + len(validation) == 60
     assert len(validation) > 0
     assert not set(training.table["key"]) & set(validation.table["key"])

@@ -42,6 +42,24 @@ class Selection:
     removed: int = 0
 
 
+def split(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """Split off about `fraction` of the rows by what their prompt says.
+
+    Rows with the same prompt are on the same side, and a row's side doesn't depend on other rows:
+    shuffling or appending rows moves none.
+    """
+    chosen = np.zeros(len(dataset), np.bool_)
+    for block in dataset.blocks(2**16):
+        keys = dataset.table.take("key", block)
+        chosen[block] = keys >> np.uint64(11) < fraction * 2**53  # exact in a float64
+    return dataset.select(~chosen), dataset.select(chosen)
+
+
+def without_prompts_of(dataset: Dataset, other: Dataset) -> Dataset:
+    """Only the rows whose prompt no row of `other` has."""
+    return dataset.select(~np.isin(dataset.table["key"], other.table["key"]))
+
+
 def select_rows(
     files: Sequence[str],
     tokenizer: Tokenizer,
@@ -69,12 +87,12 @@ def select_rows(
     if limit:
         dataset = dataset.select(np.arange(min(limit, len(dataset))))
     if val_data is None:
-        return Selection(*dataset.split(val_fraction), (source,))
+        return Selection(*split(dataset, val_fraction), (source,))
     validation, val_report, val_folder = build_dataset([val_data], tokenizer, options)
     if not len(validation):
         raise DataError(
             "no_rows", "no row has an answer that can be scored", "use other rows", val_data
         )
-    training = dataset.without_prompts_of(validation)
+    training = without_prompts_of(dataset, validation)
     sources = (source, Source(val_report, val_folder))
     return Selection(training, validation, sources, len(dataset) - len(training))

@@ -211,6 +211,39 @@ def read_dataset(folder: Path) -> tuple[Dataset, dict[str, Any]]:
     return dataset, head["report"]
 
 
+def hash_of(dataset: Dataset, folder: Path | None = None) -> str:
+    """SHA-256 over lengths, ids, masks and weights of all rows, in order.
+
+    Args:
+        dataset: all rows of a folder, or a choice of them; or rows in memory.
+        folder: the dataset's, where the hash is kept: reading all tokens takes long.
+    """
+    if folder is not None:
+        rows = dataset.table.rows
+        choice = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:32]
+        kept = folder / f"hash-{choice}.txt"
+        if kept.exists():
+            return kept.read_text(encoding="utf-8")
+        found, scratch = hash_of(dataset), kept.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # a folder that belongs to others
+            scratch.write_text(found, encoding="utf-8")
+            scratch.replace(kept)
+        return found
+    digest = hashlib.sha256()
+    for block in dataset.blocks(512):
+        lengths = dataset.table.take("length", block).astype(np.int64)
+        starts = dataset.table.take("start", block).astype(np.int64)
+        offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        tokens = offsets + np.arange(len(offsets))
+        marks = dataset.loss_mask[tokens]
+        digest.update(lengths.astype("<u4").tobytes())
+        digest.update(dataset.input_ids[tokens].astype("<u4").tobytes())
+        digest.update(marks.tobytes())
+        if dataset.weights is not None and ((weights := dataset.weights[tokens]) != marks).any():
+            digest.update(weights.tobytes())
+    return digest.hexdigest()
+
+
 def _column(folder: Path, name: str) -> Path:
     return folder / f"table.{name}.bin"
 

@@ -22,7 +22,7 @@ from minimind.data.errors import printable
 from minimind.data.reader import read_conversations
 from minimind.data.selection import select_rows
 from minimind.data.show import show_tokens
-from minimind.data.storage import cache_directory, readable_again
+from minimind.data.storage import cache_directory, hash_of, readable_again
 from minimind.inspect.page import inspection_page, tables
 from minimind.inspect.preflight import Check, check_data
 from minimind.inspect.survey import Survey, survey
@@ -120,7 +120,7 @@ def run(options: InspectOptions) -> bool:
     lines = [
         *describe_selection(selection, options.val_data),
         *describe_tokens(selection.training, selection.validation),
-        f"hash: {selection.training.hash()}",
+        f"hash: {hash_of(selection.training)}",
     ]
     if found.duplicates:
         lines.append(f"duplicates: {found.duplicates:,} rows say what a row before them says")
@@ -134,7 +134,7 @@ def run(options: InspectOptions) -> bool:
         document = inspection_page(title, lines, checks, found, tokenizer, length)
         options.html.write_text(document, encoding="utf-8", errors="backslashreplace")
     if options.json:
-        facts = _facts(lines, checks, found, selection.training.hash(), length)
+        facts = _facts(lines, checks, found, hash_of(selection.training), length)
         print(json.dumps(facts, ensure_ascii=False))
     else:
         _print([*lines, *draw_lengths(found.lengths, length)], checks, found, tokenizer)

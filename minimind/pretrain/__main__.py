@@ -22,6 +22,8 @@ from minimind.cli.summary import describe_plan
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plan import Steps, make_steps
+from minimind.data.selection import split
+from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.pretrain.corpus import CorpusReport, build_corpus, scripts_of
@@ -174,7 +176,7 @@ def run(options: PretrainOptions) -> None:
         )
     print("\n".join(describe_corpus(report)))
     model.to(device)
-    training, validation = windows.split(options.val_fraction)
+    training, validation = split(windows, options.val_fraction)
     if not len(training):
         raise DataError(
             "no_rows",
@@ -188,8 +190,8 @@ def run(options: PretrainOptions) -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
     identity = {
         "--model": options.model,
-        "data": training.hash(),
-        "validation data": validation.hash(),
+        "data": hash_of(training),
+        "validation data": hash_of(validation),
         "--mix": options.mix,
         "--tokens-per-step": options.tokens_per_step,
         "--seed": options.seed,

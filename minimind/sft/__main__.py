@@ -24,6 +24,7 @@ from minimind.data.errors import DataError
 from minimind.data.plan import Batches, Steps, make_steps
 from minimind.data.selection import select_rows
 from minimind.data.show import prompt_of, show_row
+from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
 from minimind.sampler import generate
 from minimind.sft.record import loss_plot, model_card
@@ -141,7 +142,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
             val_data=options.val_data,
             val_fraction=options.val_fraction,
         )
-        data_hash = selection.training.hash(selection.sources[0].folder)
+        data_hash = hash_of(selection.training, selection.sources[0].folder)
     print("\n".join(describe_selection(selection, options.val_data)))
     training, validation = selection.training, selection.validation
     steps = _plan(training, options)
@@ -162,7 +163,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     identity = {
         "base": options.model or "the embedded base",
         "data": data_hash,
-        "validation data": validation.hash(selection.sources[-1].folder),
+        "validation data": hash_of(validation, selection.sources[-1].folder),
         "--tokens-per-step": steps.tokens_per_step,
         "--seed": options.seed,
     }
