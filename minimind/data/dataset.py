@@ -56,12 +56,8 @@ class Example:
 class Table:
     """Columns of equal length, and perhaps a choice of their rows.
 
-    Each column is an array of its own, and a choice is an index: reading a column leaves the others
-    on disk, and choosing copies none.
-
-    Args:
-        columns: every column of COLUMNS, whole.
-        rows: (chosen rows,) uint32 indices into the columns, or None for all rows.
+    Each column is an array of its own, and a choice is an index, (chosen rows,) uint32: reading a
+    column leaves the others on disk, and choosing copies none.
     """
 
     def __init__(self, columns: Mapping[str, Array], rows: Array | None = None) -> None:

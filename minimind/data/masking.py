@@ -74,12 +74,7 @@ def encode_conversation(
 def encode_prompt(
     messages: Iterable[Message | Mapping[str, object]], tokenizer: Tokenizer
 ) -> list[int]:
-    """Turn messages into the ids that the assistant's answer follows.
-
-    Raises:
-        DataError: the messages aren't a legal conversation.
-        TypeError: it isn't a list of messages.
-    """
+    """Turn messages into the ids that the assistant's answer follows; see `parse_messages`."""
     segments = render_prompt(parse_messages(messages))
     return list(_lay_out([segments], tokenizer)[0].input_ids)
 

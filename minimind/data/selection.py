@@ -76,11 +76,8 @@ def select_rows(
         tokenizer: decides the ids.
         options: how rows become Examples.
         limit: use only this many rows, the first ones.
-        val_data: a file to validate on.
+        val_data: a file to validate on. It must have a row with an answer.
         val_fraction: without `val_data`, share of the rows to validate on, chosen by their prompt.
-
-    Raises:
-        DataError: a file or a row can't be used, or `val_data` has no row to validate on.
     """
     dataset, report, folder = build_dataset(files, tokenizer, options)
     source = Source(report, folder)

@@ -47,9 +47,6 @@ def readable_again(names: Sequence[str], root: Path) -> Iterator[list[str]]:
     """Give for each name a file that can be read as often as needed.
 
     Standard input and pipes are copied into the folder `root`, until the context ends.
-
-    Raises:
-        DataError: such a stream can't be read.
     """
     if not any(map(_is_stream, names)):
         yield list(names)
@@ -107,11 +104,8 @@ def build_once(
     Args:
         root: the cache.
         settings: JSON values; with FORMAT and the files' content they are the folder's key.
-        files: each with the name that errors have.
+        files: each with its name in errors; a DataError if one changes meanwhile.
         write: fills a new folder, the report last.
-
-    Raises:
-        DataError: a file changes meanwhile.
     """
     hashes = [content_hash(file) for file, _ in files]
     key = hashlib.sha256(json.dumps([FORMAT, *settings, hashes]).encode())
@@ -141,9 +135,7 @@ def build_once(
 class DatasetWriter:
     """Writes rows, block by block, to an empty folder that `read_dataset` maps; a context manager.
 
-    Args:
-        folder: exists.
-        vocab_size: decides the ids' type.
+    The size of the vocabulary decides the ids' type.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:

@@ -15,13 +15,7 @@ _SPACES = re.compile(f"[{SPACE}]*")
 
 
 class JsonText:
-    """Text with JSON values; errors name its file and line.
-
-    Args:
-        text: a line, or a whole file.
-        path: the file.
-        line: where the text starts in it.
-    """
+    """Text with JSON values, a line or a whole file. It starts on `line` of the file `path`."""
 
     def __init__(self, text: str, path: str, line: int) -> None:
         self.text, self._path = text, path
