@@ -29,6 +29,7 @@ from benchmarks.environment import environment
 from benchmarks.world_share import KINDS, kinds_of
 from minimind.data.dataset import Dataset
 from minimind.data.plain_text import encode_documents
+from minimind.data.selection import split_by_prompt
 from minimind.evaluate.evaluation import score_documents
 from minimind.evaluate.figures import figures
 from minimind.model.pretrained import load
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     model, tokenizer = load(options.base)
     windows, _ = build_corpus(options.files, tokenizer, options.max_length)
-    training, held_back = windows.split(options.val_fraction)
+    training, held_back = split_by_prompt(windows, options.val_fraction)
     all_texts = held_back_texts(held_back, tokenizer, options.files)
     if not all_texts:
         sys.exit("error: nothing is held back; raise --val-fraction")

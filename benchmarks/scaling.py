@@ -37,6 +37,7 @@ from benchmarks.harness import Measures, markdown, peak_memory, ratio, spread
 from minimind.data.build import DataOptions, DataReport, build_dataset
 from minimind.data.dataset import COLUMNS, Table
 from minimind.data.plan import make_steps
+from minimind.data.selection import split_by_prompt
 from minimind.data.storage import read_dataset
 from minimind.tokenizer import Tokenizer
 from minimind.training import checkpoint
@@ -142,7 +143,7 @@ def size(file: Path) -> Measures:
         peak = peak_memory()
         dataset, _, _ = build_dataset([file], tokenizer, DataOptions(), Path(cache))
         opened = time.perf_counter()
-        training, _ = dataset.split(0.05)  # as the command does
+        training, _ = split_by_prompt(dataset, 0.05)  # as the command does
         steps = make_steps(training, tokens_per_step=TOKENS_PER_STEP, tokens_per_batch=4096)
         planned = time.perf_counter()
         assert steps[0]
@@ -249,7 +250,7 @@ def going_on(folder: Path, rows: int) -> dict[str, tuple[float, float]]:
     np.memmap(built / "loss_mask.bin", np.bool_, "r+")[:] = True
     command += ["--resume", "--max-minutes", "0"]
     subprocess.run(command, check=True, capture_output=True)
-    training, _ = read_dataset(built)[0].split(0.00001)
+    training, _ = split_by_prompt(read_dataset(built)[0], 0.00001)
     steps = make_steps(training, tokens_per_step=2176)
     done = steps.steps_per_epoch * 9 // 10
     old = out / "checkpoints" / "step-00000001"

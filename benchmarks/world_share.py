@@ -25,6 +25,7 @@ from benchmarks.held_out import GREEDY, GROUPS, ask, read_prompts
 from benchmarks.tuning import tune
 from minimind.base.recipe.pretraining import pretrain
 from minimind.data.dataset import Dataset
+from minimind.data.selection import split_by_prompt
 from minimind.model.pretrained import load_tokenizer
 from minimind.pretrain.corpus import build_corpus, scripts_of
 from minimind.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time")
     options = parser.parse_args(argv)
     windows, _ = build_corpus(options.files, load_tokenizer(), options.max_length)
-    training, held_back = windows.split(options.val_fraction)
+    training, held_back = split_by_prompt(windows, options.val_fraction)
     mixes = {share: weights(training, options.files, share) for share in options.shares}
     names = ("config", "learning_rate", "tokens", "tokens_per_step", "max_length", "val_fraction")
     choices = {name.replace("_", "-"): getattr(options, name) for name in names}

@@ -25,7 +25,8 @@ from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.masking import encode_conversation
-from minimind.data.storage import cache_directory
+from minimind.data.selection import split_by_prompt, without_prompts_of
+from minimind.data.storage import cache_directory, hash_of
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
 from tests.support.tokenizers_of_bases import write_llama3
@@ -169,7 +170,7 @@ def test_many_rows_come_back_in_order_whatever_the_block_size(
     in_blocks, again, _ = build(path, tokenizer)
     assert list(in_blocks) == list(whole)
     assert again == report
-    assert in_blocks.hash() == whole.hash()
+    assert hash_of(in_blocks) == hash_of(whole)
     assert whole.table["line"].tolist() == list(range(1, 41))
 
 
@@ -252,7 +253,7 @@ def test_no_legal_row_at_all_is_an_empty_dataset(tmp_path: Path, tokenizer: Toke
     dataset, report, _ = build(path, tokenizer)
     assert len(dataset) == 0
     assert report.unsupervised == 1
-    assert dataset.hash() == Dataset.from_examples([]).hash()
+    assert hash_of(dataset) == hash_of(Dataset.from_examples([]))
 
 
 # The cache
@@ -267,7 +268,7 @@ def test_the_second_time_nothing_is_tokenized(
     assert same == folder
     assert again == report
     assert list(second) == list(first)
-    assert second.hash() == first.hash()
+    assert hash_of(second) == hash_of(first)
 
 
 def test_the_same_content_under_another_name_is_not_tokenized_again(
@@ -617,7 +618,7 @@ def test_duplicates_never_straddle_a_split(
     many: list[Row], tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     dataset, _, _ = build(write(tmp_path / "many.jsonl", many), tokenizer)
-    training, validation = dataset.split(0.2)
+    training, validation = split_by_prompt(dataset, 0.2)
     assert len(training) + len(validation) == len(many)
     assert 0.1 < len(validation) / len(many) < 0.3
     assert not np.isin(validation.table["key"], training.table["key"]).any()
@@ -634,7 +635,7 @@ def test_shuffling_and_appending_rows_moves_none_to_the_other_side(
 ) -> None:
     def sides(rows: list[Row]) -> list[set[str]]:
         dataset, _, _ = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
-        return [texts_of(side, tokenizer) for side in dataset.split(0.2)]
+        return [texts_of(side, tokenizer) for side in split_by_prompt(dataset, 0.2)]
 
     training, validation = sides(many)
     order = np.random.default_rng(0).permutation(len(many))
@@ -648,7 +649,7 @@ def test_a_smaller_fraction_is_a_part_of_a_larger_one(
     many: list[Row], tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     dataset, _, _ = build(write(tmp_path / "rows.jsonl", many), tokenizer)
-    keys = [set(dataset.split(f)[1].table["key"].tolist()) for f in (0, 0.1, 0.5, 1)]
+    keys = [set(split_by_prompt(dataset, f)[1].table["key"].tolist()) for f in (0, 0.1, 0.5, 1)]
     assert keys[0] == set()
     assert keys[0] < keys[1] < keys[2] < keys[3]
     assert keys[3] == set(dataset.table["key"].tolist())
@@ -659,7 +660,7 @@ def test_evaluation_prompts_are_taken_out_of_training(tmp_path: Path, tokenizer:
     training, _, _ = build(write(tmp_path / "train.jsonl", rows), tokenizer)
     held = write(tmp_path / "val.jsonl", [exchange("hi there", "b"), exchange("다른질문", "c")])
     validation, _, _ = build(held, tokenizer)
-    left = training.without_prompts_of(validation)
+    left = without_prompts_of(training, validation)
     assert texts_of(left, tokenizer) == texts_of(training.select(np.array([5])), tokenizer)
 
 
@@ -667,7 +668,7 @@ def test_the_hash_is_the_same_from_memory_from_disk_and_after_selecting(
     mixed: Path, tokenizer: Tokenizer
 ) -> None:
     dataset, _, _ = build(mixed, tokenizer)
-    assert Dataset.from_examples(dataset).hash() == dataset.hash()
+    assert hash_of(Dataset.from_examples(dataset)) == hash_of(dataset)
     some = np.array([3, 0, 2])
     picked = [dataset[int(i)] for i in some]
-    assert dataset.select(some).hash() == Dataset.from_examples(picked).hash()
+    assert hash_of(dataset.select(some)) == hash_of(Dataset.from_examples(picked))

@@ -11,6 +11,7 @@ import pytest
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plain_text import encode_documents
+from minimind.data.selection import split_by_prompt
 from minimind.pretrain import corpus
 from minimind.pretrain.corpus import CorpusReport, build_corpus, scripts_of
 from minimind.tokenizer import Tokenizer
@@ -120,12 +121,12 @@ def test_held_back_are_the_same_whole_documents_whatever_else_there_is(
     texts = many(200)
     path = write(tmp_path / "a.jsonl", texts)
     whole, _ = build_corpus([path], tokenizer, 512)
-    training, held_back = (said(part, tokenizer) for part in whole.split(0.2))
+    training, held_back = (said(part, tokenizer) for part in split_by_prompt(whole, 0.2))
     assert sorted(training + held_back) == sorted(texts)
     assert 20 <= len(held_back) <= 60
     more = write(tmp_path / "b.jsonl", [*many(300)[::-1], *texts[:20]])
     windows, _ = build_corpus([more, path], tokenizer, 3)
-    again = said(windows.split(0.2)[1], tokenizer)
+    again = said(split_by_prompt(windows, 0.2)[1], tokenizer)
     assert set(held_back) == set(again) & set(texts)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from minimind.data.conversation import Conversation, Message
 from minimind.data.dataset import COLUMNS, Dataset, Example, Table
 from minimind.data.masking import encode_conversation, encode_rows
+from minimind.data.storage import hash_of
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
 
@@ -67,9 +68,9 @@ Change = Callable[[list[Example]], list[Example]]
 )
 def test_the_hash_tells_any_change_of_what_is_trained(change: Change) -> None:
     rows = [Example([1, 2, 3], [False, True, True]), Example([4, 5], [False, True])]
-    before = Dataset.from_examples(rows).hash()
-    assert Dataset.from_examples(list(rows)).hash() == before
-    assert Dataset.from_examples(change(rows)).hash() != before
+    before = hash_of(Dataset.from_examples(rows))
+    assert hash_of(Dataset.from_examples(list(rows))) == before
+    assert hash_of(Dataset.from_examples(change(rows))) != before
 
 
 def test_a_hash_is_kept_in_the_datasets_folder_for_each_choice_of_rows(
@@ -78,13 +79,13 @@ def test_a_hash_is_kept_in_the_datasets_folder_for_each_choice_of_rows(
     rows = [Example([number, 1, 2], [False, True, True]) for number in range(50)]
     dataset = Dataset.from_examples(rows)
     choices = [dataset, dataset.select(np.arange(49)), dataset.select(np.arange(1, 50))]
-    expected = [choice.hash() for choice in choices]
+    expected = [hash_of(choice) for choice in choices]
     assert len(set(expected)) == 3
-    assert [choice.hash(tmp_path) for choice in choices] == expected
+    assert [hash_of(choice, tmp_path) for choice in choices] == expected
     dataset.input_ids[:] = 7  # no token is read again
-    assert [choice.hash(tmp_path) for choice in choices] == expected
+    assert [hash_of(choice, tmp_path) for choice in choices] == expected
     other = dataset.select(np.arange(2, 50))
-    assert other.hash(tmp_path) == other.hash() not in expected
+    assert hash_of(other, tmp_path) == hash_of(other) not in expected
 
 
 @settings(max_examples=40)

@@ -116,7 +116,7 @@ def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path) -> None:
         ('["x"]', 'no "text" string in the row; use {"text": "..."}'),
         ("{'text': 'x'}", "this is Python, not JSON"),
         ('{"text": "x"} {"text": "y"}', "more text follows the row"),
-        ('{"text": "a\\ud800"}', "half a character (a lone surrogate) stands at 1 of the text"),
+        ('{"text": "a\\ud800"}', "half a character (a lone surrogate) is at index 1 of the text"),
         ('{"text": "x", "text": "y"}', 'the key "text" appears twice'),
         ("[" * 200_000, "the JSON is nested too deeply"),
     ],

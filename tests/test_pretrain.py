@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from minimind.data.selection import split_by_prompt
 from minimind.evaluate.evaluation import score_documents
 from minimind.model.pretrained import load
 from minimind.pretrain import __main__ as pretrain
@@ -78,7 +79,7 @@ def test_text_becomes_a_model_and_its_bits_per_byte_are_those_that_evaluation_fi
     assert "bits per byte hangul" in capsys.readouterr().err
 
     windows, _ = build_corpus(files, tokenizer, 32)
-    held_back = windows.split(0.1)[1]
+    held_back = split_by_prompt(windows, 0.1)[1]
     model, _ = load(out / "last")  # in bfloat16; what was measured were float32 weights
     for name, file in (("", None), ("_hangul", 0), ("_latin", 1)):
         chosen = held_back if file is None else held_back.select(held_back.table["file"] == file)

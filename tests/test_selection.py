@@ -15,6 +15,7 @@ from minimind.data.build import DataOptions
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.selection import SplitOptions, select_rows
+from minimind.data.storage import hash_of
 
 
 def write(path: Path, prompts: range) -> str:
@@ -30,7 +31,7 @@ def test_training_and_validation_part_the_rows(tmp_path, tokenizer) -> None:
     assert (len(whole.training), len(whole.validation)) == (60, 0)
     assert len(parted.training) + len(parted.validation) == 60
     assert 5 < len(parted.validation) < 35
-    assert parted.training.hash() != whole.training.hash()
+    assert hash_of(parted.training) != hash_of(whole.training)
 
 
 def test_rows_whose_prompts_are_validated_on_are_left_out(tmp_path, tokenizer) -> None:

@@ -17,6 +17,7 @@ import minimind.training.fit
 from minimind.atomic_io import folder_lock
 from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from minimind.data.build import DataOptions, build_dataset
+from minimind.data.selection import split_by_prompt
 from minimind.model.pretrained import load, save
 from minimind.sft import __main__ as sft
 from minimind.sft.options import BASE_LEARNING_RATE
@@ -622,7 +623,7 @@ def test_another_base_is_not_resumed(
 def test_the_split_puts_no_prompt_on_both_sides(data: Path, base: Path) -> None:
     _, tokenizer = load(base)
     dataset, _, _ = build_dataset([data, data], tokenizer, DataOptions())
-    training, validation = dataset.split(0.3)
+    training, validation = split_by_prompt(dataset, 0.3)
     assert len(training) + len(validation) == 60
     assert len(validation) > 0
     assert not set(training.table["key"]) & set(validation.table["key"])

@@ -87,12 +87,6 @@ def build_dataset(
     The folder's key is made of the files' content, the tokenizer, the template and the options.
     Standard input and pipes are copied first.
 
-    Args:
-        paths: JSONL, gzipped JSONL or JSON array files; "-" is standard input.
-        tokenizer: decides the ids.
-        options: how rows become Examples.
-        cache: folder of cached datasets; default `cache_directory()`.
-
     Returns:
         The dataset, what became of the rows, and the folder (with rejected.jsonl if rows were bad).
 
@@ -104,7 +98,7 @@ def build_dataset(
     root = cache or cache_directory()
     settings: list[Any] = [CHAT_TEMPLATE, tokenizer.fingerprint, asdict(options)]
     if options.on_bad_row == "skip":
-        settings.append(names)  # they stand in rejected.jsonl
+        settings.append(names)  # rejected.jsonl has them
     with readable_again(names, root) as files:
         named = list(zip(files, names, strict=True))
 

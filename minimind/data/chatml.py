@@ -1,4 +1,4 @@
-"""Turn conversations into ChatML segments. Knows no token ids.
+"""Turn conversations into ChatML segments.
 
 One turn becomes five segments, and only the marked ones are trained:
 
@@ -55,8 +55,8 @@ _NEWLINE = Segment("\n")
 def render(messages: Sequence[Message], train_on: TrainOn = "all") -> list[Segment]:
     """Render a whole conversation for training.
 
-    The assistant's content and the `<|im_end|>` that closes it carry the message's weight; all
-    else has weight 0. With `train_on="last"` only the last assistant message is trained.
+    The assistant's content and the `<|im_end|>` that closes it have the message's weight;
+    everything else has weight 0. With `train_on="last"` only the last assistant message is trained.
 
     Raises:
         ValueError: `train_on` is neither "all" nor "last".
@@ -90,6 +90,6 @@ def _header(role: str) -> tuple[Segment, ...]:
     return _OPEN, Segment(role + "\n")
 
 
-@lru_cache  # data may weigh each turn otherwise
+@lru_cache  # each turn may have a weight of its own
 def _tail(weight: float) -> tuple[Segment, ...]:
     return Segment(END, control=True, weight=weight), _NEWLINE

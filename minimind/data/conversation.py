@@ -51,6 +51,7 @@ _ROLE_OF = {role: role for role in ROLES} | {
     "observation": "tool",
 }
 UNTRAINED = ("tool_calls", "tools", "function_call", "reasoning_content", "chosen", "rejected")
+_UNTRAINED = frozenset(UNTRAINED)
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 0.0001, 10_000  # beyond them a loss in float32 means little
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -340,22 +341,23 @@ def _field(row: JsonObject, key: str, role: str = "system", of: str = "the row")
 
 
 def _check_text(text: object, key: str, role: str) -> str:
-    if isinstance(text, str) and text and text.isascii():
-        return text
+    surrogate = ""
+    if isinstance(text, str) and (text or role == "tool"):
+        try:
+            if text.isascii() or text.encode():
+                return text
+        except UnicodeEncodeError as error:
+            surrogate = printable(text[error.start])
     name = f'"{printable(key)}"'
+    if surrogate:
+        fact = f"has half a surrogate pair, {surrogate}, in {name}"
+        remedy = "it stands for no character; write the whole pair or remove it"
+        raise DataError("lone_surrogate", fact, remedy)
     if text is None:
         raise DataError("missing_content", f"has no {name}", f"give it {name}, a text")
     if not isinstance(text, str):
         raise DataError("bad_content", f"has {show(text)} for {name}", "it takes a text")
-    if not text and role != "tool":
-        raise DataError("empty_content", f"has an empty {name}", "fill it in or remove it")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        fact = f"has half a surrogate pair, {printable(text[error.start])}, in {name}"
-        remedy = "it stands for no character; write the whole pair or remove it"
-        raise DataError("lone_surrogate", fact, remedy) from None
-    return text
+    raise DataError("empty_content", f"has an empty {name}", "fill it in or remove it")
 
 
 def _check_weight(weight: object) -> float:
@@ -367,8 +369,10 @@ def _check_weight(weight: object) -> float:
 
 
 def _refuse_untrained(item: JsonObject, subject: str = "") -> None:
+    if _UNTRAINED.isdisjoint(item):
+        return
     for key in UNTRAINED:
-        if key in item and not _absent(item[key]):
+        if not _absent(item.get(key)):
             fact = f'{subject}has "{key}", which is not trained yet'
             remedy = "remove the key where the conversation makes sense without it, or else the row"
             raise DataError("untrained_key", fact, remedy)

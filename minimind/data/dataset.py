@@ -11,19 +11,13 @@ The arrays are in memory or mapped from files; memory hardly grows with the rows
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-BLOCK_ROWS = 2**16  # rows looked at together
 
 Array: TypeAlias = "npt.NDArray[Any]"
 
@@ -62,12 +56,8 @@ class Example:
 class Table:
     """Columns of equal length, and perhaps a choice of their rows.
 
-    Each column is an array of its own, and a choice is an index: reading a column leaves the others
-    on disk, and choosing copies none.
-
-    Args:
-        columns: every column of COLUMNS, whole.
-        rows: (chosen rows,) uint32 indices into the columns, or None for all rows.
+    Each column is an array of its own, and a choice is an index, (chosen rows,) uint32: reading a
+    column leaves the others on disk, and choosing copies none.
     """
 
     def __init__(self, columns: Mapping[str, Array], rows: Array | None = None) -> None:
@@ -163,54 +153,8 @@ class Dataset(Sequence[Example]):
         out.table = self.table.select(rows)
         return out
 
-    def split(self, fraction: float) -> tuple[Dataset, Dataset]:
-        """Split off about `fraction` of the rows by what their prompt says.
-
-        Rows with the same prompt are on the same side, and a row's side doesn't depend on other
-        rows: shuffling or appending rows moves none.
-        """
-        chosen = np.zeros(len(self), np.bool_)
-        for block in self._blocks():
-            keys = self.table.take("key", block)
-            chosen[block] = keys >> np.uint64(11) < fraction * 2**53  # exact in a float64
-        return self.select(~chosen), self.select(chosen)
-
-    def without_prompts_of(self, other: Dataset) -> Dataset:
-        """Only the rows whose prompt no row of `other` has."""
-        return self.select(~np.isin(self.table["key"], other.table["key"]))
-
-    def hash(self, memory: Path | None = None) -> str:
-        """SHA-256 over lengths, ids, masks and weights of all rows, in order.
-
-        Args:
-            memory: the dataset's folder, where the hash is kept: reading all tokens takes long.
-        """
-        if memory is not None:
-            rows = self.table.rows
-            choice = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:32]
-            kept = memory / f"hash-{choice}.txt"
-            if kept.exists():
-                return kept.read_text(encoding="utf-8")
-            found, scratch = self.hash(), kept.with_suffix(f".{os.getpid()}")
-            with suppress(OSError):  # a folder that belongs to others
-                scratch.write_text(found, encoding="utf-8")
-                scratch.replace(kept)
-            return found
-        digest = hashlib.sha256()
-        for block in self._blocks(512):
-            lengths = self.table.take("length", block).astype(np.int64)
-            starts = self.table.take("start", block).astype(np.int64)
-            offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-            tokens = offsets + np.arange(len(offsets))
-            marks = self.loss_mask[tokens]
-            digest.update(lengths.astype("<u4").tobytes())
-            digest.update(self.input_ids[tokens].astype("<u4").tobytes())
-            digest.update(marks.tobytes())
-            if self.weights is not None and ((weights := self.weights[tokens]) != marks).any():
-                digest.update(weights.tobytes())
-        return digest.hexdigest()
-
-    def _blocks(self, rows: int = BLOCK_ROWS) -> Iterator[slice]:
+    def blocks(self, rows: int) -> Iterator[slice]:
+        """Slices of so many rows, to look at a few columns or tokens at a time."""
         return (slice(first, first + rows) for first in range(0, len(self), rows))
 
 

@@ -1,4 +1,4 @@
-"""Turn segments into token ids and the mask of what is trained. Knows no files and no tensors.
+"""Turn segments into token ids and the mask of what is trained.
 
     <|im_start|>  user\\n      1 + 1 = ?                   <|im_end|>  \\n
          1        708 315 230  48 6069 252 48 5272 7461       2      230    input_ids
@@ -10,7 +10,7 @@
 
 Every segment is tokenized on its own: what a user types can't merge with the template around it,
 and the prompt at inference is, id for id, a prefix of the training row. With a tokenizer that joins
-newlines to what follows, ids may differ from tokenizing the whole rendered string where a message
+a newline to the text after it, ids may differ from those of the whole rendered string if a message
 begins with white space; that is on purpose.
 """
 
@@ -74,12 +74,7 @@ def encode_conversation(
 def encode_prompt(
     messages: Iterable[Message | Mapping[str, object]], tokenizer: Tokenizer
 ) -> list[int]:
-    """Turn messages into the ids that the assistant's answer follows.
-
-    Raises:
-        DataError: the messages aren't a legal conversation.
-        TypeError: it isn't a list of messages.
-    """
+    """Turn messages into the ids that the assistant's answer follows; see `parse_messages`."""
     segments = render_prompt(parse_messages(messages))
     return list(_lay_out([segments], tokenizer)[0].input_ids)
 

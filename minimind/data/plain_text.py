@@ -1,4 +1,4 @@
-"""Read plain text for pretraining and cut it into Examples. Knows no conversations.
+"""Read plain text for pretraining and cut it into Examples.
 
 A text file is one document; in JSON Lines each row's "text" is one. Every token is trained, the
 first one predicted from <|endoftext|>, and <|endoftext|> is what ends the document:
@@ -50,7 +50,7 @@ def read_documents(file: PathLike, name: str | None = None) -> Iterator[Document
 
     Args:
         file: text, or JSON rows with a "text"; either may be gzipped. "-" is standard input.
-        name: tells rows from text by its ending, and stands in errors; default: the file's.
+        name: its ending says whether the file has rows or text; errors show it; default: `file`.
 
     Raises:
         DataError: the file can't be used, or a row of it: not JSON, not UTF-8, no "text" string.
@@ -130,7 +130,7 @@ def _text_of(row: Row) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            fact = f"half a character (a lone surrogate) stands at {error.start} of the text"
+            fact = f"half a character (a lone surrogate) is at index {error.start} of the text"
             remedy = "repair the text where it was made"
             raise DataError(
                 "lone_surrogate", fact, remedy, row.path, row.line, excerpt(row.text)

@@ -92,14 +92,9 @@ def _conversations(
 
 @dataclass(slots=True)
 class Row:
-    """What is on a line, in an array, or given by a caller.
+    """What is on a line, in an array, or given by a caller: then it has a number, and no path.
 
-    Attributes:
-        value: what JSON makes of it.
-        path: the file, or "" for a row that was given.
-        line: where it starts, or its number among the rows given, from 1.
-        text: its JSON, or "".
-        raw: its bytes: the whole line with its line end, or its part of the array.
+    `text` is its JSON; `raw` its bytes: the whole line with its line end, or a part of the array.
     """
 
     value: object
@@ -112,12 +107,7 @@ class Row:
 def read_rows(source: PathsOrRows) -> Iterator[Row | DataError]:
     """Read as `read_conversations` does, but leave it to the caller what a row means.
 
-    Yields:
-        Each row; for what can't become one, the error, after which reading continues.
-
-    Raises:
-        DataError: at once, if there is nothing to read or a file can't be opened.
-        TypeError: `source` is neither paths nor rows.
+    For what can't become a row the error is yielded, and reading continues after it.
     """
     items: Iterator[object] | None = None
     if isinstance(source, (str, os.PathLike)):
@@ -171,8 +161,7 @@ def _unreadable(path: str, reason: object) -> DataError:
 def open_bytes(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
     """Open a file, or standard input ("-"), to read its bytes; gzip is unpacked.
 
-    Raises:
-        DataError: it can't be opened; or reading from it fails, in the context, too.
+    Whatever goes wrong becomes a DataError, while the file is read, too.
     """
     _refuse_unopenable(path)
     try:
@@ -309,11 +298,7 @@ def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row]:
 
 
 def decode_utf8(data: bytes, line: int, path: str) -> str:
-    """Decode data that starts on `line`.
-
-    Raises:
-        DataError: it isn't UTF-8; the error names the line which isn't.
-    """
+    """Decode data that starts on `line`; an error names the line that isn't UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Choose what is trained and what is validated on, from files. Knows no model and prints nothing.
+"""Choose what is trained and what is validated on, from files.
 
 What fine-tuning trains is what inspection shows: both call `select_rows`.
 """
@@ -52,9 +52,9 @@ class Selection:
 
     Attributes:
         training: what an epoch trains.
-        validation: what is held back; no prompt stands in both.
-        sources: the training files', then the validation file's if it is one of its own.
-        removed: rows left out of training because their prompt stands in the validation file.
+        validation: what is held back; no prompt is in both.
+        sources: the training files', then the validation file's if there is one.
+        removed: rows left out of training because their prompt is in the validation file.
     """
 
     training: Dataset
@@ -63,13 +63,31 @@ class Selection:
     removed: int = 0
 
 
+def split_by_prompt(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """Split off about `fraction` of the rows by what their prompt says.
+
+    Rows with the same prompt are on the same side, and a row's side doesn't depend on other rows:
+    shuffling or appending rows moves none.
+    """
+    chosen = np.zeros(len(dataset), np.bool_)
+    for block in dataset.blocks(2**16):
+        keys = dataset.table.take("key", block)
+        chosen[block] = keys >> np.uint64(11) < fraction * 2**53  # exact in a float64
+    return dataset.select(~chosen), dataset.select(chosen)
+
+
+def without_prompts_of(dataset: Dataset, other: Dataset) -> Dataset:
+    """Only the rows whose prompt no row of `other` has."""
+    return dataset.select(~np.isin(dataset.table["key"], other.table["key"]))
+
+
 def select_rows(
     files: Sequence[str],
     tokenizer: Tokenizer,
     options: DataOptions,
     split: SplitOptions = NO_SPLIT,
 ) -> Selection:
-    """Read, tokenize, and part training from validation.
+    """Read and tokenize files, and separate training from validation.
 
     Args:
         files: of conversations.
@@ -85,12 +103,12 @@ def select_rows(
     if split.limit:
         dataset = dataset.select(np.arange(min(split.limit, len(dataset))))
     if split.val_data is None:
-        return Selection(*dataset.split(split.val_fraction), (source,))
+        return Selection(*split_by_prompt(dataset, split.val_fraction), (source,))
     validation, val_report, val_folder = build_dataset([split.val_data], tokenizer, options)
     if not len(validation):
         raise DataError(
             "no_rows", "no row has an answer that can be scored", "use other rows", split.val_data
         )
-    training = dataset.without_prompts_of(validation)
+    training = without_prompts_of(dataset, validation)
     sources = (source, Source(val_report, val_folder))
     return Selection(training, validation, sources, len(dataset) - len(training))

@@ -1,4 +1,4 @@
-"""Show a row as the model sees it, what is trained set apart."""
+"""Show a row as the model sees it, with what is trained marked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:
 def show_tokens(example: Example, kept: int, tokenizer: Tokenizer, colour: bool) -> str:
     """One row token by token: a │ between two, ✂ where truncation cuts; see `show_row`.
 
-    A character of several tokens stands in the last of them; those before it are a ‥ each.
+    A character of several tokens is shown at the last of them, and a ‥ at each one before.
     """
     left, right = (GREEN, RESET) if colour else ("⟦", "⟧")
     shown, inside = "", False

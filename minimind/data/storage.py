@@ -47,9 +47,6 @@ def readable_again(names: Sequence[str], root: Path) -> Iterator[list[str]]:
     """Give for each name a file that can be read as often as needed.
 
     Standard input and pipes are copied into the folder `root`, until the context ends.
-
-    Raises:
-        DataError: such a stream can't be read.
     """
     if not any(map(_is_stream, names)):
         yield list(names)
@@ -107,11 +104,8 @@ def build_once(
     Args:
         root: the cache.
         settings: JSON values; with FORMAT and the files' content they are the folder's key.
-        files: each with the name that errors have.
+        files: each with its name in errors; a DataError if one changes meanwhile.
         write: fills a new folder, the report last.
-
-    Raises:
-        DataError: a file changes meanwhile.
     """
     hashes = [content_hash(file) for file, _ in files]
     key = hashlib.sha256(json.dumps([FORMAT, *settings, hashes]).encode())
@@ -141,9 +135,7 @@ def build_once(
 class DatasetWriter:
     """Writes rows, block by block, to an empty folder that `read_dataset` maps; a context manager.
 
-    Args:
-        folder: exists.
-        vocab_size: decides the ids' type.
+    The size of the vocabulary decides the ids' type.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
@@ -209,6 +201,39 @@ def read_dataset(folder: Path) -> tuple[Dataset, dict[str, Any]]:
         Table({name: _map(_column(folder, name), dtype) for name, dtype in COLUMNS.items()}),
     )
     return dataset, head["report"]
+
+
+def hash_of(dataset: Dataset, folder: Path | None = None) -> str:
+    """SHA-256 over lengths, ids, masks and weights of all rows, in order.
+
+    Args:
+        dataset: all rows of a folder, or a choice of them; or rows in memory.
+        folder: the dataset's, where the hash is kept: reading all tokens takes long.
+    """
+    if folder is not None:
+        rows = dataset.table.rows
+        choice = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:32]
+        kept = folder / f"hash-{choice}.txt"
+        if kept.exists():
+            return kept.read_text(encoding="utf-8")
+        found, scratch = hash_of(dataset), kept.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # a folder that belongs to others
+            scratch.write_text(found, encoding="utf-8")
+            scratch.replace(kept)
+        return found
+    digest = hashlib.sha256()
+    for block in dataset.blocks(512):
+        lengths = dataset.table.take("length", block).astype(np.int64)
+        starts = dataset.table.take("start", block).astype(np.int64)
+        offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        tokens = offsets + np.arange(len(offsets))
+        marks = dataset.loss_mask[tokens]
+        digest.update(lengths.astype("<u4").tobytes())
+        digest.update(dataset.input_ids[tokens].astype("<u4").tobytes())
+        digest.update(marks.tobytes())
+        if dataset.weights is not None and ((weights := dataset.weights[tokens]) != marks).any():
+            digest.update(weights.tobytes())
+    return digest.hexdigest()
 
 
 def _column(folder: Path, name: str) -> Path:

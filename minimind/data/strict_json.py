@@ -15,13 +15,7 @@ _SPACES = re.compile(f"[{SPACE}]*")
 
 
 class JsonText:
-    """Text with JSON values; errors name its file and line.
-
-    Args:
-        text: a line, or a whole file.
-        path: the file.
-        line: where the text starts in it.
-    """
+    """Text with JSON values, a line or a whole file. It starts on `line` of the file `path`."""
 
     def __init__(self, text: str, path: str, line: int) -> None:
         self.text, self._path = text, path
@@ -41,8 +35,7 @@ class JsonText:
 
     def expect_end(self, at: int, what: str) -> None:
         """Raise a DataError unless only space follows the row or array that ends at `at`."""
-        at = self.skip_space(at)
-        if at < len(self.text):
+        if at < len(self.text) and (at := self.skip_space(at)) < len(self.text):
             fact = f"more text follows the {what} at column {self._column(at)}"
             raise self._error(at, "extra_text", fact, f"remove the text after the {what}")
 

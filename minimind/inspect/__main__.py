@@ -22,7 +22,7 @@ from minimind.data.errors import printable
 from minimind.data.reader import read_conversations
 from minimind.data.selection import SplitOptions, select_rows
 from minimind.data.show import show_tokens
-from minimind.data.storage import cache_directory, readable_again
+from minimind.data.storage import cache_directory, hash_of, readable_again
 from minimind.inspect.lengths import count_lengths, draw_lengths
 from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
@@ -89,7 +89,7 @@ def run(options: InspectOptions) -> bool:
     report = selection.sources[0].report
     checks = list(check_data(found, report, tokenizer)) if options.check else []
     counts = tables(report, found)
-    data_hash = selection.training.hash()
+    data_hash = hash_of(selection.training)
     lines = [
         *describe_selection(selection, options.split.val_data),
         *describe_tokens(selection.training, selection.validation),

@@ -21,6 +21,8 @@ from minimind.cli.summary import describe_plan
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plan import Steps, make_steps
+from minimind.data.selection import split_by_prompt
+from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.pretrain.corpus import build_corpus, scripts_of
@@ -162,7 +164,7 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
         )
     print("\n".join(describe_corpus(report)))
     model.to(device)
-    training, validation = windows.split(options.val_fraction)
+    training, validation = split_by_prompt(windows, options.val_fraction)
     if not len(training):
         fact, remedy = "no text is left to train on", "see the counts above; lower --val-fraction"
         raise DataError("no_rows", fact, remedy, ", ".join(options.files))
@@ -172,8 +174,8 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
     identity = {
         "--model": options.model,
-        "data": training.hash(),
-        "validation data": validation.hash(),
+        "data": hash_of(training),
+        "validation data": hash_of(validation),
         "--mix": options.mix,
         "--tokens-per-step": options.tokens_per_step,
         "--seed": options.seed,

@@ -26,6 +26,7 @@ from minimind.data.errors import DataError
 from minimind.data.plan import Batches, Steps, make_steps
 from minimind.data.selection import select_rows
 from minimind.data.show import prompt_of, show_row
+from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
 from minimind.sampler import generate
 from minimind.sft.options import SFTOptions, parse
@@ -55,7 +56,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         model, tokenizer = load(options.model)
     with distributed.main_process_first():
         selection = select_rows(options.files, tokenizer, options.data, options.split)
-        data_hash = selection.training.hash(selection.sources[0].folder)
+        data_hash = hash_of(selection.training, selection.sources[0].folder)
     print("\n".join(describe_selection(selection, options.split.val_data)))
     training, validation = selection.training, selection.validation
     budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
@@ -76,7 +77,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     identity = {
         "base": options.model or "the embedded base",
         "data": data_hash,
-        "validation data": validation.hash(selection.sources[-1].folder),
+        "validation data": hash_of(validation, selection.sources[-1].folder),
         "--tokens-per-step": steps.tokens_per_step,
         "--seed": options.seed,
     }
