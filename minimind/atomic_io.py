@@ -1,9 +1,9 @@
-"""Put files on the disk so that a power cut finds them whole, one run at a time. Knows no run."""
+"""Write files that are complete on the disk or absent, and lock a folder for one run."""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ def write_tensors(
     """Write a safetensors file.
 
     Args:
-        path: appears only when all of it is written.
+        path: the file; incomplete where this raises.
         tensors: contiguous, on the CPU.
         metadata: text for the file's header.
 
@@ -28,22 +28,26 @@ def write_tensors(
     """
     try:
         save_file(dict(tensors), path, metadata)
-    except SafetensorError as error:  # what safetensors makes of the system's errors
-        raise OSError(f"{path}: {error}; make room, or see to the disk") from error
+    except SafetensorError as error:  # safetensors raises it for the system's errors
+        raise OSError(f"{path}: {error}; make room, or check the disk") from error
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder, so that no second run writes into it; a dead process holds nothing.
+    """Lock a folder, so that no second run writes into it. The lock ends with the process.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds the lock.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    if sys.platform == "win32":  # can't open a folder: a file beside it is locked in its place
+        folder = folder.absolute()
+        descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
+    else:
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(descriptor)
+        except (BlockingIOError, PermissionError):  # as Linux and as Windows say it
             raise BlockingIOError(
                 f"{folder}: another run writes there; name another --out"
             ) from None
@@ -52,9 +56,27 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _lock(descriptor: int) -> None:
+    """Lock an open file until it is closed; an OSError at once where another process has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # its first byte, written or not
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32":
+        if path.is_dir():
+            return  # Windows can't: its journal keeps the names in order
+        flags = os.O_RDWR  # it syncs only what may be written
+    else:
+        flags = os.O_RDONLY
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

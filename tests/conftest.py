@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import count
 from pathlib import Path
 
 # Before anything imports huggingface_hub, which reads them once.
@@ -20,6 +21,7 @@ from minimind.tokenizer import Tokenizer
 settings.register_profile(
     "minimind", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
+NUMBERS = count()
 settings.load_profile("minimind")
 
 
@@ -30,6 +32,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Datasets are cached in the test's own folder."""
-    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datasets are cached in the test's own folder, which most tests never make."""
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))
+    monkeypatch.setenv("MINIMIND_CACHE", str(folder))

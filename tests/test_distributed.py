@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def run_case(case: Case) -> Found:
 
 
 def start(ranks: int, folder: Path, work: Callable[..., object], *arguments: object) -> list[Any]:
-    """What each of several processes returns."""
+    """What each of several processes returns; None from one that is killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.test_distributed", "torch.distributed.fsdp"])
     answers = context.Queue()
@@ -142,10 +142,12 @@ def start(ranks: int, folder: Path, work: Callable[..., object], *arguments: obj
         process.start()
     found: dict[int, Any] = {}
     while len(found) < ranks:  # the pipe must be read before they can end
-        assert not any(process.exitcode for process in crowd)
         with suppress(queue.Empty):
             rank, answer = answers.get(timeout=1)
             found[rank] = pickle.loads(answer)
+        codes = [process.exitcode for process in crowd]
+        assert not {*codes} - {None, 0, -signal.SIGKILL}
+        found |= dict.fromkeys(rank for rank in range(ranks) if codes[rank] == -signal.SIGKILL)
     for process in crowd:
         process.join(60)
     return [found[rank] for rank in range(ranks)]
@@ -155,21 +157,26 @@ def _enter(answers, meeting, rank, ranks, work, arguments) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=ranks)
     answers.put((rank, pickle.dumps(work(*arguments))))  # tensors too: no memory is shared
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def run_cases(ranks: int) -> list[Found]:
     return [run_case(case) for case in CASES[ranks]]
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[Case, Found]:
-    """Each case in one process."""
-    return {case: run_case(replace(case, size=None)) for cases in CASES.values() for case in cases}
+@cache
+def alone(case: Case) -> Found:
+    """A case in one process."""
+    return run_case(replace(case, size=None))
 
 
-@pytest.fixture(scope="module", params=CASES, ids="{} ranks".format)
+@pytest.fixture(
+    scope="module",
+    params=[2, pytest.param(4, marks=pytest.mark.slow)],
+    ids="{} ranks".format,
+)
 def together(request, tmp_path_factory) -> dict[Case, Found]:
     """Each case over several processes."""
     folder = tmp_path_factory.mktemp("cases")
@@ -190,9 +197,9 @@ def test_gradients_do_not_depend_on_the_micro_batches_nor_on_the_ranks(together)
             assert relative_difference(gradient, whole[name]) <= 1e-6, (parts, name)
 
 
-def test_losses_norms_and_validation_are_a_single_processes(together, alone) -> None:
+def test_losses_norms_and_validation_are_a_single_processes(together) -> None:
     for case, found in together.items():
-        single, close = alone[case], 1e-5 if case.config.precision == "fp32" else 3e-2
+        single, close = alone(case), 1e-5 if case.config.precision == "fp32" else 3e-2
         assert len(found.losses) == case.steps
         assert found.losses == pytest.approx(single.losses, rel=close), case
         assert found.norms == pytest.approx(single.norms, rel=close), case
@@ -323,6 +330,26 @@ def test_ranks_never_disagree(tmp_path) -> None:
         ],
         "lost": [True, False],
     }
+
+
+def lose_a_rank() -> bool:
+    """Rank 1 is killed after a step; whether the other one says why it ends."""
+    model = new_model()
+    distributed.shard(model, "fp32")
+    steps = make_steps(ragged_rows(16), tokens_per_step=100).of_rank(distributed.rank(), 2)
+    run = train(model, steps, FP32)
+    next(run)
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError) as error:
+        list(run)
+    found = distributed.is_loss_of_another(error.value)
+    dist.destroy_process_group()
+    return found
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_the_reason(tmp_path) -> None:
+    assert start(2, tmp_path, lose_a_rank) == [True, None]
 
 
 def test_alone_there_is_nothing_to_agree_on(tmp_path) -> None:
@@ -522,6 +549,7 @@ def workers(process: subprocess.Popen[str]) -> Iterator[int]:
                 yield int(child)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_killed_rank_ends_all_and_torchrun_goes_on_to_the_same_weights(torchrun) -> None:
     """Rank 1 is killed, torchrun starts again; then all are asked to stop, and called once more."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import minimind
+from tests.lines import MOST_LINES_A_FILE, lines_of, package
 
 ROOT = Path(minimind.__file__).parent
 # A room imports only rooms before it, and modules of its own.
@@ -111,3 +112,8 @@ def test_importing_minimind_does_not_import(absent: str, loaded: set[str]) -> No
 def test_importing_minimind_loads_no_command_and_no_rule(loaded: set[str]) -> None:
     rooms = {room_of(name) for name in loaded if name.startswith("minimind.")}
     assert rooms.isdisjoint({*COMMANDS, "text", "cli"})
+
+
+def test_no_file_is_longer_than_a_reader_wants() -> None:
+    long = {path.name: lines_of(path) for path in package() if lines_of(path) > MOST_LINES_A_FILE}
+    assert not long

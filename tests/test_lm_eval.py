@@ -42,6 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base(tmp_path_factory.mktemp("models") / "base")
 
 
+@pytest.mark.slow
 def test_lm_eval_gives_the_log_likelihoods_that_score_gives(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="pip install -e '.[harness]'")
     data = tmp_path / "rows.jsonl"

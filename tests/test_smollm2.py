@@ -58,7 +58,9 @@ def both():
     return ours, tokenizer, theirs, AutoTokenizer.from_pretrained(path)
 
 
-@pytest.mark.parametrize("text", [ENGLISH, KOREAN], ids=["english", "korean"])
+@pytest.mark.parametrize(
+    "text", [ENGLISH, pytest.param(KOREAN, marks=pytest.mark.slow)], ids=["english", "korean"]
+)
 def test_real_text_gets_the_logits_of_transformers(both, text: str) -> None:
     ours, tokenizer, theirs, their_tokenizer = both
     ids = tokenizer.encode(text)
@@ -82,7 +84,13 @@ def test_it_knows_the_capital_of_france(both) -> None:
     assert tokenizer.decode(list(answer)) == "The capital of France is Paris.<|im_end|>"
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize(
+    "question",
+    [
+        QUESTIONS[2],
+        *(pytest.param(q, marks=pytest.mark.slow) for q in QUESTIONS[:2] + QUESTIONS[3:]),
+    ],
+)
 def test_greedy_answers_are_those_of_transformers(both, question: str) -> None:
     ours, tokenizer, theirs, _ = both
     prompt_ids = _prompt(tokenizer, question)

@@ -110,6 +110,7 @@ def starts_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starts.minimind, "load", lambda name=base: load(name))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("starts_made_up")
 def test_both_starts_are_tuned_alike_and_followed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

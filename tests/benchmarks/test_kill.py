@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks import kill
 
 
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    trial = kill.kill_runs(tmp_path, kills=1, seed=1)
+    assert len(trial.kills) == 1
+    assert trial.equal == trial.runs >= 2
+    assert max(k.lost_steps for k in trial.kills) <= kill.OPTIONS["save-every"]
+
+
+@pytest.mark.slow
 def test_twenty_kills_at_random_times_change_not_a_bit_of_the_final_weights(tmp_path: Path) -> None:
     """In several epochs, between and within micro-batches, while saving: see benchmarks/kill.py."""
     trial = kill.kill_runs(tmp_path, kills=20, seed=1)

@@ -45,6 +45,7 @@ def test_the_world_has_its_share_and_files_keep_their_sizes_within(
         world_share.weights(windows, [*files[:2], "world.books"], 0.5)
 
 
+@pytest.mark.slow
 def test_every_share_is_pretrained_tuned_scored_and_not_done_twice(
     files: list[str],
     tmp_path: Path,

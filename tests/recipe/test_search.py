@@ -38,6 +38,7 @@ def test_a_shape_is_layers_by_width() -> None:
             shape_of(wrong, 8192)
 
 
+@pytest.mark.slow
 def test_every_shape_and_rate_gets_a_row_and_nothing_is_done_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,69 @@
+"""Calls that differ between versions of PyTorch, as the older and as the newer one takes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo.decorators
+import torch.nn.attention.varlen
+
+from minimind.model.torch_versions import leave_size_open, varlen_attention
+
+calls: list[dict[str, object]] = []
+
+
+def attention_of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size):
+    calls.append({"ends": (cu_seq_q, cu_seq_k, max_q, max_k), "window_size": window_size})
+    return query
+
+
+def attention_of_2_13(query, *rest, window_size, enable_gqa=False):
+    attention_of_2_11(query, *rest, window_size=window_size)
+    calls[-1]["enable_gqa"] = enable_gqa
+    return query
+
+
+def mark_of_2_11(t, index, *, shape_id=None):
+    calls.append({"index": index, "shape_id": shape_id})
+
+
+def mark_of_2_13(t, index, *, shape_id=None, min=None):
+    calls.append({"index": index, "shape_id": shape_id, "min": min})
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    calls.clear()
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("function", [attention_of_2_11, attention_of_2_13])
+def test_attention_names_shared_heads_where_they_can_be_named(
+    function, kv_heads, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", function)
+    q, k = torch.zeros(3, 4, 8), torch.zeros(5, kv_heads, 8)
+    queries, keys = torch.tensor([0, 3]), torch.tensor([0, 5])
+    assert varlen_attention(q, k, k, queries, keys, 3, 5) is q
+    expected = {"ends": (queries, keys, 3, 5), "window_size": (-1, 0)}
+    if function is attention_of_2_13:
+        expected["enable_gqa"] = kv_heads != 4
+    assert calls == [expected]
+
+
+@pytest.mark.parametrize("function", [mark_of_2_11, mark_of_2_13])
+def test_a_size_is_left_open_and_at_least_one_where_that_can_be_said(function, monkeypatch) -> None:
+    monkeypatch.setattr(torch._dynamo.decorators, "mark_unbacked", function)
+    leave_size_open([torch.zeros(3), torch.zeros(3, 2)], "tokens")
+    least = {"min": 1} if function is mark_of_2_13 else {}
+    assert calls == [{"index": 0, "shape_id": "tokens", **least}] * 2
+
+
+def test_this_version_takes_both_calls() -> None:
+    leave_size_open([torch.zeros(3)], "tokens")
+    q = torch.zeros(3, 4, 8, dtype=torch.bfloat16)
+    ends = torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(
+        (RuntimeError, NotImplementedError)
+    ):  # the kernel is CUDA's: not a TypeError
+        varlen_attention(q, q[:, :2], q[:, :2], ends, ends, 3, 3)
