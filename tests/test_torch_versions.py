@@ -7,6 +7,7 @@ import torch
 import torch._dynamo.decorators
 import torch.nn.attention.varlen
 
+from minimind.documents import Documents
 from minimind.model.torch_versions import leave_size_open, varlen_attention
 
 calls: list[dict[str, object]] = []
@@ -42,10 +43,11 @@ def test_attention_names_shared_heads_where_they_can_be_named(
     function, kv_heads, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", function)
-    q, k = torch.zeros(3, 4, 8), torch.zeros(5, kv_heads, 8)
-    queries, keys = torch.tensor([0, 3]), torch.tensor([0, 5])
-    assert varlen_attention(q, k, k, queries, keys, 3, 5) is q
-    expected = {"ends": (queries, keys, 3, 5), "window_size": (-1, 0)}
+    q, k = torch.zeros(5, 4, 8), torch.zeros(5, kv_heads, 8)
+    documents = Documents.of([3, 2])
+    assert varlen_attention(q, k, k, documents) is q
+    ends = documents.cu_seqlens
+    expected = {"ends": (ends, ends, 3, 3), "window_size": (-1, 0)}
     if function is attention_of_2_13:
         expected["enable_gqa"] = kv_heads != 4
     assert calls == [expected]
@@ -62,8 +64,6 @@ def test_a_size_is_left_open_and_at_least_one_where_that_can_be_said(function, m
 def test_this_version_takes_both_calls() -> None:
     leave_size_open([torch.zeros(3)], "tokens")
     q = torch.zeros(3, 4, 8, dtype=torch.bfloat16)
-    ends = torch.tensor([0, 3], dtype=torch.int32)
-    with pytest.raises(
-        (RuntimeError, NotImplementedError)
-    ):  # the kernel is CUDA's: not a TypeError
-        varlen_attention(q, q[:, :2], q[:, :2], ends, ends, 3, 3)
+    kernels_are_missing = (RuntimeError, NotImplementedError)  # CUDA's; not a TypeError
+    with pytest.raises(kernels_are_missing):
+        varlen_attention(q, q[:, :2], q[:, :2], Documents.of([3]))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimind.documents import Documents
+from minimind.model.torch_versions import varlen_attention
 
 # Shape letters: T tokens, B rows of a cache, H query heads, K key/value heads, D head dimension,
 # L tokens of one document, S tokens of a cache.
@@ -33,7 +34,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> T
         (T, H, D)
     """
     if _flash_serves(q):
-        return _flash_attention(q, k, v, documents)
+        return varlen_attention(q, k, v, documents)
     return _sdpa_by_document(q, k, v, documents)
 
 
@@ -64,17 +65,6 @@ def _flash_serves(q: Tensor) -> bool:
         and q.size(-1) % 8 == 0
         and torch.cuda.get_device_capability(q.device) >= (8, 0)
     )
-
-
-def _flash_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # takes as long to import as all of torch
-
-    ends, longest = documents.cu_seqlens, documents.max_seqlen
-    causal = (-1, 0)  # all tokens to the left, none to the right
-    gqa = q.size(1) != k.size(1)
-    out = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=causal, enable_gqa=gqa)
-    assert isinstance(out, Tensor)
-    return out
 
 
 def _sdpa_by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind.model.torch_versions import leave_size_open
+
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +34,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's own, about its own code
                 fast = fast or torch.compile(function, dynamic=True)
-                _leave_open(tensors)
+                leave_size_open(tensors, "tokens")
                 return fast(module, *tensors)
         except torch._dynamo.exc.TorchDynamoException as error:
             failed = True
@@ -41,11 +43,3 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(module, *tensors)
 
     return call
-
-
-def _leave_open(tensors: tuple[Tensor, ...]) -> None:
-    """Tell the compiler that their first size, one and the same, may be any."""
-    from torch._dynamo.decorators import mark_unbacked  # takes a second to import
-
-    for tensor in tensors:
-        mark_unbacked(tensor, 0, shape_id="tokens", min=1)

@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import Parameter, signature
 from typing import Any
 
 from torch import Tensor
 
-# T tokens, Q queries, H query heads, K key/value heads, D head dimension, N documents.
+from minimind.documents import Documents
+
+# T tokens, H query heads, K key/value heads, D head dimension.
 
 
-def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int
-) -> Tensor:
-    """Attend with the flash kernel: causally in each document, whose last query sees its last key.
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    """Attend causally in each document with the flash kernel.
 
     Args:
-        q: (Q, H, D)
+        q: (T, H, D)
         k: (T, K, D)
         v: (T, K, D)
-        cu_seq_q: (N + 1,) int32, where each document's queries begin, and the end.
-        cu_seq_k: (N + 1,) int32, the same of keys.
-        max_q: most queries in a document.
-        max_k: most keys in a document.
+        documents: their lengths add up to T.
 
     Returns:
-        As q.
+        (T, H, D)
     """
-    from torch.nn.attention.varlen import varlen_attn  # as slow to import as all of torch
+    from torch.nn.attention.varlen import varlen_attn  # takes as long to import as all of torch
 
-    # 2.11 has no `enable_gqa`: there heads are always shared where K is less than H.
-    shared: dict[str, Any] = {}
-    if _takes(varlen_attn, "enable_gqa"):
-        shared = {"enable_gqa": q.size(1) != k.size(1)}
-    out = varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, window_size=(-1, 0), **shared)
+    options: dict[str, Any] = {"window_size": (-1, 0)}  # all tokens to the left, none to the right
+    if _takes(varlen_attn, "enable_gqa"):  # 2.11 shares heads without being asked
+        options["enable_gqa"] = q.size(1) != k.size(1)
+    ends, longest = documents.cu_seqlens, documents.max_seqlen
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
     assert isinstance(out, Tensor)
     return out
 
 
-def leave_size_open(tensors: list[Tensor], name: str) -> None:
-    """Tell the compiler that the first size of some tensors, the same in all, may be any but 0.
-
-    Args:
-        tensors: to be read by a compiled function.
-        name: the size's own.
-    """
+def leave_size_open(tensors: Sequence[Tensor], name: str) -> None:
+    """Tell the compiler that the tensors' first size, one and the same, may be any but 0."""
     from torch._dynamo.decorators import mark_unbacked  # takes a second to import
 
-    # 2.11 has no `min`.
-    lowest = {"min": 1} if _takes(mark_unbacked, "min") else {}
+    least = {"min": 1} if _takes(mark_unbacked, "min") else {}  # not in 2.11
     for tensor in tensors:
-        mark_unbacked(tensor, 0, shape_id=name, **lowest)
+        mark_unbacked(tensor, 0, shape_id=name, **least)
 
 
 @cache
