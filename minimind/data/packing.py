@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def num_supervised(self) -> int:
-        """S"""
+        """S, how many of its positions are trained."""
         return len(self.supervised)
 
     def tensors(self) -> list[Tensor]:

@@ -82,7 +82,11 @@ class Steps(Sequence[Step]):
         )
 
     def truncated(self, count: int | None) -> Steps:
-        """The same plan, only its first `count` steps; None keeps all."""
+        """The same plan, only its first `count` steps; None keeps all.
+
+        Raises:
+            ValueError: `count` is less than 1.
+        """
         if count is not None and count < 1:
             raise ValueError(f"the first {count} steps; use a positive number")
         return self[:count]
@@ -112,7 +116,11 @@ class Steps(Sequence[Step]):
         return tokens.astype(np.int64)
 
     def rows_of(self, index: int) -> Ints:
-        """The rows that step `index` trains on."""
+        """The rows that step `index` trains on.
+
+        Raises:
+            IndexError: there is no such step.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(
                 f"step {index}: the run has {len(self)} steps; use 0 to {len(self) - 1}"
