@@ -24,7 +24,7 @@ def describe_corpus(report: CorpusReport) -> list[str]:
 
 def describe_mix(steps: Steps, names: Sequence[str]) -> list[str]:
     """How much of each file is trained."""
-    tokens = np.bincount(steps.dataset.table["file"], steps.lengths, minlength=len(names))
+    tokens = np.bincount(steps.dataset.column("file"), steps.lengths, minlength=len(names))
     planned = np.zeros(len(names))
     by_file = steps.tokens_by_file()
     planned[: len(by_file)] = by_file
