@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def num_supervised(self) -> int:
-        """S"""
+        """How many positions are trained: S."""
         return len(self.supervised)
 
     def tensors(self) -> list[Tensor]:

@@ -109,7 +109,11 @@ class Steps(Sequence[Step]):
         return tokens.astype(np.int64)
 
     def rows_of(self, index: int) -> Ints:
-        """The rows that step `index` trains on."""
+        """The rows that step `index` trains on.
+
+        Raises:
+            IndexError: the plan has fewer steps.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(
                 f"step {index}: the run has {len(self)} steps; use 0 to {len(self) - 1}"
