@@ -523,11 +523,10 @@ def test_a_mix_gives_files_their_shares_to_within_half_a_point_at_any_length() -
     plan = make_steps(files, tokens_per_step=8192, mix=[2, 1, 1])
     for count in (50, plan.steps_per_epoch, 4 * plan.steps_per_epoch + 3):
         steps = plan.with_length(count)
-        tokens = steps.tokens_by_file()
+        rows = [row for index in range(count) for row in steps.rows_of(index).tolist()]
+        tokens = np.bincount(files.column("file")[rows], files.column("input_length")[rows])
         assert np.abs(tokens / tokens.sum() - [0.5, 0.25, 0.25]).max() < 0.005
         assert tokens.sum() == pytest.approx(8192 * count, rel=0.02)
-        rows = [row for index in range(count) for row in steps.rows_of(index).tolist()]
-        assert tokens.sum() == files.column("input_length")[rows].sum()
 
 
 def test_a_mix_resumed_anywhere_goes_on_as_it_would_have() -> None:

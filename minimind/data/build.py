@@ -84,11 +84,8 @@ def build_dataset(
 ) -> tuple[Dataset, DataReport, Path]:
     """Tokenize files once; the second time, map what the first time wrote.
 
-    The folder's key is made of the files' content, the tokenizer, the template and the options.
-    Standard input and pipes are copied first.
-
-    Returns:
-        The dataset, what became of the rows, and the folder (with rejected.jsonl if rows were bad).
+    The third value is the dataset's folder in the cache, with rejected.jsonl if rows were bad. Its
+    key is made of the files' content, the tokenizer, the template and the options.
 
     Raises:
         DataError: a file can't be used or changes meanwhile; or, unless `options.on_bad_row` is

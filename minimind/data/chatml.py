@@ -34,17 +34,11 @@ CHAT_TEMPLATE = (
 
 
 class Segment(NamedTuple):
-    """A piece of a rendered conversation, tokenized on its own.
+    """A piece of a rendered conversation, tokenized on its own."""
 
-    Attributes:
-        text: the characters; for a control segment, the control token's name.
-        control: True if `text` is one control token rather than text.
-        weight: how much its tokens count in the loss; 0 means context only.
-    """
-
-    text: str
+    text: str  # a control token's name if it is one
     control: bool = False
-    weight: float = 0.0
+    weight: float = 0.0  # how much its tokens count in the loss; 0 means context only
 
 
 def render(messages: Iterable[Message], train_on: TrainOn = "all") -> list[Segment]:

@@ -95,10 +95,8 @@ def truncate(
         tokens   cut; the last answer may be incomplete, and no end token is invented for it
         drop     drop the row
 
-    A row whose trained tokens all fit loses only what comes after them, whatever the policy.
-
-    Returns:
-        The Example itself if it fits; an empty one if the policy leaves nothing.
+    A row whose trained tokens all fit loses only what comes after them, whatever the policy. The
+    result is empty if the policy leaves nothing.
 
     Raises:
         ValueError: `max_length` isn't positive, or there is no such policy.
@@ -117,12 +115,8 @@ def truncate(
             keep -= 1
     elif policy == "drop" and any(example.loss_mask[max_length:]):
         keep = 0
-    weights = example.weights
-    return Example(
-        example.input_ids[:keep],
-        example.loss_mask[:keep],
-        None if weights is None else weights[:keep],
-    )
+    weights = None if example.weights is None else example.weights[:keep]
+    return Example(example.input_ids[:keep], example.loss_mask[:keep], weights)
 
 
 def _lay_out(rows: Sequence[list[Segment]], tokenizer: Tokenizer) -> Dataset:

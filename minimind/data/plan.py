@@ -99,15 +99,6 @@ class Steps(Sequence[Step]):
         out._rank, out._world_size = rank, world_size
         return out
 
-    def tokens_by_file(self) -> Ints:
-        """(files,) how many tokens of each file the plan trains."""
-        files = self.dataset.column("file")
-        tokens = np.zeros(int(files.max()) + 1)
-        for index in range(len(self)):
-            rows = self.rows_of(index)
-            tokens += np.bincount(files[rows], self.lengths[rows], len(tokens))
-        return tokens.astype(np.int64)
-
     def rows_of(self, index: int) -> Ints:
         """The rows that step `index` trains on.
 

@@ -41,22 +41,13 @@ NO_SPLIT = SplitOptions(val_fraction=0)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Rows in the order of their files.
-
-    Attributes:
-        training: what an epoch trains.
-        validation: what is held back; no prompt is in both.
-        reports: what became of the training files' rows, and of the validation file's if there
-            is one.
-        folders: for each report, the folder with the rejected rows.
-        removed: rows left out of training because their prompt is in the validation file.
-    """
+    """Rows in the order of their files; no prompt is in both parts."""
 
     training: Dataset
     validation: Dataset
-    reports: list[DataReport]
-    folders: list[Path]
-    removed: int = 0
+    reports: list[DataReport]  # of the training files, and of the validation file if there is one
+    folders: list[Path]  # for each report, the folder of the rejected rows
+    removed: int = 0  # rows left out of training: their prompt is in the validation file
 
 
 def split_by_prompt(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
