@@ -26,7 +26,7 @@ def write(path: Path, prompts: range) -> str:
 
 def test_training_and_validation_part_the_rows(tmp_path, tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", range(60))
-    whole = select_rows([path], tokenizer, DataOptions())
+    whole = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_fraction=0))
     parted = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_fraction=0.3))
     assert (len(whole.training), len(whole.validation)) == (60, 0)
     assert len(parted.training) + len(parted.validation) == 60

@@ -8,13 +8,13 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, compress, islice, pairwise
+from itertools import compress, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from minimind.tokenizer import Tokenizer
 
 BLOCK_ROWS = 512
 REJECTED = "rejected.jsonl"
+_ALPHANUMERIC = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +124,6 @@ def prompt_key_of(conversation: Conversation) -> int:
     return int.from_bytes(hashlib.blake2b(spelled, digest_size=8).digest(), "big")
 
 
-_ALPHANUMERIC = re.compile(r"[^\W_]+")
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-
-
 def _write(
     named: Sequence[tuple[str, str]], tokenizer: Tokenizer, options: DataOptions, folder: Path
 ) -> None:
@@ -172,9 +168,7 @@ def _blocks(
     report: DataReport,
 ) -> Iterator[tuple[list[Conversation], Dataset]]:
     """Yield the rows that train, some hundred at a time, and their tokens; count all rows."""
-    blocks = iter(lambda: list(islice(conversations, BLOCK_ROWS)), [])
-    encode = partial(encode_rows, tokenizer=tokenizer, train_on=options.train_on)
-    for sources, rows in _ahead(blocks, encode):
+    for sources, rows in _encoded(conversations, tokenizer, options.train_on):
         report.rows += len(sources)
         report.shapes.update([source.shape for source in sources])
         report.turns.update([name for source in sources for name in irregularities(source)])
@@ -209,13 +203,19 @@ def _cut(rows: Dataset, lengths: Array) -> Dataset:
     return Dataset.from_flat(rows.input_ids[kept], rows.loss_mask[kept], weights, ends)
 
 
-def _ahead(blocks: Iterable[_T], work: Callable[[_T], _R]) -> Iterator[tuple[_T, _R]]:
-    """Yield each block and what `work` makes of it; meanwhile the next block is read.
+def _encoded(
+    conversations: Iterator[Conversation], tokenizer: Tokenizer, train_on: TrainOn
+) -> Iterator[tuple[list[Conversation], Dataset]]:
+    """Yield some hundred rows at a time, and their tokens; meanwhile the next rows are read.
 
     The tokenizer releases Python's lock while it works, so both happen at once.
     """
+    blocks = iter(lambda: list(islice(conversations, BLOCK_ROWS)), [])
+    encode = partial(encode_rows, tokenizer=tokenizer, train_on=train_on)
     with ThreadPoolExecutor(1) as worker:
-        started = ((block, worker.submit(work, block)) for block in blocks)
-        for pair, _ in pairwise(chain(started, [None])):
-            if pair is not None:
-                yield pair[0], pair[1].result()
+        started = ((block, worker.submit(encode, block)) for block in blocks)
+        waiting = next(started, None)
+        while waiting:
+            following = next(started, None)
+            yield waiting[0], waiting[1].result()
+            waiting = following

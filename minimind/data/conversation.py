@@ -119,7 +119,15 @@ def parse_conversation(
             illegal.
         ValueError: only one of `prompt_key` and `answer_key` is given.
     """
-    shapes = _shapes(prompt_key, answer_key, questions)
+    if (prompt_key is None) != (answer_key is None):
+        raise ValueError("prompt_key and answer_key: one is missing; give both or neither")
+    shapes = _SHAPES | _QUESTIONS if questions else _SHAPES
+    if prompt_key is not None and answer_key is not None:
+        both: _Shape = {prompt_key: _question, answer_key: _answer}
+        named = {f"{prompt_key}/{answer_key}": both}
+        if questions:
+            named[prompt_key] = {prompt_key: _question}
+        shapes = named | shapes
     if not text:  # from Python, where a frame has NaN for a key that a row lacks
         row = _plain(row)
         if isinstance(row, dict):
@@ -136,7 +144,7 @@ def parse_conversation(
 
 
 def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[Message, ...]:
-    """Check messages that come from Python: dicts, Messages, or both; as rows of a file are."""
+    """Check messages from Python, dicts or Messages; a DataError's place reads "messages"."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise TypeError(
             f"messages: {show(messages)} is not a list; "
@@ -221,17 +229,6 @@ _QUESTIONS: dict[str, _Shape] = {
     "instruction": {"instruction": _alpaca_question},
     "prompt": {"prompt": _question},
 }
-
-
-def _shapes(prompt_key: str | None, answer_key: str | None, questions: bool) -> dict[str, _Shape]:
-    if (prompt_key is None) != (answer_key is None):
-        raise ValueError("prompt_key and answer_key: one is missing; give both or neither")
-    shapes: dict[str, _Shape] = {}
-    if prompt_key is not None and answer_key is not None:
-        shapes[f"{prompt_key}/{answer_key}"] = {prompt_key: _question, answer_key: _answer}
-        if questions:
-            shapes[prompt_key] = {prompt_key: _question}
-    return {**shapes, **_SHAPES, **(_QUESTIONS if questions else {})}
 
 
 def _read_row(row: object, shapes: dict[str, _Shape]) -> tuple[str, list[Message]]:

@@ -82,8 +82,7 @@ def encode_rows(
     conversations: Iterable[Conversation], tokenizer: Tokenizer, *, train_on: TrainOn = "all"
 ) -> Dataset:
     """Encode conversations, whole, with one call of the tokenizer for all their contents."""
-    rows = [render(conversation.messages, train_on) for conversation in conversations]
-    return _lay_out(rows, tokenizer)
+    return _lay_out([render(row.messages, train_on) for row in conversations], tokenizer)
 
 
 def truncate(

@@ -36,9 +36,6 @@ class SplitOptions:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
 
 
-NO_SPLIT = SplitOptions(val_fraction=0)
-
-
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Rows in the order of their files; no prompt is in both parts."""
@@ -61,10 +58,7 @@ def split_by_prompt(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset
 
 
 def select_rows(
-    files: Sequence[str],
-    tokenizer: Tokenizer,
-    options: DataOptions,
-    split: SplitOptions = NO_SPLIT,
+    files: Sequence[str], tokenizer: Tokenizer, options: DataOptions, split: SplitOptions
 ) -> Selection:
     """Read and tokenize files, and separate training from validation.
 
