@@ -111,7 +111,7 @@ def test_what_became_of_documents_is_counted_and_what_was_not_looked_for_is_said
 
 def test_the_mix_is_told_as_planned_and_as_asked() -> None:
     rows = Dataset.from_examples([Example([1, 2, 3], [False, True, True])] * 6)
-    rows.table["file"][:] = [0, 0, 0, 0, 1, 1]
+    rows.columns["file"][:] = [0, 0, 0, 0, 1, 1]
     plan = make_steps(rows, tokens_per_step=4)
     assert describe_mix(plan, ["a", "b", "c"]) == [
         "a: 8 tokens, 1.00 times its text, 66.67% of the training",

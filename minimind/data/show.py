@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
+
 from minimind.data.dataset import Example
 from minimind.data.errors import printable
 from minimind.tokenizer import Tokenizer
@@ -12,15 +15,12 @@ GREEN, RESET = "\033[32m", "\033[0m"
 def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:
     """One row as the model sees it; what is trained in green, or between ⟦ ⟧."""
     left, right = (GREEN, RESET) if colour else ("⟦", "⟧")
-    parts: list[str] = []
-    start = 0
-    ids, mask = list(example.input_ids), list(example.loss_mask)
-    for stop in range(1, len(ids) + 1):
-        if stop == len(ids) or mask[stop] != mask[start]:
-            text = tokenizer.decode(ids[start:stop])
-            parts.append(left + text + right if mask[start] else text)
-            start = stop
-    return "".join(parts)
+    shown = ""
+    row = zip(example.input_ids, example.loss_mask, strict=True)
+    for trained, part in groupby(row, key=itemgetter(1)):
+        text = tokenizer.decode([id for id, _ in part])
+        shown += left + text + right if trained else text
+    return shown
 
 
 def show_tokens(example: Example, kept: int, tokenizer: Tokenizer, colour: bool) -> str:

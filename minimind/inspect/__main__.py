@@ -86,7 +86,7 @@ def run(options: InspectOptions) -> bool:
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)
-    report = selection.sources[0].report
+    report = selection.reports[0]
     checks = list(check_data(found, report, tokenizer)) if options.check else []
     counts = tables(report, found)
     data_hash = hash_of(selection.training)

@@ -56,7 +56,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         model, tokenizer = load(options.model)
     with distributed.main_process_first():
         selection = select_rows(options.files, tokenizer, options.data, options.split)
-        data_hash = hash_of(selection.training, selection.sources[0].folder)
+        data_hash = hash_of(selection.training, selection.folders[0])
     print("\n".join(describe_selection(selection, options.split.val_data)))
     training, validation = selection.training, selection.validation
     budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
@@ -71,13 +71,13 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         return
 
     if distributed.is_main_process():
-        _prepare_folder(out, options, [source.folder / REJECTED for source in selection.sources])
+        _prepare_folder(out, options, [folder / REJECTED for folder in selection.folders])
     print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
     model.to(device)
     identity = {
         "base": options.model or "the embedded base",
         "data": data_hash,
-        "validation data": hash_of(validation, selection.sources[-1].folder),
+        "validation data": hash_of(validation, selection.folders[-1]),
         "--tokens-per-step": steps.tokens_per_step,
         "--seed": options.seed,
     }
@@ -178,18 +178,19 @@ def _plan(training: Dataset, options: SFTOptions, tokens_per_batch: int) -> Step
             "see the counts above; check --val-data, --val-fraction, --max-length and --train-on",
             ", ".join(options.files),
         )
-    mean = float(training.table["input_length"].mean())
-    return make_steps(
+    mean = float(training.column("input_length").mean())
+    steps = make_steps(
         training,
         tokens_per_step=options.tokens_per_step or math.ceil(CONVERSATIONS_PER_STEP * mean),
         tokens_per_batch=tokens_per_batch,
         epochs=options.epochs,
         seed=options.seed,
-    ).truncated(options.max_steps)
+    )
+    return steps[: options.max_steps]
 
 
 def _check_context(context: int, *parts: Dataset) -> None:
-    longest = max(int(part.table["input_length"].max()) for part in parts if len(part))
+    longest = max(int(part.column("input_length").max()) for part in parts if len(part))
     if longest > context:
         raise ValueError(
             f"the longest row has {longest:,} tokens and the model's context {context:,}; "

@@ -236,7 +236,7 @@ def _name_rows(
     """Name the rows of a step whose loss or norm isn't finite, and write them to a file."""
     result, loss, norm = bad
     rows = np.array(result.rows)
-    of_files, lines = (steps.dataset.table.take(name, rows).tolist() for name in ("file", "line"))
+    of_files, lines = (steps.dataset.take(name, rows).tolist() for name in ("file", "line"))
     names = [
         f"{files[file]}:{line}" if line else f"row {row}"
         for row, file, line in zip(result.rows, of_files, lines, strict=True)

@@ -102,7 +102,7 @@ def score(
     dataset = examples if isinstance(examples, Dataset) else Dataset.from_examples(examples)
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}; use a positive number")
-    lengths = dataset.table["input_length"].astype(np.int64)
+    lengths = dataset.column("input_length").astype(np.int64)
     rows = np.flatnonzero(lengths)
     if not len(rows):
         raise ValueError(
@@ -113,7 +113,7 @@ def score(
     if tokenizer is not None:
         for id in set(range(len(bytes_of_id))) - tokenizer.control_ids:
             bytes_of_id[id] = len(tokenizer.token_bytes(id))
-    tokens = dataset.table["supervised"].astype(np.int64)
+    tokens = dataset.column("supervised").astype(np.int64)
     sums = np.zeros((4, len(dataset)))  # nats, correct, text_nats, text_bytes
     for block in np.array_split(rows, -(-len(rows) // BLOCK_ROWS)):
         for group in cut(block, lengths[block], budget):
