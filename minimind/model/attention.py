@@ -39,10 +39,10 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> T
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend from one new token per row to everything in the row's cache.
+    """Attend from one new token per row to all of the row's cache.
 
     Args:
-        q: (B, H, D), one query per row.
+        q: (B, H, D)
         k: (B, K, S, D) cached keys, the new one included.
         v: (B, K, S, D) cached values.
         mask: (B, 1, 1, S) bool, True where a row's cache is filled; None if all of it is.

@@ -23,17 +23,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         function: takes a module, then tensors whose first size is the number of tokens.
     """
-    fast: Callable[..., Any] | None = None
+    fast = torch.compile(function, dynamic=True)
     failed = False
 
     def call(module: torch.nn.Module, *tensors: Tensor) -> Any:
-        nonlocal fast, failed
+        nonlocal failed
         if failed or not torch.is_grad_enabled():  # passes without gradients are few
             return function(module, *tensors)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-                fast = fast or torch.compile(function, dynamic=True)
                 leave_size_open(tensors, "tokens")
                 return fast(module, *tensors)
         except torch._dynamo.exc.TorchDynamoException as error:

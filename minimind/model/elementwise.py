@@ -16,12 +16,7 @@ from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Scale to unit root mean square, times a weight.
-
-    Args:
-        x: (..., width)
-        weight: (width,)
-        eps: added to the mean square.
+    """Scale x, (..., width), to unit root mean square, times a weight, (width,).
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """

@@ -11,21 +11,9 @@ from torch import Tensor
 
 from minimind.documents import Documents
 
-# T tokens, H query heads, K key/value heads, D head dimension.
-
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """Attend causally in each document with the flash kernel.
-
-    Args:
-        q: (T, H, D)
-        k: (T, K, D)
-        v: (T, K, D)
-        documents: their lengths add up to T.
-
-    Returns:
-        (T, H, D)
-    """
+    """(T, H, D), (T, K, D), (T, K, D) -> (T, H, D): `packed_attention` with the flash kernel."""
     from torch.nn.attention.varlen import varlen_attn  # takes as long to import as all of torch
 
     options: dict[str, Any] = {"window_size": (-1, 0)}  # all tokens to the left, none to the right
