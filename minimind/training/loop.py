@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -22,9 +22,7 @@ from minimind.training.optim import (
     clip_gradients,
     make_optimizer,
     schedule_at,
-    set_learning_rates,
     step_if_finite,
-    trained_parameters,
 )
 from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
@@ -98,10 +96,6 @@ class StepResult:
     tokens: int
     supervised: int
     rows: tuple[int, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for a log; waits until the step is done on the device."""
-        return asdict(self) | {"loss": float(self.loss), "grad_norm": float(self.grad_norm)}
 
 
 class TrainState:
@@ -221,17 +215,11 @@ def _train(
 def train_step(
     model: Transformer, batches: list[Batch], config: TrainConfig, state: TrainState, factor: float
 ) -> StepResult:
-    """One optimizer step over its micro-batches, divided once by all their supervised tokens.
+    """One optimizer step over this rank's micro-batches, at `factor` of the peak learning rate.
 
-    Where the loss or a gradient isn't finite, weights and moments stay what they were. With a fused
-    optimizer, such as the default, nothing here waits for the device.
-
-    Args:
-        model: in training mode.
-        batches: of this rank.
-        config: how to train.
-        state: its step is counted up.
-        factor: this step's learning rate as a share of the peak.
+    The loss is divided once by all the step's supervised tokens. Where it or a gradient isn't
+    finite, weights and moments stay what they were. With a fused optimizer, such as the default,
+    nothing here waits for the device.
     """
     step = Step.of(batches)
     _check(step, state.step + 1, model.config.max_position_embeddings)
@@ -244,8 +232,10 @@ def train_step(
     total = distributed.all_reduce_sum(total)
 
     state.scaler.unscale_(state.optimizer)
-    norm = clip_gradients(trained_parameters(state.optimizer), config.max_grad_norm)
-    rate = set_learning_rates(state.optimizer, factor)
+    groups = state.optimizer.param_groups
+    norm = clip_gradients([p for group in groups for p in group["params"]], config.max_grad_norm)
+    for group in groups:
+        group["lr"] = group["initial_lr"] * factor
     if state.scaler.is_enabled():  # it has seen every gradient itself
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -253,6 +243,7 @@ def train_step(
         step_if_finite(torch.isfinite(total + norm), state.optimizer)
     model.zero_grad()
     state.step += 1
+    rate = float(groups[0]["lr"])
     return StepResult(state.step, total, norm, rate, step.tokens, step.supervised, step.rows)
 
 
@@ -260,7 +251,6 @@ def batch_loss(
     model: Transformer, batch: Batch, config: TrainConfig, precision: Precision
 ) -> Tensor:
     """The loss summed over a batch's supervised tokens."""
-    batch = batch.to(model.device)
     with autocast(precision, model.device):
         states, labels = supervised_states(model, batch, config.activation_checkpointing)
         return summed_cross_entropy(states, model.head_weight, labels, batch.weights)
