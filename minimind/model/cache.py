@@ -84,14 +84,8 @@ def attend_token(
 ) -> Tensor:
     """Store each row's new key and value in a layer's cache; attend to all of the row.
 
-    Args:
-        step: from `KVCache.begin_step`.
-        keys, values: (rows, K, capacity, D) of the layer; changed in place.
-        q: (rows, H, D)
-        k, v: (rows, K, D)
-
-    Returns:
-        (rows, H, D)
+    The layer's `keys` and `values`, (rows, K, capacity, D), are changed in place;
+    q, k, v: (rows, H, D), (rows, K, D), (rows, K, D) -> (rows, H, D)
     """
     if step.mask is None:  # all rows are equally long: a plain copy, without an index
         keys.select(2, step.kv_len - 1).copy_(k)

@@ -190,20 +190,14 @@ class ModelConfig:
         `from_hf(config.to_hf()) == config`. Token ids and dtype are the writer's to add.
         """
         family = _family(self.model_type)
-        scaling = None if self.rope_scaling is None else self.rope_scaling.to_hf()
-        switches = {
-            rule: getattr(self, name)
-            for name in _SWITCHES
-            if isinstance(rule := getattr(family, name), str)
-        }
+        scaling = self.rope_scaling and self.rope_scaling.to_hf()
+        keys = {name: name for name in (*_MAX_SIZES, "rms_norm_eps", "tie_word_embeddings")}
+        keys |= {name: key for name in _SWITCHES if isinstance(key := getattr(family, name), str)}
         return {
             "architectures": [family.architecture],  # llama.cpp's converter chooses by this
             "model_type": self.model_type,
-            **{name: getattr(self, name) for name in _MAX_SIZES},
             "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            **switches,
+            **{key: getattr(self, name) for name, key in keys.items()},
             # transformers 4.5x reads these two and warns of a rope_theta inside rope_scaling.
             "rope_theta": self.rope_theta,
             "rope_scaling": scaling,

@@ -40,15 +40,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle.
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle, in the type of cos and sin.
 
-    Args:
-        x: (T, heads, D)
-        cos: (T, 1, D/2)
-        sin: (T, 1, D/2)
-
-    Returns:
-        (T, heads, D), of x's type; computed in that of cos and sin.
+    (T, heads, D), (T, 1, D/2), (T, 1, D/2) -> (T, heads, D), of x's type
 
     Source: Su et al. 2021, arXiv:2104.09864.
     """

@@ -13,7 +13,7 @@ from minimind.documents import Documents
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """(T, H, D), (T, K, D), (T, K, D) -> (T, H, D): `packed_attention` with the flash kernel."""
+    """`packed_attention` with the flash kernel."""
     from torch.nn.attention.varlen import varlen_attn  # takes as long to import as all of torch
 
     options: dict[str, Any] = {"window_size": (-1, 0)}  # all tokens to the left, none to the right

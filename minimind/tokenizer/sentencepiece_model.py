@@ -12,8 +12,7 @@ from typing import NamedTuple, cast
 import sentencepiece
 
 from minimind.tokenizer.files import CONFIG, JSON, MODEL, TokenizerFiles
-from minimind.tokenizer.special_tokens import collect_control_tokens
-from minimind.tokenizer.vocabulary import Vocabulary, piece_to_bytes
+from minimind.tokenizer.vocabulary import Vocabulary, collect_control_tokens, piece_to_bytes
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # kinds of piece; 1 is an ordinary one
 

@@ -19,9 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from minimind.tokenizer.files import CONFIG, JSON, MODEL, TokenizerFiles
-from minimind.tokenizer.special_tokens import END, SPARE, START
 from minimind.tokenizer.tokenizer_json import read_json
-from minimind.tokenizer.vocabulary import Vocabulary
+from minimind.tokenizer.vocabulary import END, SPARE, START, Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
 _NO_TOKEN = "\ufffd".encode()  # for an id that no token has
