@@ -17,11 +17,9 @@ from minimind.model.torch_versions import leave_size_open
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled at its first call that needs gradients; other calls run eagerly.
 
-    Token counts are left open, so that nothing is compiled again. Where compiling fails, a warning
-    says why, and this and all later calls run eagerly.
-
-    Args:
-        function: takes a module, then tensors whose first size is the number of tokens.
+    It takes a module, then tensors whose first size is the number of tokens. This number is left
+    open, so that nothing is compiled again. Where compiling fails, a warning says why, and this and
+    all later calls run eagerly.
     """
     fast = torch.compile(function, dynamic=True)
     failed = False

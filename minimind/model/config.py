@@ -15,7 +15,7 @@ ModelType = Literal["llama", "qwen2", "qwen3"]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What a `model_type` stands for: per field a fixed value, or the config.json key that says."""
+    """What a `model_type` stands for: each field's fixed value, or its key in config.json."""
 
     architecture: str
     qkv_bias: bool | str

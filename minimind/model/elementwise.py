@@ -67,8 +67,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = _norm_scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        out: Tensor = (x * scale).mul_(weight)
-        return out
+        return (x * scale).mul_(weight)
 
     @staticmethod
     @once_differentiable

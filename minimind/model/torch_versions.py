@@ -17,7 +17,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> T
     from torch.nn.attention.varlen import varlen_attn  # takes as long to import as all of torch
 
     options: dict[str, Any] = {"window_size": (-1, 0)}  # all tokens to the left, none to the right
-    if _takes(varlen_attn, "enable_gqa"):  # 2.11 shares heads without being asked
+    if _takes(varlen_attn, "enable_gqa"):  # 2.11 finds shared heads by itself
         options["enable_gqa"] = q.size(1) != k.size(1)
     ends, longest = documents.cu_seqlens, documents.max_seqlen
     out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)

@@ -232,7 +232,7 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then a gated MLP, each on a normalized copy and added to the residual stream."""
+    """Attention, then an MLP, each on a normalized copy and added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

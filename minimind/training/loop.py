@@ -18,12 +18,7 @@ from minimind.data.packing import Batch, Step
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
 from minimind.training.loss import summed_cross_entropy
-from minimind.training.optim import (
-    clip_gradients,
-    make_optimizer,
-    schedule_at,
-    step_if_finite,
-)
+from minimind.training.optim import clip_gradients, make_optimizer, schedule_at, step_if_finite
 from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
 
@@ -58,12 +53,10 @@ class TrainConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        are_shares = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         checks = {
             "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
-            "betas": (
-                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                "two numbers from 0 to below 1",
-            ),
+            "betas": (are_shares, "two numbers from 0 to below 1"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
             "max_grad_norm": (self.max_grad_norm > 0, "a positive number, inf for no clipping"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "a share of the steps, 0 to 1"),
@@ -123,8 +116,7 @@ class TrainState:
         config: TrainConfig,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
-        if wrong:
+        if wrong := {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}:
             raise ValueError(
                 f"the model's weights are {', '.join(sorted(wrong))}; load it with "
                 "dtype=torch.float32 (precision='bf16' computes in bfloat16 all the same)"
@@ -181,7 +173,7 @@ def train(
         state: where to continue; default the beginning. It has an optimizer of its own.
 
     Yields:
-        One StepResult after each optimizer step. Between two of them the state is whole.
+        One StepResult after each optimizer step. Between two of them the state can be saved.
 
     Raises:
         ValueError: the weights aren't float32, a step has no supervised token, a row is longer than

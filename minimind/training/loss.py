@@ -41,19 +41,15 @@ def summed_cross_entropy(
 
 def token_scores(states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(S,) float32 -log p(label), and (S,) bool whether the label is likeliest; no gradient."""
-    losses = states.new_zeros(len(labels), dtype=_exact(states.dtype))
+    exact = torch.promote_types(states.dtype, torch.float32)  # float64 stays
+    losses = states.new_zeros(len(labels), dtype=exact)
     likeliest = torch.zeros_like(labels, dtype=torch.bool)
     with torch.no_grad():
         for rows in _chunks(len(labels), len(weight)):
-            logits = F.linear(states[rows], weight).to(losses.dtype)
+            logits = F.linear(states[rows], weight).to(exact)
             losses[rows] = F.cross_entropy(logits, labels[rows], reduction="none")
             likeliest[rows] = logits.argmax(-1) == labels[rows]
     return losses, likeliest
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What sums are taken in: float32, or float64 where the inputs are."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
@@ -77,7 +73,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if half else states.dtype
         with torch.autocast(device, enabled=False):
             rows, head = states.to(dtype), weight.to(dtype)
-            exact = _exact(dtype)
+            exact = torch.promote_types(dtype, torch.float32)  # float64 stays
             d_states = torch.empty_like(rows)
             d_weight = torch.zeros_like(weight, dtype=exact)
             loss = states.new_zeros((), dtype=exact)

@@ -71,7 +71,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Source: Pascanu et al. 2013, arXiv:1211.5063.
     """
     parameters = list(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = full_tensor(norm)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = full_tensor(nn.utils.get_total_norm(gradients))
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
