@@ -215,7 +215,7 @@ def test_without_a_path_the_base_of_the_package_is_loaded(checkpoint, monkeypatc
 
 
 def test_a_path_that_is_no_directory_is_named(checkpoint) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: is a file; give the model's"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: is a file; give a model dir"):
         load(checkpoint / "model.safetensors")
     for path in ("./nowhere/at-all", "/nowhere", "runs/a/b", "../up/there"):
         with pytest.raises(FileNotFoundError, match=f"^{path}: no such directory; give a model"):

@@ -16,12 +16,7 @@ from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Scale to unit root mean square, times a weight.
-
-    Args:
-        x: (..., width)
-        weight: (width,)
-        eps: added to the mean square.
+    """Scale x, (..., width), to unit root mean square, times a weight, (width,).
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
@@ -45,15 +40,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle.
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle, in the type of cos and sin.
 
-    Args:
-        x: (T, heads, D)
-        cos: (T, 1, D/2)
-        sin: (T, 1, D/2)
-
-    Returns:
-        (T, heads, D), of x's type; computed in that of cos and sin.
+    (T, heads, D), (T, 1, D/2), (T, 1, D/2) -> (T, heads, D), of x's type
 
     Source: Su et al. 2021, arXiv:2104.09864.
     """
@@ -78,8 +67,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = _norm_scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        out: Tensor = (x * scale).mul_(weight)
-        return out
+        return (x * scale).mul_(weight)
 
     @staticmethod
     @once_differentiable

@@ -33,7 +33,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import save_checkpoint
 from minimind.training.loop import TrainConfig, TrainState, supervised_states, train
-from minimind.training.loss import token_losses
+from minimind.training.loss import token_scores
 from minimind.training.metrics import NonFinite, StepLogger, allowed_lag
 from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
@@ -205,8 +205,9 @@ def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Pre
     with torch.no_grad(), autocast(precision, model.device):
         for batch in prefetch(batches, model.device):
             states, labels = supervised_states(model, batch)
-            losses = token_losses(states, model.head_weight, labels, batch.weights)
-            sums[0] += losses.double().sum()
+            losses, _ = token_scores(states, model.head_weight, labels)
+            weighted = losses if batch.weights is None else losses * batch.weights
+            sums[0] += weighted.double().sum()
             sums[1] += batch.num_supervised
     model.train()
     total, count = distributed.all_reduce_sum(sums).tolist()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from minimind.data.dataset import Dataset, Example
-from minimind.data.packing import cut, make_batch
+from minimind.data.packing import Ints, cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import supervised_states
@@ -25,7 +25,6 @@ from minimind.training.loss import token_scores
 from minimind.training.precision import Precision, autocast
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 BLOCK_ROWS = 2**14  # planned at once
 
