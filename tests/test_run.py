@@ -23,7 +23,7 @@ from minimind.training import loop
 from minimind.training.environment import choose_device, peak_memory_bytes
 from minimind.training.fit import Measure, RunConfig, RunResult, fit, validation_loss
 from minimind.training.loop import TrainConfig
-from minimind.training.resume import RunFingerprint, TrainingError
+from minimind.training.resume import TrainingError
 from tests.support.tiny import CONFIG
 
 
@@ -47,9 +47,8 @@ def run(
     **options: int,
 ) -> RunResult:
     config = TrainConfig(precision=precision)
-    fingerprint = RunFingerprint.of(model, tokenizer, steps, config, {}, {})
     run = RunConfig(save_every=save_every, **options)
-    return fit(model, tokenizer, steps, config, run, out, fingerprint, validation)
+    return fit(model, tokenizer, steps, config, run, out, {}, {}, validation)
 
 
 def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_cut() -> None:

@@ -34,7 +34,6 @@ from minimind.sft.record import loss_plot, model_card
 from minimind.training import distributed
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import RunResult, fit
-from minimind.training.resume import RunFingerprint
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
@@ -88,7 +87,8 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         options.training,
         options.run,
         out,
-        RunFingerprint.of(model, tokenizer, steps, options.training, identity, flatten(options)),
+        identity,
+        flatten(options),
         Batches(validation, budget),
         options.files,
     )

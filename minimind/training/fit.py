@@ -37,7 +37,7 @@ from minimind.training.loss import token_losses
 from minimind.training.metrics import NonFinite, StepLogger, allowed_lag
 from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
-from minimind.training.resume import RunFingerprint, TrainingError, extra_state, resume
+from minimind.training.resume import TrainingError, resume, rows_hash, run_fingerprint
 from minimind.training.stop import Stop
 
 NON_FINITE = "non_finite_rows.jsonl"
@@ -99,7 +99,8 @@ def fit(
     config: TrainConfig,
     run: RunConfig,
     out: Path,
-    fingerprint: RunFingerprint,
+    identity: Mapping[str, Any],
+    options: Mapping[str, Any],
     validation: Batches | Measure | None = None,
     files: Sequence[str] = (),
 ) -> RunResult:
@@ -110,7 +111,8 @@ def fit(
 
     Args:
         out: the run's folder; it exists.
-        fingerprint: what a checkpoint must agree with.
+        identity: what a checkpoint must agree with besides model, tokenizer and `config`, by name.
+        options: the command's, by name: says which of them made another run.
         validation: batches to measure the loss on, or a function that returns figures by name,
             "validation_loss" among them.
         files: names of the data files, to name rows in errors.
@@ -124,6 +126,7 @@ def fit(
     precision = distributed.broadcast(resolve_precision(config.precision, model.device))
     distributed.shard(model, precision, run.shard)
     state = TrainState(model, replace(config, precision=precision))
+    fingerprint = run_fingerprint(model, tokenizer, steps, config, identity, options)
     losses = resume(out, model, state, steps, fingerprint)  # of validations, by step
     metrics = out / "metrics.jsonl" if rank == 0 else None
     stopping = False
@@ -161,7 +164,11 @@ def fit(
             if validating:
                 validate()
             if saving:
-                extra = extra_state(fingerprint, losses, steps, result.step)
+                extra = {
+                    "fingerprint": fingerprint,
+                    "rows": rows_hash(steps, result.step),
+                    "validation_losses": [*losses.items()],
+                }
                 save_checkpoint(out / "checkpoints", model, state, extra, run.keep_checkpoints)
             if validating or saving:
                 log.start_clock()
