@@ -34,11 +34,11 @@ from minimind.training import distributed
 from minimind.training.checkpoint import save_checkpoint
 from minimind.training.loop import TrainConfig, TrainState, supervised_states, train
 from minimind.training.loss import token_losses
-from minimind.training.metrics import NonFinite, StepLogger, allowed_lag
+from minimind.training.metrics import NonFinite, StepLogger
 from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
 from minimind.training.resume import TrainingError, resume, rows_hash, run_fingerprint
-from minimind.training.stop import Stop
+from minimind.training.stop import stop_requests
 
 NON_FINITE = "non_finite_rows.jsonl"
 
@@ -129,12 +129,20 @@ def fit(
     fingerprint = run_fingerprint(model, tokenizer, steps, config, identity, options)
     losses = resume(out, model, state, steps, fingerprint)  # of validations, by step
     metrics = out / "metrics.jsonl" if rank == 0 else None
+    lag = 1 if model.device.type == "cuda" else 0
     stopping = False
     with (
         folder_lock(out) if rank == 0 else nullcontext(),
-        Stop(run.max_minutes) as stop,
-        StepLogger(metrics, state.step, state.precision) as log,
-        _progress_bar(state.step, len(steps)) as bar,
+        stop_requests(run.max_minutes) as stop_requested,
+        StepLogger(metrics, state.step, state.precision, lag) as log,
+        tqdm(
+            total=len(steps),
+            initial=state.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log needs fewer lines
+            disable=rank > 0,
+        ) as bar,
     ):
 
         def validate() -> None:
@@ -152,12 +160,11 @@ def fit(
             validate()
         log.start_clock()
         for result in train(model, steps.of_rank(rank, world_size), config, state=state):
-            stopping = distributed.any_rank(stop.requested())
+            stopping = distributed.any_rank(stop_requested())
             # A run that stops here validates when it is resumed.
             validating = validation and not stopping and run.validates_after(result.step, steps)
             saving = stopping or run.saves_after(result.step, steps)
-            log.add(result)
-            if bad := log.read(0 if validating or saving else allowed_lag(model.device)):
+            if bad := log.add(result, wait=bool(validating or saving)):
                 raise TrainingError(_name_rows(bad, steps, out, files, tokenizer))
             bar.set_postfix_str(log.latest, refresh=False)
             bar.update()
@@ -177,13 +184,13 @@ def fit(
         _save_weights(out / "last", model, tokenizer, run)
         if not validation:
             _save_weights(out, model, tokenizer, run)
-    in_order = [*losses.values()]
+    best_step = min(losses, key=losses.__getitem__, default=state.step)
     return RunResult(
         steps=state.step,
-        first_loss=in_order[0] if in_order else None,
-        best_loss=min(in_order, default=None),
-        last_loss=in_order[-1] if in_order else None,
-        best_step=min(losses, key=losses.__getitem__, default=state.step),
+        first_loss=losses.get(min(losses, default=0)),
+        best_loss=losses.get(best_step),
+        last_loss=losses.get(max(losses, default=0)),
+        best_step=best_step,
         finished=not stopping,
         supervised_per_second=log.supervised_per_second,
         skipped=log.skipped,
@@ -224,17 +231,6 @@ def _save_weights(folder: Path, model: Transformer, tokenizer: Tokenizer, run: R
     full = distributed.gather_model(model)
     if distributed.is_main_process():
         save(folder, full, tokenizer, DTYPES[run.save_dtype])
-
-
-def _progress_bar(done: int, steps: int) -> tqdm[Any]:
-    return tqdm(
-        total=steps,
-        initial=done,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log needs fewer lines
-        disable=not distributed.is_main_process(),
-    )
 
 
 def _name_rows(
