@@ -17,15 +17,10 @@ from torch import Tensor
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file.
-
-    Args:
-        path: the file; incomplete where this raises.
-        tensors: contiguous, on the CPU.
-        metadata: text for the file's header.
+    """Write contiguous tensors on the CPU to a safetensors file; text goes to its header.
 
     Raises:
-        OSError: the disk is full, or fails.
+        OSError: the disk is full, or fails; the file is incomplete.
     """
     try:
         save_file(dict(tensors), path, metadata)

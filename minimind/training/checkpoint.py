@@ -41,17 +41,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `state.step` steps and drop all but the newest `keep` checkpoints.
 
-    Later ones, which this run went back from, are dropped too. Every process must call it.
-
-    Args:
-        folder: holds the checkpoints.
-        model: its weights.
-        state: between two steps.
-        extra: JSON values to find again on loading.
-        keep: how many to leave.
-
-    Returns:
-        The new checkpoint's folder.
+    Later ones, which this run went back from, are dropped too. Every process must call it. `extra`
+    is JSON values to find again on loading. Returns the new checkpoint's folder.
 
     Raises:
         OSError: there is no room for it, or the disk fails; the earlier ones are whole.

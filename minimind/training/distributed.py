@@ -139,10 +139,7 @@ def shard(model: Transformer, precision: Precision, size: int | None = None) -> 
     Args:
         model: on its device, the same in all processes.
         precision: of the matrix products.
-        size: processes that hold one copy together; None for all.
-
-    Raises:
-        ValueError: `size` doesn't divide the processes.
+        size: processes that hold one copy together; None for all. It divides their number.
     """
     size = size or world_size()
     if world_size() % size:

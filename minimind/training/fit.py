@@ -238,12 +238,9 @@ def _name_rows(
 ) -> str:
     """Name the rows of a step whose loss or norm isn't finite, and write them to a file."""
     result, loss, norm = bad
-    rows = np.array(result.rows)
-    of_files, lines = (steps.dataset.table.take(name, rows).tolist() for name in ("file", "line"))
-    names = [
-        f"{files[file]}:{line}" if line else f"row {row}"
-        for row, file, line in zip(result.rows, of_files, lines, strict=True)
-    ]
+    table, rows = steps.dataset.table, np.array(result.rows)
+    places = zip(rows, table.take("file", rows), table.take("line", rows), strict=True)
+    names = [f"{files[file]}:{line}" if line else f"row {row}" for row, file, line in places]
     path = out / NON_FINITE if distributed.is_main_process() else Path(os.devnull)
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for name, row in zip(names, result.rows, strict=True):
