@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,15 +17,10 @@ from torch import Tensor
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file.
-
-    Args:
-        path: the file; incomplete where this raises.
-        tensors: contiguous, on the CPU.
-        metadata: text for the file's header.
+    """Write contiguous tensors on the CPU to a safetensors file; text goes to its header.
 
     Raises:
-        OSError: the disk is full, or fails.
+        OSError: the disk is full, or fails; the file is incomplete.
     """
     try:
         save_file(dict(tensors), path, metadata)
@@ -40,13 +36,19 @@ def folder_lock(folder: Path) -> Iterator[None]:
         BlockingIOError: another process holds the lock.
     """
     if sys.platform == "win32":  # can't open a folder: a file beside it is locked in its place
-        folder = folder.absolute()
-        descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
+        import msvcrt
+
+        place = folder.absolute().with_name(f".{folder.absolute().name}.lock")
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT)
+        lock = partial(msvcrt.locking, descriptor, msvcrt.LK_NBLCK, 1)  # a byte, written or not
     else:
+        import fcntl
+
         descriptor = os.open(folder, os.O_RDONLY)
+        lock = partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         try:
-            _lock(descriptor)
+            lock()
         except (BlockingIOError, PermissionError):  # as Linux and as Windows say it
             raise BlockingIOError(
                 f"{folder}: another run writes there; name another --out"
@@ -56,26 +58,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    """Lock an open file until it is closed; an OSError at once where another process has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # its first byte, written or not
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
-    if sys.platform == "win32":
-        if path.is_dir():
-            return  # Windows can't: its journal keeps the names in order
-        flags = os.O_RDWR  # it syncs only what may be written
-    else:
-        flags = os.O_RDONLY
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return  # Windows can't: its journal keeps the names in order
+    flags = os.O_RDWR if windows else os.O_RDONLY  # Windows syncs only what may be written
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)

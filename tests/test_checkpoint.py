@@ -19,7 +19,7 @@ from safetensors import safe_open
 from minimind.data.plan import make_steps
 from minimind.model.transformer import Transformer
 from minimind.training import checkpoint
-from minimind.training.checkpoint import load_checkpoint, save_checkpoint
+from minimind.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from minimind.training.loop import TrainConfig, TrainState, train
 from tests.support.faults import (
     BROKEN,
@@ -52,6 +52,17 @@ def fresh(precision: str = "fp32") -> tuple[Transformer, TrainState]:
     return model, TrainState(model, TrainConfig(precision=precision))
 
 
+def load_newest(
+    folder: Path, model: Transformer, state: TrainState
+) -> tuple[dict[str, object] | None, list[str]]:
+    """Its `extra`, None without a checkpoint; and what was passed over."""
+    path, extra, passed_over = newest_checkpoint(folder)
+    if path is None:
+        return None, passed_over
+    load_checkpoint(path, model, state)
+    return extra, passed_over
+
+
 def same(one: object, other: object) -> bool:
     """Equal to the last bit, all the way down; a list is as good as a tuple."""
     if isinstance(one, torch.Tensor):
@@ -75,7 +86,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(precision, tmp_path) -> None:
     expected = torch.rand(4)
     other_model, other_state = fresh(precision)
     torch.manual_seed(6)
-    extra, passed_over = load_checkpoint(tmp_path, other_model, other_state)
+    extra, passed_over = load_newest(tmp_path, other_model, other_state)
     assert extra == EXTRA
     assert passed_over == []
     assert same(model.state_dict(), other_model.state_dict())
@@ -90,7 +101,7 @@ def test_a_loaded_run_ends_with_the_weights_of_an_uninterrupted_one(precision, t
     save_checkpoint(tmp_path, *trained(4, precision), EXTRA)
     config = TrainConfig(precision=precision, learning_rate=1e-3)
     model, state = fresh(precision)
-    load_checkpoint(tmp_path, model, state)
+    load_newest(tmp_path, model, state)
     assert len(list(train(model, STEPS, config, state=state))) == len(STEPS) - 4
     assert same(whole.state_dict(), model.state_dict())
 
@@ -99,12 +110,12 @@ def test_a_run_keeps_the_precision_it_began_with(tmp_path) -> None:
     """The probe may find another one faster now; fp16 without its scaler would lose gradients."""
     save_checkpoint(tmp_path, *trained(2, "fp16"), EXTRA)
     model, state = fresh("fp32")
-    load_checkpoint(tmp_path, model, state)
+    load_newest(tmp_path, model, state)
     assert state.precision == "fp16"
     assert state.scaler.is_enabled()
     save_checkpoint(tmp_path, *trained(3, "bf16"), EXTRA)
     model, state = fresh("fp16")
-    load_checkpoint(tmp_path, model, state)
+    load_newest(tmp_path, model, state)
     assert state.precision == "bf16"
     assert not state.scaler.is_enabled()
 
@@ -133,7 +144,7 @@ def test_small_steps_are_not_lost_in_half_precision_nor_by_resuming(tmp_path) ->
         for call in range(calls):
             model = new_model()
             state = TrainState(model, config)
-            load_checkpoint(tmp_path / precision, model, state)
+            load_newest(tmp_path / precision, model, state)
             assert state.step == call * 10
             for _ in islice(train(model, steps, config, state=state), 100 // calls):
                 pass
@@ -163,7 +174,7 @@ def test_nothing_is_ever_pickled_or_unpickled(tmp_path, monkeypatch) -> None:
     ]:
         monkeypatch.setattr(module, name, refuse)
     path = save_checkpoint(tmp_path, model, state, EXTRA)
-    assert load_checkpoint(tmp_path, *other)[0] == EXTRA
+    assert load_newest(tmp_path, *other)[0] == EXTRA
     names = {file.name for file in path.iterdir()}
     assert names == {"tensors.safetensors", "state.json", "manifest.json"}
 
@@ -171,22 +182,10 @@ def test_nothing_is_ever_pickled_or_unpickled(tmp_path, monkeypatch) -> None:
 def test_without_a_checkpoint_nothing_is_loaded(tmp_path) -> None:
     model, state = fresh()
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    assert load_checkpoint(tmp_path, model, state) == (None, [])
-    assert load_checkpoint(tmp_path / "absent", model, state) == (None, [])
+    assert load_newest(tmp_path, model, state) == (None, [])
+    assert load_newest(tmp_path / "absent", model, state) == (None, [])
     assert same(model.state_dict(), before)
     assert state.step == 0
-
-
-def test_a_check_may_refuse_a_checkpoint_before_anything_of_it_is_loaded(tmp_path) -> None:
-    save_checkpoint(tmp_path, *trained(2), EXTRA)
-    model, state = new_model(seed=99, hidden_size=16), None  # not even the sizes agree
-
-    def refuse(extra: dict[str, object]) -> None:
-        assert extra == EXTRA
-        raise ValueError("another run's")
-
-    with pytest.raises(ValueError, match="another run's"):
-        load_checkpoint(tmp_path, model, state, refuse)
 
 
 def test_weights_that_do_not_fit_the_model_are_an_error_that_lists_them(tmp_path) -> None:
@@ -194,12 +193,12 @@ def test_weights_that_do_not_fit_the_model_are_an_error_that_lists_them(tmp_path
     smaller = new_model(intermediate_size=16)
     state = TrainState(smaller, TrainConfig(precision="fp32"))
     with pytest.raises(RuntimeError, match=r"size mismatch for model\.layers\.0\.mlp") as error:
-        load_checkpoint(tmp_path, smaller, state)
+        load_newest(tmp_path, smaller, state)
     assert str(error.value).count("size mismatch") == 6
     shallower = new_model(num_hidden_layers=1)
     state = TrainState(shallower, TrainConfig(precision="fp32"))
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*model\.layers\.1\.mlp"):
-        load_checkpoint(tmp_path, shallower, state)
+        load_newest(tmp_path, shallower, state)
 
 
 # Which checkpoints stay
@@ -225,7 +224,7 @@ def test_damaged_later_ones_do_not_push_out_the_one_just_written(tmp_path) -> No
         save_checkpoint(tmp_path, model, state, EXTRA, keep=3)
     for step in (20, 30):
         (tmp_path / f"step-{step:08d}" / checkpoint.MANIFEST).unlink()
-    load_checkpoint(tmp_path, model, state)
+    load_newest(tmp_path, model, state)
     state.step = 15
     save_checkpoint(tmp_path, model, state, EXTRA, keep=2)
     assert steps_in(tmp_path) == [10, 15]
@@ -279,7 +278,7 @@ def test_a_damaged_newest_is_passed_over_with_a_message(name, damage, tmp_path) 
     newest = save_checkpoint(tmp_path, model, state, {})
     damage(newest / name)
     other_model, other_state = fresh()
-    extra, (message,) = load_checkpoint(tmp_path, other_model, other_state)
+    extra, (message,) = load_newest(tmp_path, other_model, other_state)
     assert message.startswith(f"{newest}: ")
     assert message.endswith("; passed over for the one before it")
     assert extra == EXTRA
@@ -293,7 +292,7 @@ def test_where_all_are_damaged_each_is_named_and_nothing_is_loaded(tmp_path) -> 
         state.step = step
         flip_a_byte(save_checkpoint(tmp_path, model, state, EXTRA) / checkpoint.TENSORS)
     other_model, other_state = fresh()
-    extra, messages = load_checkpoint(tmp_path, other_model, other_state)
+    extra, messages = load_newest(tmp_path, other_model, other_state)
     assert extra is None
     assert [message.partition(":")[0][-2:] for message in messages] == ["02", "01"]
     assert all("tensors.safetensors isn't what was written" in message for message in messages)
@@ -308,7 +307,7 @@ def test_other_folders_and_files_beside_checkpoints_are_let_be(tmp_path) -> None
         save_checkpoint(tmp_path, model, state, EXTRA, keep=1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step-00000003", "step-backup", "step-zzz"]
-    assert load_checkpoint(tmp_path, *fresh())[1] == []
+    assert load_newest(tmp_path, *fresh())[1] == []
 
 
 # Interruption
@@ -335,7 +334,7 @@ def test_an_interrupted_write_leaves_a_checkpoint_to_go_on_from(blow, tmp_path) 
             break
         # After the trouble is over, saving works again.
         save_checkpoint(folder, moved, state, {"new": True}, keep=1)
-        assert load_checkpoint(folder, *fresh()) == ({"new": True}, [])
+        assert load_newest(folder, *fresh()) == ({"new": True}, [])
         assert steps_in(folder) == [3]
     assert not fuse.failed
     assert count > 10
@@ -427,7 +426,7 @@ def ready_to_save(folder: Path) -> tuple[Transformer, TrainState, Transformer]:
 def either_is_loaded(folder: Path, model: Transformer, moved: Transformer) -> dict[str, object]:
     """The checkpoint of step 2 or the one of step 3, whole."""
     loaded, state = fresh()
-    extra, _ = load_checkpoint(folder, loaded, state)
+    extra, _ = load_newest(folder, loaded, state)
     expected, step = (model, 2) if extra == EXTRA else (moved, 3)
     assert extra in (EXTRA, {"new": True})
     assert state.step == step
@@ -478,9 +477,8 @@ def test_state_is_plain_json_a_person_can_read(tmp_path) -> None:
 
 
 def test_what_was_added_can_be_read_without_a_model(tmp_path) -> None:
-    assert checkpoint.read_extra(tmp_path) is None
-    for steps in (1, 2):
-        save_checkpoint(tmp_path, *trained(steps), {"steps": steps})
-    assert checkpoint.read_extra(tmp_path) == {"steps": 2}
-    (tmp_path / "step-00000002" / "tensors.safetensors").write_bytes(b"torn")
-    assert checkpoint.read_extra(tmp_path) == {"steps": 1}
+    assert newest_checkpoint(tmp_path) == (None, {}, [])
+    paths = [save_checkpoint(tmp_path, *trained(steps), {"steps": steps}) for steps in (1, 2)]
+    assert newest_checkpoint(tmp_path) == (paths[1], {"steps": 2}, [])
+    (paths[1] / "tensors.safetensors").write_bytes(b"torn")
+    assert newest_checkpoint(tmp_path)[:2] == (paths[0], {"steps": 1})

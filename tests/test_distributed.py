@@ -37,11 +37,12 @@ from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed, loop
 from minimind.training import fit as run_module
-from minimind.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
+from minimind.training.checkpoint import TENSORS, save_checkpoint
 from minimind.training.fit import validation_loss
 from minimind.training.loop import TrainConfig, TrainState, train
 from tests.support.ragged import new_model, ragged_rows
 from tests.support.tiny import write_base
+from tests.test_checkpoint import load_newest
 from tests.test_docs import commands
 from tests.test_loop import cut_evenly, relative_difference, step_gradients
 from tests.test_resuming import Fitting
@@ -385,7 +386,7 @@ def go_on(source: Path, target: Path, stop: int) -> dict[str, Any]:
     model = new_model()
     distributed.shard(model, "fp32")
     state = TrainState(model, FP32)
-    extra, _ = load_checkpoint(source, model, state)
+    extra, _ = load_newest(source, model, state)
     again = save_checkpoint(target / "again", model, state, extra or {})
     steps = LONG.plan().of_rank(distributed.rank(), distributed.world_size())
     run = train(model, steps, FP32, state=state)

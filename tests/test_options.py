@@ -28,7 +28,7 @@ class Outer:
 def test_options_of_a_dataclass_within_another_stand_beside_its_own() -> None:
     options = parse_options("x", Outer, ["--epochs", "2", "--save_every=5"])
     assert options == Outer(epochs=2, run=Inner(save_every=5))
-    assert flatten(options) == {"epochs": 2, "save_every": 5}
+    assert flatten(options) == {"--epochs": 2, "--save-every": 5}
     assert option_names(Outer) == {"epochs", "save-every"}
 
 

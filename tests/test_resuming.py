@@ -26,7 +26,7 @@ from minimind.training import resume as module
 from minimind.training.fit import RunConfig, RunResult, fit
 from minimind.training.loop import TrainConfig
 from minimind.training.optim import schedule_at
-from minimind.training.resume import RunFingerprint, TrainingError
+from minimind.training.resume import TrainingError
 from tests.support.tiny import CONFIG
 from tests.test_run import examples
 
@@ -71,7 +71,6 @@ class Fitting:
         model = Transformer(replace(CONFIG, **now.model)).initialize(0)
         made_of = (model, now.tokenizer, now.steps, now.config)
         identity = {"data": now.data}
-        fingerprint = RunFingerprint.of(*made_of, identity=identity, options=now.options)
         run = RunConfig(
             eval_every=FIRST,
             save_every=2,
@@ -81,7 +80,8 @@ class Fitting:
         printed = io.StringIO()
         try:
             with redirect_stdout(printed):
-                return fit(*made_of, run, now.out, fingerprint, now.measure or VALIDATION)
+                measure = now.measure or VALIDATION
+                return fit(*made_of, run, now.out, identity, now.options, measure)
         finally:
             self.said += printed.getvalue().splitlines()
 
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_run_ends_the_same(
     newest = max((fitting.out / "checkpoints").glob("step-*"))
     (newest / "manifest.json").unlink()
     assert fitting().finished
-    assert f"{newest}: it is incomplete" in fitting.said[0]
+    assert f"{newest}: is damaged (" in fitting.said[0]
     assert fitting.said[0].endswith("; passed over for the one before it")
     assert_same_end(fitting.out, whole)
 
@@ -224,11 +224,11 @@ def test_only_so_many_checkpoints_are_kept(fitting) -> None:
 
 
 def test_a_checkpoint_holds_what_the_run_was_made_of(fitting) -> None:
-    fitting(options={"files": ["a.jsonl"], "save_every": 2})
+    fitting(options={"--save-every": 2})
     newest = max((fitting.out / "checkpoints").glob("step-*"))
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     fingerprint = state["extra"]["fingerprint"]
-    assert fingerprint["options"] == {"files": ["a.jsonl"], "save_every": 2}
+    assert fingerprint["options"] == {"--save-every": 2}
     assert fingerprint["identity"]["data"] == "1234"
     assert fingerprint["identity"]["tokenizer"] == fitting.tokenizer.fingerprint
     assert fingerprint["identity"]["--learning-rate"] == 1e-3
@@ -289,15 +289,24 @@ def test_more_epochs_follow_the_longer_runs_cosine_and_say_so(fitting) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"data": "5678"}, r"with data 1234, this run has 5678; use the same data"),
+        ({"data": "5678"}, r"of another run: data was 1234 and is 5678; use the same data"),
         (
-            {"data": "5678", "options": {"max_length": 64, "resume": True}},
-            r"this run has 5678 \(--max-length was None and is 64\); use",
+            {"data": "5678", "options": {"--max-length": 64, "--resume": True}},
+            r": data was 1234 and is 5678, --max-length was None and is 64; use",
         ),
-        ({"config": replace(FP32, weight_decay=0.5)}, r"with --weight-decay 0\.01, this run has"),
-        ({"config": replace(FP32, betas=(0.9, 0.5))}, r"with --betas \[0\.9, 0\.95\], this run"),
-        ({"model": {"intermediate_size": 48}}, r"with config\.json's intermediate_size 64, this"),
-        ({"epochs": 2}, r"is of a run of 12 steps, this one has 8; use at least as many --epochs"),
+        (
+            {
+                "config": replace(FP32, weight_decay=0.5),
+                "options": {"--weight-decay": 0.5, "--epochs": 3},
+            },
+            r"run: --weight-decay was 0\.01 and is 0\.5, --weight-decay was None and is 0\.5, --e",
+        ),
+        ({"config": replace(FP32, betas=(0.9, 0.5))}, r"--betas was \[0\.9, 0\.95\] and is \[0\.9"),
+        (
+            {"model": {"intermediate_size": 48}},
+            r"config\.json's intermediate_size was 64 and is",
+        ),
+        ({"epochs": 2}, r"steps was 12 and is 8; use .* at least as many steps, or another --out"),
         ({"seed": 1}, r"step 1 of its checkpoint trained other rows than this plan has there; use"),
     ],
 )
@@ -316,7 +325,7 @@ def test_another_tokenizer_or_template_is_refused_by_name(what, fitting, monkeyp
         monkeypatch.setattr(fitting.tokenizer, "fingerprint", "another")
     else:
         monkeypatch.setattr(module, "CHAT_TEMPLATE", "another")
-    with pytest.raises(TrainingError, match=f"its checkpoint was trained with {what} "):
+    with pytest.raises(TrainingError, match=f"its checkpoint is of another run: {what} was"):
         fitting()
 
 
@@ -331,21 +340,15 @@ def test_where_no_checkpoint_is_whole_the_run_is_not_begun_again_over_its_result
     assert (fitting.out / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("extra", "match"),
-    [
-        ({"fingerprint": {}}, "its checkpoint isn't what this version writes .*; resume with the"),
-        (
-            {"origin": {}, "steps": [], "losses": []},
-            r"its checkpoint is of minimind 0\.1\.0; finish the run with that version, or start a "
-            "new one from its weights with --model .*run and another --out",
-        ),
-    ],
-)
-def test_a_checkpoint_of_another_version_is_refused_in_one_line(extra, match, fitting) -> None:
+@pytest.mark.parametrize("extra", [{"fingerprint": {}}, {"origin": {}, "steps": [], "losses": []}])
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(extra, fitting) -> None:
     assert fitting().finished
     newest = max((fitting.out / "checkpoints").glob("step-*"))
     rewrite_extra(newest, extra)
+    match = (
+        "its checkpoint is of another version of minimind .*; finish the run with that version, or "
+        "start a new one from its weights with --model .*run and another --out"
+    )
     with pytest.raises(TrainingError, match=match):
         fitting()
 

@@ -205,7 +205,7 @@ def test_a_checkpoint_of_other_data_is_not_resumed(
     text = data.read_text(encoding="utf-8").replace("Mini", "Maxi")
     data.write_text(text, encoding="utf-8")
     assert run(data, *common, "--resume") == EXIT_FAILED
-    assert "its checkpoint was trained with data" in capsys.readouterr().err
+    assert "its checkpoint is of another run: data was " in capsys.readouterr().err
 
 
 def test_an_option_that_makes_other_data_is_named_and_one_that_does_not_is_fine(
@@ -214,9 +214,9 @@ def test_an_option_that_makes_other_data_is_named_and_one_that_does_not_is_fine(
     common = (data, "--model", base, "--out", tmp_path / "run", "--max-steps", 2, "--resume")
     assert run(*common) == 0
     assert run(*common, "--max-length", 25) == EXIT_FAILED
-    assert "(--max-length was 512 and is 25); use the same data" in capsys.readouterr().err
+    assert ", --max-length was 512 and is 25; use the same data" in capsys.readouterr().err
     assert run(*common, "--learning-rate", 0.5) == EXIT_FAILED
-    assert "trained with --learning-rate 0.0001, this run has 0.5" in capsys.readouterr().err
+    assert "another run: --learning-rate was 0.0001 and is 0.5; use" in capsys.readouterr().err
     assert run(*common, "--on-bad-row", "skip", "--save-every", 7) == 0
 
 
@@ -229,7 +229,7 @@ def test_another_tokenizer_is_not_resumed_with(
     path = changing / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert run(*common) == EXIT_FAILED
-    assert "its checkpoint was trained with tokenizer " in capsys.readouterr().err
+    assert "its checkpoint is of another run: tokenizer was " in capsys.readouterr().err
 
 
 def test_resume_and_overwrite_exclude_each_other(
@@ -617,7 +617,7 @@ def test_another_base_is_not_resumed(
     out = ("--out", tmp_path / "run", "--max-steps", 2)
     assert run(data, "--model", base, *out) == 0
     assert run(data, *out, "--resume", "--learning-rate", "1e-4") == EXIT_FAILED
-    assert "its checkpoint was trained with base" in capsys.readouterr().err
+    assert "its checkpoint is of another run: base was " in capsys.readouterr().err
 
 
 def test_the_split_puts_no_prompt_on_both_sides(data: Path, base: Path) -> None:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from minimind.training.stop import Stop
+from minimind.training.stop import stop_requests
 
 
 def send(number: signal.Signals) -> None:
@@ -19,10 +19,10 @@ def send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_to_stop_and_is_answered(number, capfd) -> None:
-    with Stop() as stop:
-        assert not stop.requested()
+    with stop_requests() as requested:
+        assert not requested()
         send(number)
-        assert stop.requested()
+        assert requested()
     assert capfd.readouterr().err == (
         "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
     )
@@ -30,24 +30,24 @@ def test_the_first_signal_asks_to_stop_and_is_answered(number, capfd) -> None:
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_the_next_ctrl_c_interrupts(first) -> None:
-    with Stop() as stop:
+    with stop_requests() as requested:
         send(first)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-        assert stop.requested()
+        assert requested()
 
 
 def test_whoever_asks_a_program_to_end_may_ask_twice(capfd) -> None:
-    with Stop() as stop:
+    with stop_requests() as requested:
         for _ in range(3):
             send(signal.SIGTERM)
-        assert stop.requested()
+        assert requested()
     assert capfd.readouterr().err.count("stopping") == 1
 
 
 def test_afterwards_signals_do_what_they_did_before() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with Stop():
+    with stop_requests():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     with pytest.raises(KeyboardInterrupt):
@@ -57,21 +57,21 @@ def test_afterwards_signals_do_what_they_did_before() -> None:
 def test_time_is_counted_from_the_beginning_on(monkeypatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    stop = Stop(max_minutes=2)
+    stop = stop_requests(max_minutes=2)
     clock[0] += 500
-    with stop:
+    with stop as requested:
         clock[0] += 119
-        assert not stop.requested()
+        assert not requested()
         clock[0] += 2
-        assert stop.requested()
+        assert requested()
 
 
 def test_a_thread_that_gets_no_signals_can_be_stopped_by_time_all_the_same() -> None:
     found = []
 
     def work() -> None:
-        with Stop(max_minutes=0) as stop:
-            found.append(stop.requested())
+        with stop_requests(max_minutes=0) as requested:
+            found.append(requested())
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -40,9 +40,9 @@ def run_command(
     """Parse the command line, run, and turn what goes wrong into a line and an exit code.
 
     Args:
-        argv: the arguments; None for this process's.
-        parse: makes options of them; its ValueError or OSError is a wrong option.
-        run: does the work; returns False if what it checked failed.
+        argv: None for this process's.
+        parse: its ValueError or OSError is a wrong option.
+        run: returns False if what it checked failed.
         out_of_memory: says what was used and what to do where memory runs out.
         interrupted: says after Ctrl-C what is left, and how to resume.
     """

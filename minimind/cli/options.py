@@ -59,8 +59,8 @@ def check_least(options: Any, least: Mapping[str, int]) -> None:
 
 
 def flatten(options: Any) -> dict[str, Any]:
-    """All options by name, with those of the dataclasses in `options`."""
+    """{"--save-every": 3, ...}: all options, those of the dataclasses in `options` too."""
     values: dict[str, Any] = {}
     for name, value in asdict(options).items():
         values |= value if isinstance(value, dict) else {name: value}
-    return values
+    return {f"--{name.replace('_', '-')}": value for name, value in values.items()}

@@ -52,16 +52,16 @@ tag.addEventListener('change', filter);
 filter();
 """
 
+# Control characters as the control pictures block shows them; halves of surrogate pairs.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+_VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
+
 
 def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
-    """A whole HTML document.
+    """A whole HTML document; `body` is HTML whose texts have been through `escape`.
 
-    Args:
-        title: plain text; the tab's title and the page's first heading.
-        body: HTML of the page, its texts already through `escape`.
-        style: CSS that is added to the page's own; its colours are --paper, --ink, --faint,
-            --line, --panel, --accent, --good and --bad, each with a light and a dark value.
-        script: JavaScript that runs after the body is there.
+    `style` may use the page's colours: --paper, --ink, --faint, --line, --panel, --accent, --good
+    and --bad, each with a light and a dark value. `script` runs after the body is there.
     """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -76,11 +76,8 @@ def row_filter(label: str, tags: Mapping[str, str]) -> str:
     """A text box, a choice of tags and a count, for a page whose script has FILTER_SCRIPT.
 
     Each row of the page is `<div class="row" data-tags="a\\nb">`: its tags, a line each. Words are
-    looked for in its text, or in lower case in its `data-text` where it has one.
-
-    Args:
-        label: of the choice where none is chosen, such as "all rows".
-        tags: each tag with what the reader sees.
+    looked for in its text, or in lower case in its `data-text` where it has one. `label` is shown
+    where no tag is chosen; `tags` has what the reader sees for each.
     """
     choices = "".join(
         f'<option value="{escape(tag)}">{escape(shown)}</option>' for tag, shown in tags.items()
@@ -94,12 +91,4 @@ def row_filter(label: str, tags: Mapping[str, str]) -> str:
 
 def escape(text: str) -> str:
     """Text for a page or a quoted attribute: no mark-up, and control characters made visible."""
-    shown = "".join(_visible(character) for character in text)
-    return html.escape(shown, quote=True)
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    if code < 32 and character not in "\t\n":
-        return chr(0x2400 + code)  # the control pictures block
-    return "\ufffd" if 0xD800 <= code < 0xE000 else character
+    return html.escape(text.translate(_VISIBLE))

@@ -31,12 +31,11 @@ from minimind.pretrain.summary import describe_corpus, describe_mix
 from minimind.pretrain.trial import steps_within
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
-from minimind.training.checkpoint import read_extra
+from minimind.training.checkpoint import newest_checkpoint
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import Measure, RunConfig, fit
 from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision, resolve_precision
-from minimind.training.resume import RunFingerprint
 from minimind.training.scoring import score
 
 BASE = Path(__file__).parents[1] / "base"
@@ -128,7 +127,7 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
         )
     files = {path.name for path in options.out.glob("*")}
     killed_early = "metrics.jsonl" in files and "run.json" not in files
-    checkpoint = read_extra(options.out / "checkpoints")
+    checkpoint, *_ = newest_checkpoint(options.out / "checkpoints")
     if "model.safetensors" in files and checkpoint is None and not killed_early:
         raise ValueError(
             f"{options.out} holds a model, but no checkpoint to resume from; name another --out"
@@ -188,7 +187,8 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
         options.training,
         options.run,
         options.out,
-        RunFingerprint.of(model, tokenizer, steps, options.training, identity, flatten(options)),
+        identity,
+        flatten(options),
         measure,
         options.files,
     )
@@ -249,8 +249,9 @@ def _plan(
         return steps.with_length(max(1, round(share * steps.steps_per_epoch)))
     if options.minutes is None:
         return steps.with_length((options.epochs or 1) * steps.steps_per_epoch)
-    saved = (read_extra(options.out / "checkpoints") or {}).get("fingerprint")
-    if saved and saved["options"].get("minutes") == options.minutes:
+    _, extra, _ = newest_checkpoint(options.out / "checkpoints")
+    saved = extra.get("fingerprint")
+    if saved and saved["options"].get("--minutes") == options.minutes:
         return steps.with_length(saved["steps"])
     precision = resolve_precision(options.training.precision, model.device)
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -30,11 +31,10 @@ from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
 from minimind.sampler import generate
 from minimind.sft.options import SFTOptions, parse
-from minimind.sft.record import loss_plot, model_card
+from minimind.sft.record import describe_losses, loss_plot, model_card
 from minimind.training import distributed
 from minimind.training.environment import choose_device, peak_memory
-from minimind.training.fit import RunResult, fit
-from minimind.training.resume import RunFingerprint
+from minimind.training.fit import fit
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
@@ -46,7 +46,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     Of the processes that torchrun started, the main one tokenizes, prints and writes.
     """
     out = options.out
-    assert out is not None
+    assert out is not None  # `parse` has named it
     with following_options():
         device = choose_device(options.device)
         distributed.init_distributed(device)
@@ -88,7 +88,8 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         options.training,
         options.run,
         out,
-        RunFingerprint.of(model, tokenizer, steps, options.training, identity, flatten(options)),
+        identity,
+        flatten(options),
         Batches(validation, budget),
         options.files,
     )
@@ -103,7 +104,12 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     )
     (out / "README.md").write_text(model_card(record), encoding="utf-8")
     loss_plot(out / "metrics.jsonl", out / "loss.png")
-    _report(out, result)
+    if result.best_loss is not None:
+        print(f"validation loss per supervised token: {describe_losses(record['outcome'])}")
+        print(f"{out} holds the best weights, {out / 'last'} those of step {result.steps}")
+    if result.skipped:
+        print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
+    print(f"{result.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
     if not result.finished:
         print(f"stopped after step {result.steps} of {len(steps)}; resume with:")
         print(f"    {resume_command(options, arguments)}")
@@ -145,8 +151,7 @@ def _check_folder(out: Path, options: SFTOptions) -> None:
     is_run = (out / "metrics.jsonl").exists()
     if options.overwrite:
         read = (*options.files, options.split.val_data, options.model, options.config)
-        names = [str(name) for name in read if name is not None]
-        inside = [name for name in names if Path(name).resolve().is_relative_to(out.resolve())]
+        inside = [x for x in read if x and Path(x).resolve().is_relative_to(out.resolve())]
         if inside or not is_run:
             fact = f"holds {inside[0]}, read by this run" if inside else "isn't the folder of a run"
             raise FileExistsError(f"{out} {fact}; --overwrite would delete it: name another --out")
@@ -198,33 +203,15 @@ def _check_context(context: int, *parts: Dataset) -> None:
         )
 
 
-def _report(out: Path, result: RunResult) -> None:
-    if result.best_loss is not None:
-        print(
-            f"validation loss per supervised token: {result.first_loss:.4f} before, "
-            f"{result.best_loss:.4f} at its best, {result.last_loss:.4f} at the end\n"
-            f"{out} holds the best (step {result.best_step}), {out / 'last'} the last "
-            f"(step {result.steps})"
-        )
-    if result.skipped:
-        print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
-    print(f"{result.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
-
-
-def _answer_some(out: Path, rows: Dataset, device: torch.device, count: int = 3) -> None:
-    """Answer a few rows' prompts greedily with the saved weights, beside the rows' own answers."""
-    model, tokenizer = load(out, device=str(device))
-    for index in range(min(count, len(rows))):
-        row = rows[index]
+def _answer_some(out: Path, rows: Dataset, device: torch.device) -> None:
+    """Answer three rows' prompts greedily with the saved weights, beside the rows' own answers."""
+    model, tokenizer = load(out, device)
+    for row in islice(rows, 3):
         prompt = prompt_of(row)
-        length = [*row.loss_mask[len(prompt) :], False].index(False)
-        expected = row.input_ids[len(prompt) : len(prompt) + length]
+        end = [*row.loss_mask, False].index(False, len(prompt))
+        expected = row.input_ids[len(prompt) : end]
         answer = generate(
-            model,
-            prompt,
-            temperature=0.0,
-            max_new_tokens=ANSWER_TOKENS,
-            stop_ids=tokenizer.stop_ids,
+            model, prompt, temperature=0, max_new_tokens=ANSWER_TOKENS, stop_ids=tokenizer.stop_ids
         )
         print(f"\n{tokenizer.decode(prompt, skip_control=True).strip()}")
         print(tokenizer.decode(list(answer), skip_control=True))

@@ -10,22 +10,25 @@ from typing import Any
 
 def model_card(record: dict[str, Any]) -> str:
     """A README for the run's folder, from what run.json holds."""
-    options, outcome, identity = record["options"], record["outcome"], record["identity"]
+    options, outcome = record["options"], record["outcome"]
     base = options["model"] or "minimind's embedded base"
-    losses = "no validation data"
-    if outcome["best_loss"] is not None:
-        losses = (
-            f"{outcome['first_loss']:.4f} before, {outcome['best_loss']:.4f} at its best "
-            f"(step {outcome['best_step']}), {outcome['last_loss']:.4f} at the end"
-        )
+    losses = "no validation data" if outcome["best_loss"] is None else describe_losses(outcome)
     return (
         f"# A chat model fine-tuned with minimind {record['versions']['minimind']}\n\n"
         f"- base: {base}\n"
-        f"- data: {', '.join(options['files'])} (SHA-256 of ids and mask: {identity['data']})\n"
+        f"- data: {', '.join(options['files'])} "
+        f"(SHA-256 of ids and mask: {record['identity']['data']})\n"
         f"- validation loss per supervised token: {losses}\n"
         f"- command: `{shlex.join(record['command'])}`\n"
         f"- format: ChatML; stops at `<|im_end|>`\n\n"
         "Options and versions are in run.json, losses by step in metrics.jsonl.\n"
+    )
+
+
+def describe_losses(outcome: dict[str, Any]) -> str:
+    return (
+        f"{outcome['first_loss']:.4f} before, {outcome['best_loss']:.4f} at its best "
+        f"(step {outcome['best_step']}), {outcome['last_loss']:.4f} at the end"
     )
 
 

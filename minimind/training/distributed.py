@@ -15,12 +15,11 @@ With one process nothing here does anything.
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -106,20 +105,15 @@ def main_process_first() -> Iterator[None]:
 
 def broadcast(value: _T) -> _T:
     """The main process's value, in every process."""
-    if world_size() == 1:
-        return value
     values = [value]
-    dist.broadcast_object_list(values)
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
     return values[0]
 
 
 def any_rank(flag: bool) -> bool:
     """True if `flag` is set on any rank (a CPU collective: no device is waited for)."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor([flag], dtype=torch.uint8)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return bool(all_reduce_sum(torch.tensor(float(flag))))
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
@@ -145,10 +139,7 @@ def shard(model: Transformer, precision: Precision, size: int | None = None) -> 
     Args:
         model: on its device, the same in all processes.
         precision: of the matrix products.
-        size: processes that hold one copy together; None for all.
-
-    Raises:
-        ValueError: `size` doesn't divide the processes.
+        size: processes that hold one copy together; None for all. It divides their number.
     """
     size = size or world_size()
     if world_size() % size:
@@ -167,12 +158,9 @@ def shard(model: Transformer, precision: Precision, size: int | None = None) -> 
         register_fsdp_forward_method,
     )
 
-    copies = world_size() // size
-    mesh = (
-        init_device_mesh(model.device.type, (copies, size), mesh_dim_names=("copies", "parts"))
-        if copies > 1
-        else init_device_mesh(model.device.type, (size,))
-    )
+    shape = (world_size() // size, size) if size < world_size() else (size,)
+    names = ("copies", "parts")[-len(shape) :]
+    mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=names)
     half = MixedPrecisionPolicy(
         param_dtype=None if precision == "fp32" else DTYPES[precision],
         reduce_dtype=torch.float32,
@@ -214,36 +202,3 @@ def gather_model(model: Transformer) -> Transformer:
     if is_main_process():
         copy.load_state_dict(weights, assign=True)
     return copy
-
-
-def gather_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State dicts of model and optimizer with whole tensors, on the main process's CPU alone.
-
-    The optimizer's has parameters' names where its own has numbers.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, moments = get_state_dict(model, optimizer, options=options)
-    return dict(weights), dict(moments)
-
-
-def shard_state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    weights: dict[str, Any],
-    moments: dict[str, Any],
-) -> None:
-    """Load what `gather_state` returned; every process has whole tensors and keeps its part."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=weights,
-        optim_state_dict=moments,
-        options=StateDictOptions(full_state_dict=True),
-    )
-    gc.collect()  # PyTorch's function leaves a cycle that holds all these tensors

@@ -53,8 +53,8 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held at once."""
+def peak_memory() -> str:
+    """The most memory that this process has held at once, and of the GPU where there is one."""
     if sys.platform == "win32":
         import ctypes
 
@@ -62,16 +62,13 @@ def peak_memory_bytes() -> int:
         counters = (ctypes.c_size_t * 9)(9 * 8)
         this_process = ctypes.c_void_p(-1)
         ctypes.windll.kernel32.K32GetProcessMemoryInfo(this_process, counters, 9 * 8)
-        return int(counters[1])
-    import resource
+        peak = int(counters[1])
+    else:
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # KiB on Linux
-
-
-def peak_memory() -> str:
-    """`peak_memory_bytes` in words, and the GPU's peak where there is one."""
-    peak = f"{peak_memory_bytes() / 1e9:.2f} GB"
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes; KiB on Linux
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    words = f"{peak / 1e9:.2f} GB"
     if torch.cuda.is_available():
-        peak += f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
-    return peak
+        words += f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
+    return words

@@ -34,11 +34,11 @@ from minimind.training import distributed
 from minimind.training.checkpoint import save_checkpoint
 from minimind.training.loop import TrainConfig, TrainState, supervised_states, train
 from minimind.training.loss import token_scores
-from minimind.training.metrics import NonFinite, StepLogger, allowed_lag
+from minimind.training.metrics import NonFinite, StepLogger
 from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
-from minimind.training.resume import RunFingerprint, TrainingError, extra_state, resume
-from minimind.training.stop import Stop
+from minimind.training.resume import TrainingError, resume, rows_hash, run_fingerprint
+from minimind.training.stop import stop_requests
 
 NON_FINITE = "non_finite_rows.jsonl"
 
@@ -99,7 +99,8 @@ def fit(
     config: TrainConfig,
     run: RunConfig,
     out: Path,
-    fingerprint: RunFingerprint,
+    identity: Mapping[str, Any],
+    options: Mapping[str, Any],
     validation: Batches | Measure | None = None,
     files: Sequence[str] = (),
 ) -> RunResult:
@@ -110,7 +111,8 @@ def fit(
 
     Args:
         out: the run's folder; it exists.
-        fingerprint: what a checkpoint must agree with.
+        identity: what a checkpoint must agree with besides model, tokenizer and `config`, by name.
+        options: the command's, by name: says which of them made another run.
         validation: batches to measure the loss on, or a function that returns figures by name,
             "validation_loss" among them.
         files: names of the data files, to name rows in errors.
@@ -124,14 +126,23 @@ def fit(
     precision = distributed.broadcast(resolve_precision(config.precision, model.device))
     distributed.shard(model, precision, run.shard)
     state = TrainState(model, replace(config, precision=precision))
+    fingerprint = run_fingerprint(model, tokenizer, steps, config, identity, options)
     losses = resume(out, model, state, steps, fingerprint)  # of validations, by step
     metrics = out / "metrics.jsonl" if rank == 0 else None
+    lag = 1 if model.device.type == "cuda" else 0
     stopping = False
     with (
         folder_lock(out) if rank == 0 else nullcontext(),
-        Stop(run.max_minutes) as stop,
-        StepLogger(metrics, state.step, state.precision) as log,
-        _progress_bar(state.step, len(steps)) as bar,
+        stop_requests(run.max_minutes) as stop_requested,
+        StepLogger(metrics, state.step, state.precision, lag) as log,
+        tqdm(
+            total=len(steps),
+            initial=state.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log needs fewer lines
+            disable=rank > 0,
+        ) as bar,
     ):
 
         def validate() -> None:
@@ -149,19 +160,22 @@ def fit(
             validate()
         log.start_clock()
         for result in train(model, steps.of_rank(rank, world_size), config, state=state):
-            stopping = distributed.any_rank(stop.requested())
+            stopping = distributed.any_rank(stop_requested())
             # A run that stops here validates when it is resumed.
             validating = validation and not stopping and run.validates_after(result.step, steps)
             saving = stopping or run.saves_after(result.step, steps)
-            log.add(result)
-            if bad := log.read(0 if validating or saving else allowed_lag(model.device)):
+            if bad := log.add(result, wait=bool(validating or saving)):
                 raise TrainingError(_name_rows(bad, steps, out, files, tokenizer))
             bar.set_postfix_str(log.latest, refresh=False)
             bar.update()
             if validating:
                 validate()
             if saving:
-                extra = extra_state(fingerprint, losses, steps, result.step)
+                extra = {
+                    "fingerprint": fingerprint,
+                    "rows": rows_hash(steps, result.step),
+                    "validation_losses": [*losses.items()],
+                }
                 save_checkpoint(out / "checkpoints", model, state, extra, run.keep_checkpoints)
             if validating or saving:
                 log.start_clock()
@@ -170,13 +184,13 @@ def fit(
         _save_weights(out / "last", model, tokenizer, run)
         if not validation:
             _save_weights(out, model, tokenizer, run)
-    in_order = [*losses.values()]
+    best_step = min(losses, key=losses.__getitem__, default=state.step)
     return RunResult(
         steps=state.step,
-        first_loss=in_order[0] if in_order else None,
-        best_loss=min(in_order, default=None),
-        last_loss=in_order[-1] if in_order else None,
-        best_step=min(losses, key=losses.__getitem__, default=state.step),
+        first_loss=losses.get(min(losses, default=0)),
+        best_loss=losses.get(best_step),
+        last_loss=losses.get(max(losses, default=0)),
+        best_step=best_step,
         finished=not stopping,
         supervised_per_second=log.supervised_per_second,
         skipped=log.skipped,
@@ -220,28 +234,14 @@ def _save_weights(folder: Path, model: Transformer, tokenizer: Tokenizer, run: R
         save(folder, full, tokenizer, DTYPES[run.save_dtype])
 
 
-def _progress_bar(done: int, steps: int) -> tqdm[Any]:
-    return tqdm(
-        total=steps,
-        initial=done,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log needs fewer lines
-        disable=not distributed.is_main_process(),
-    )
-
-
 def _name_rows(
     bad: NonFinite, steps: Steps, out: Path, files: Sequence[str], tokenizer: Tokenizer
 ) -> str:
     """Name the rows of a step whose loss or norm isn't finite, and write them to a file."""
     result, loss, norm = bad
-    rows = np.array(result.rows)
-    of_files, lines = (steps.dataset.take(name, rows).tolist() for name in ("file", "line"))
-    names = [
-        f"{files[file]}:{line}" if line else f"row {row}"
-        for row, file, line in zip(result.rows, of_files, lines, strict=True)
-    ]
+    dataset, rows = steps.dataset, np.array(result.rows)
+    places = zip(rows, dataset.take("file", rows), dataset.take("line", rows), strict=True)
+    names = [f"{files[file]}:{line}" if line else f"row {row}" for row, file, line in places]
     path = out / NON_FINITE if distributed.is_main_process() else Path(os.devnull)
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for name, row in zip(names, result.rows, strict=True):

@@ -20,11 +20,6 @@ from minimind.training.precision import Precision
 NonFinite = tuple[StepResult, float, float]  # with its loss and its gradient's norm
 
 
-def allowed_lag(device: torch.device) -> int:
-    """How many steps' numbers may be unread while the next step runs."""
-    return 1 if device.type == "cuda" else 0
-
-
 class StepLogger:
     """metrics.jsonl of a run that continues after `step`; later steps' lines are dropped.
 
@@ -32,10 +27,11 @@ class StepLogger:
         path: the file; None writes none.
         step: the last step that the run has done.
         precision: gradients may overflow in fp16 alone.
+        lag: how many steps' numbers may be unread while the next step runs.
     """
 
-    def __init__(self, path: Path | None, step: int, precision: Precision) -> None:
-        self._precision = precision
+    def __init__(self, path: Path | None, step: int, precision: Precision, lag: int = 0) -> None:
+        self._precision, self._lag = precision, lag
         self._unread: list[tuple[StepResult, torch.Tensor, torch.cuda.Event | None]] = []
         self._seconds, self._supervised, self.skipped = 0.0, 0, 0
         self.latest = ""  # the newest step's figures in words
@@ -65,8 +61,12 @@ class StepLogger:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
 
-    def add(self, result: StepResult) -> None:
-        """Take a step whose numbers the device may not have yet; copy them without waiting."""
+    def add(self, result: StepResult, wait: bool) -> NonFinite | None:
+        """Queue a step's numbers, and write those that may not lag; with `wait` all.
+
+        Returns:
+            The first step that isn't finite; nothing is written from it on.
+        """
         numbers = torch.stack([result.loss, result.grad_norm])
         # The copy is queued behind this step and before the next one.
         on_host = numbers.to("cpu", non_blocking=True)
@@ -74,10 +74,7 @@ class StepLogger:
         if arrived is not None:
             arrived.record()
         self._unread.append((result, on_host, arrived))
-
-    def read(self, lag: int) -> NonFinite | None:
-        """Write a line for each step but the newest `lag`; stop at one that isn't finite."""
-        while len(self._unread) > lag:
+        while len(self._unread) > (0 if wait else self._lag):
             result, numbers, arrived = self._unread.pop(0)
             if arrived is not None:
                 arrived.synchronize()

@@ -7,46 +7,38 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
 
 
-class Stop:
+@contextmanager
+def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], bool]]:
     """First Ctrl-C or SIGTERM: stop after this step. Second Ctrl-C: stop now (KeyboardInterrupt).
 
-        with Stop(max_minutes=30) as stop:
-            for step in steps:
-                if stop.requested():
-                    save and leave
-
-    Args:
-        max_minutes: stop this long after `with` was entered; None for no limit.
+    with stop_requests(max_minutes=30) as requested:
+        for step in steps:
+            if requested():  # by a signal, or so long after `with` was entered
+                save and leave
     """
+    deadline = time.monotonic() + (math.inf if max_minutes is None else 60 * max_minutes)
+    signalled = False
 
-    def __init__(self, max_minutes: float | None = None) -> None:
-        self._seconds = math.inf if max_minutes is None else 60 * max_minutes
-        self._signalled = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Stop:
-        self._deadline = time.monotonic() + self._seconds
-        if threading.current_thread() is threading.main_thread():  # others get no signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def requested(self) -> bool:
-        return self._signalled or time.monotonic() > self._deadline
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled and number == signal.SIGINT:
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal signalled
+        if signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._signalled:
+        if not signalled:
             os.write(2, STOPPING)  # print may be what was interrupted, and can't be entered twice
-        self._signalled = True
+        signalled = True
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()  # others get no signals
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield lambda: signalled or time.monotonic() > deadline
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
