@@ -156,10 +156,7 @@ def _unreadable(path: str, reason: object) -> DataError:
 
 @contextmanager
 def open_bytes(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
-    """Open a file, or standard input ("-"), to read its bytes; gzip is unpacked.
-
-    Whatever goes wrong becomes a DataError, while the file is read, too.
-    """
+    """Open a file or standard input ("-"); what goes wrong there, then or later, is a DataError."""
     _refuse_unopenable(path)
     try:
         with nullcontext(_standard_input()) if path == "-" else open(path, "rb") as stream:

@@ -176,10 +176,7 @@ def _map(path: Path, dtype: npt.DTypeLike) -> Array:
 
 
 def hash_of(dataset: Dataset, folder: Path | None = None) -> str:
-    """SHA-256 over lengths, ids, masks and weights of all rows, in order.
-
-    It is kept in `folder`, the dataset's, if that is given: reading all tokens takes long.
-    """
+    """SHA-256 over all rows' lengths, ids, masks and weights; kept in `folder`, the dataset's."""
     if folder is not None:
         rows = dataset.rows
         choice = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:32]
