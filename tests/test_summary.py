@@ -12,8 +12,9 @@ from minimind.data.build import DataReport
 from minimind.data.dataset import Dataset, Example
 from minimind.data.masking import encode_conversation
 from minimind.data.plan import make_steps
-from minimind.data.show import GREEN, RESET, prompt_of, show_row, show_tokens
+from minimind.data.show import GREEN, RESET, prompt_of, show_row
 from minimind.inspect.lengths import count_lengths, draw_lengths
+from minimind.inspect.tokens import show_tokens
 from minimind.pretrain.corpus import CorpusReport
 from minimind.pretrain.summary import describe_corpus, describe_mix
 from minimind.sft.record import loss_plot
