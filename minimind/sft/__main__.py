@@ -13,12 +13,7 @@ from pathlib import Path
 import torch
 
 from minimind.atomic_io import folder_lock
-from minimind.cli.command import (
-    following_options,
-    less_to_train_on,
-    run_command,
-    write_record,
-)
+from minimind.cli.command import following_options, less_to_train_on, run_command, write_record
 from minimind.cli.options import flatten
 from minimind.cli.summary import describe_plan, describe_selection, describe_tokens
 from minimind.data.build import REJECTED
