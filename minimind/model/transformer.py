@@ -21,7 +21,7 @@ from minimind.model.attention import packed_attention
 from minimind.model.cache import DecodeStep, KVCache, attend_token
 from minimind.model.compiling import compiled
 from minimind.model.config import ModelConfig
-from minimind.model.elementwise import rms_norm, rotate, swiglu
+from minimind.model.elementwise import rms_norm, rotate
 from minimind.model.linear import Linear, linear
 from minimind.model.rope import inverse_frequencies
 
@@ -283,7 +283,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x))"""
+    """down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv:2002.05202."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, C) -> (T, C)"""
-        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
