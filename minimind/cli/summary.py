@@ -32,11 +32,9 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
 
 
 def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
-    lines = [
-        line
-        for source in selection.sources
-        for line in describe_rows(source.report, source.folder / REJECTED)
-    ]
+    lines: list[str] = []
+    for source in selection.sources:
+        lines += describe_rows(source.report, source.folder / REJECTED)
     if selection.removed:
         lines.append(
             f"{selection.removed} rows left out of training: their prompts stand in {val_data}"
