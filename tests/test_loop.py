@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from dataclasses import replace
 from itertools import islice
@@ -342,6 +343,15 @@ def test_a_row_longer_than_the_context_is_refused() -> None:
     message = r"step 1 has a row of 9 tokens and the model's context is 8; .*max_length=8"
     with pytest.raises(ValueError, match=message):
         next(train(model, make_steps(rows, tokens_per_step=20), FP32))
+
+
+def test_a_result_is_plain_numbers_for_a_log() -> None:
+    steps = make_steps(ragged_rows(2), tokens_per_step=1000)
+    (result,) = train(new_model(), steps, FP32)
+    numbers = result.as_dict()
+    assert json.loads(json.dumps(numbers)) == numbers | {"rows": list(result.rows)}
+    assert numbers["loss"] == result.loss.item()
+    assert numbers["step"] == 1
 
 
 def test_no_steps_are_no_training() -> None:

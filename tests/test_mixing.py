@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.data.mixing import mixed_order
+from minimind.data.plan import mixed_order
 
 Files = list[tuple[np.ndarray, np.ndarray]]
 

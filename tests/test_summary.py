@@ -12,7 +12,7 @@ from minimind.data.build import DataReport
 from minimind.data.dataset import Dataset, Example
 from minimind.data.masking import encode_conversation
 from minimind.data.plan import make_steps
-from minimind.data.show import GREEN, RESET, prompt_of, show_row
+from minimind.data.show import GREEN, RESET, show_row
 from minimind.inspect.lengths import count_lengths, draw_lengths
 from minimind.inspect.tokens import show_tokens
 from minimind.pretrain.corpus import CorpusReport
@@ -47,11 +47,6 @@ def test_a_terminal_is_not_disturbed_by_what_a_row_says(tokenizer) -> None:
     shown = show_tokens(encode_conversation(chat, tokenizer), 99, tokenizer, colour=False)
     assert "\\x1b" in shown
     assert not {"\x1b", "\x07"} & set(shown)
-
-
-def test_the_prompt_of_a_row_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
-    example = encode_conversation(CHAT, tokenizer)
-    assert tokenizer.decode(prompt_of(example)).endswith("<|im_start|>assistant\n")
 
 
 def test_the_summary_names_every_loss(tokenizer: Tokenizer) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from minimind.data import conversation
 from minimind.data.build import DataOptions, build_dataset
 from minimind.tokenizer import Tokenizer
 
@@ -25,9 +24,9 @@ RULES = {
     "no_assistant": "user",
 }
 REGULAR = ("user assistant", "system user assistant user assistant", "user assistant tool TOOL")
+PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 TABLE = {
-    name: outcome
-    for outcome, name in re.findall(r" (error|legal) +(\w+)(?=:|\n)", str(conversation.__doc__))
+    name: outcome for outcome, name in re.findall(r"\| (legal|an error)\b[^|]*\| (\w+) \|", PAGE)
 }
 
 

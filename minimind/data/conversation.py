@@ -17,19 +17,7 @@ In each of them "system" beside these keys is the first message. An optional key
 "history") that is empty counts as missing, too. Other keys are ignored, except those in UNTRAINED:
 they mean something that isn't trained yet, and are an error.
 
-Turns are kept in their order; the names are those of `irregularities`:
-
-    system, not first                  error      system_not_first
-    tool, not after assistant or tool  error      tool_out_of_place
-    no message at all                  error      no_messages
-    empty content, except a tool's     error      empty_content
-    content that is only white space   legal      trained or shown as it is
-    user after user                    legal      repeated_user: two turns
-    assistant after assistant          legal      repeated_assistant: two turns, each trained
-    assistant first                    legal      leading_assistant: trained, with nothing before it
-    user or tool last, after answers   legal      trailing_prompt: read, never trained
-    no assistant at all                legal      no_assistant: a prompt only, nothing to train
-    every other order                  legal      the usual
+Turns are kept in their order. docs/data.md says which orders are legal and what is done with each.
 """
 
 from __future__ import annotations
@@ -160,7 +148,7 @@ def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[
 
 
 def irregularities(conversation: Conversation) -> list[str]:
-    """Name what is legal but unusual in the order of turns: see the table of this module."""
+    """Name what is legal but unusual in the order of turns: the names of docs/data.md."""
     roles = [message.role for message in conversation.messages if message.role != "system"]
     pairs = set(pairwise(roles))
     found = {

@@ -16,7 +16,6 @@ from typing import overload
 import numpy as np
 
 from minimind.data.dataset import Array, Dataset, Example
-from minimind.data.mixing import mixed_order
 from minimind.data.packing import Batch, Ints, Step, cut, make_batch
 
 BLOCK_ROWS = 2**16
@@ -219,6 +218,32 @@ def _shares(dataset: Dataset, mix: Sequence[float]) -> list[float]:
             "left to train on; leave the two out"
         )
     return [weight / sum(mix) for weight in mix]
+
+
+def mixed_order(
+    files: Sequence[tuple[Array, Array]], shares: Sequence[float], seed: int, epoch: int
+) -> Array:
+    """The rows of one epoch, in which each file has its share of the tokens, to within a row.
+
+        file a, share 2/3    a3 a1 a0 a2 | a1 a2 a0 a3 | ...     its rows, shuffled again each time
+        file b, share 1/3    b5 b0 b3 b1 b4 b2 | ...
+                             ---- epoch 0 ----|---- epoch 1 ...  as many tokens as all files have
+        epoch 0              a3 b5 a1 b0 a0 a2 b3 a1 ...         the shares hold in any part of it
+
+    Each of `files` is its rows' indices, and how many tokens each row has: at least one.
+    """
+    total = sum(int(lengths.sum()) for _, lengths in files)
+    chosen, places = [], []
+    for file, ((rows, lengths), share) in enumerate(zip(files, shares, strict=True)):
+        size = int(lengths.sum())
+        low, high = (math.floor(end * share * total) for end in (epoch, epoch + 1))
+        for turn in range(low // size, -(-high // size)):
+            order = np.random.default_rng([seed, file, turn]).permutation(len(rows))
+            starts = turn * size + np.cumsum(lengths[order], dtype=np.int64) - lengths[order]
+            inside = (low <= starts) & (starts < high)
+            chosen.append(rows[order[inside]])
+            places.append((starts[inside] - low) / (high - low))
+    return np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")]
 
 
 def _equal_parts(lengths: Array, order: Array, parts: int, total: int) -> Ints:

@@ -20,8 +20,3 @@ def show_row(example: Example, tokenizer: Tokenizer, colour: bool) -> str:
         text = tokenizer.decode([id for id, _ in part])
         shown += left + text + right if trained else text
     return shown
-
-
-def prompt_of(example: Example) -> list[int]:
-    """The ids before a row's first trained token."""
-    return list(example.input_ids[: list(example.loss_mask).index(True)])

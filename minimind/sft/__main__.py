@@ -27,7 +27,7 @@ from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plan import Batches, Steps, make_steps
 from minimind.data.selection import Selection, select_rows
-from minimind.data.show import prompt_of, show_row
+from minimind.data.show import show_row
 from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
 from minimind.sampler import generate
@@ -204,7 +204,7 @@ def _answer_some(out: Path, rows: Dataset, device: torch.device) -> None:
     """Answer three rows' prompts greedily with the saved weights, beside the rows' own answers."""
     model, tokenizer = load(out, device)
     for row in islice(rows, 3):
-        prompt = prompt_of(row)
+        prompt = row.input_ids[: row.loss_mask.index(True)]
         end = [*row.loss_mask, False].index(False, len(prompt))
         expected = row.input_ids[len(prompt) : end]
         answer = generate(

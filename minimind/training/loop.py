@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import torch
@@ -89,6 +89,10 @@ class StepResult:
     tokens: int
     supervised: int
     rows: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, for a log; waits until the step is done on the device."""
+        return asdict(self) | {"loss": float(self.loss), "grad_norm": float(self.grad_norm)}
 
 
 class TrainState:
