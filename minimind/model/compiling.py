@@ -21,16 +21,17 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     open, so that nothing is compiled again. Where compiling fails, a warning says why, and this and
     all later calls run eagerly.
     """
-    fast = torch.compile(function, dynamic=True)
+    fast: Callable[..., Any] | None = None
     failed = False
 
     def call(module: torch.nn.Module, *tensors: Tensor) -> Any:
-        nonlocal failed
+        nonlocal fast, failed
         if failed or not torch.is_grad_enabled():  # passes without gradients are few
             return function(module, *tensors)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's own, about its own code
+                fast = fast or torch.compile(function, dynamic=True)
                 leave_size_open(tensors, "tokens")
                 return fast(module, *tensors)
         except torch._dynamo.exc.TorchDynamoException as error:
