@@ -258,7 +258,7 @@ def choose(logits: Tensor, config: SampleConfig, draws: Tensor) -> Tensor:
 
 
 def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
-    """Probabilities (R, N), 0 for what top-p or min-p drop, and their tokens (R, N)."""
+    """(R, N) probabilities, 0 where dropped, and their tokens; of logits (R, V) of at most 0."""
     if config.top_k:
         logits, ids = logits.topk(min(config.top_k, logits.size(-1)))
     else:

@@ -134,8 +134,8 @@ class ModelConfig:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        switches = ("tie_word_embeddings", *_SWITCHES)
-        _check_fields(self, *_MAX_SIZES, "rms_norm_eps", "rope_theta", *switches)
+        others = ("rms_norm_eps", "rope_theta", "tie_word_embeddings")
+        _check_fields(self, *_MAX_SIZES, *others, *_SWITCHES)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} attention heads cannot share "

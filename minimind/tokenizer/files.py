@@ -91,8 +91,7 @@ def _find_main(directory: Path) -> Path:
         if path.is_file():
             return path
     fact = ", ".join(model.name for model in models) or f"no {JSON} and no .model"
-    if not directory.is_dir():
-        fact = "no such directory"
+    fact = fact if directory.is_dir() else "no such directory"
     raise FileNotFoundError(
         f"{directory}: {fact}; give a directory with a {JSON} or one sentencepiece .model"
     )

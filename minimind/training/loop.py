@@ -130,7 +130,7 @@ class TrainState:
         self.optimizer = optimizer or make_optimizer(
             model, config.learning_rate, config.betas, config.weight_decay
         )
-        for group in self.optimizer.param_groups:  # the peak, under PyTorch's schedulers' name
+        for group in self.optimizer.param_groups:  # the peak; PyTorch's schedulers name it so
             group.setdefault("initial_lr", float(group["lr"]))
         self.set_precision(resolve_precision(config.precision, model.device))
 
