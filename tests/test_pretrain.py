@@ -172,7 +172,9 @@ def test_minutes_fix_the_number_of_steps_once(
     assert "the longer run's cosine" in capsys.readouterr().out
     assert main(less) == EXIT_FAILED
     longer = record(out)["identity"]["steps"]
-    assert f"its checkpoint is of a run of {longer} steps, this one" in capsys.readouterr().err
+    assert (
+        f"its checkpoint is of another run: steps was {longer} and is " in capsys.readouterr().err
+    )
 
 
 def test_a_trial_before_a_run_changes_nothing_of_it(
@@ -314,7 +316,10 @@ def test_a_folder_of_fine_tuning_is_refused_in_one_line(
     tuning = ["--model", base, "--limit", "20", "--max-steps", "2", "--out", out]
     assert sft.main([str(rows), *tuning]) == 0
     assert main([*files, *SMALL, *shape, "--minutes", "1", "--out", out]) == EXIT_FAILED
-    assert "use the same data and options, or another --out" in capsys.readouterr().err
+    assert (
+        "use the same data and options, at least as many steps, or another --out"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_file_in_place_of_the_folder_is_refused(
@@ -337,9 +342,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
     rewrite_extra(newest, {"origin": {"options": {"minutes": 1.0}, "planned": 2}})
     monkeypatch.setattr("minimind.pretrain.trial.seconds_per_step", lambda *_: 9.0)
     assert main([*arguments, "--minutes", "1"]) == EXIT_FAILED
-    assert (
-        "its checkpoint is of minimind 0.1.0; finish the run with that" in capsys.readouterr().err
-    )
+    assert "finish the run with that version, or start a new one" in capsys.readouterr().err
 
 
 def test_a_row_without_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

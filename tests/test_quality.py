@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given
 
 from minimind.clean import rules as quality
-from minimind.clean.rules import (
-    DEFAULT,
-    RULES,
-    Thresholds,
-    Verdict,
-    check_conversation,
-)
+from minimind.clean.rules import DEFAULT, RULES, Thresholds, Verdict, check_conversation
 from minimind.data.conversation import Conversation
 from minimind.data.errors import DataError
 from minimind.text.mojibake import broken_text

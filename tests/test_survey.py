@@ -9,13 +9,7 @@ import pytest
 from minimind.data.build import DataOptions
 from minimind.data.conversation import Conversation, Message
 from minimind.inspect import survey as survey_module
-from minimind.inspect.survey import (
-    ROWS_PER_REASON,
-    SAMPLE_ROWS,
-    SAMPLE_ROWS_SHOWN,
-    Survey,
-    survey,
-)
+from minimind.inspect.survey import ROWS_PER_REASON, SAMPLE_ROWS, SAMPLE_ROWS_SHOWN, Survey, survey
 
 OPTIONS = DataOptions(max_length=64)
 

@@ -32,11 +32,9 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
 
 
 def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
-    lines = [
-        line
-        for report, folder in zip(selection.reports, selection.folders, strict=True)
-        for line in describe_rows(report, folder / REJECTED)
-    ]
+    lines: list[str] = []
+    for report, folder in zip(selection.reports, selection.folders, strict=True):
+        lines += describe_rows(report, folder / REJECTED)
     if selection.removed:
         lines.append(
             f"{selection.removed} rows left out of training: their prompts stand in {val_data}"

@@ -13,14 +13,20 @@ from pathlib import Path
 import torch
 
 from minimind.atomic_io import folder_lock
-from minimind.cli.command import following_options, less_to_train_on, run_command, write_record
+from minimind.cli.command import (
+    OptionError,
+    following_options,
+    less_to_train_on,
+    run_command,
+    write_record,
+)
 from minimind.cli.options import flatten
 from minimind.cli.summary import describe_plan, describe_selection, describe_tokens
 from minimind.data.build import REJECTED
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plan import Batches, Steps, make_steps
-from minimind.data.selection import select_rows
+from minimind.data.selection import Selection, select_rows
 from minimind.data.show import prompt_of, show_row
 from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
@@ -55,10 +61,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     print("\n".join(describe_selection(selection, options.split.val_data)))
     training, validation = selection.training, selection.validation
     budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
-    steps = _plan(training, options, budget)
-    with following_options():
-        _check_context(model.config.max_position_embeddings, training, validation)
-
+    steps = _plan(selection, options, budget, model.config.max_position_embeddings)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
@@ -170,13 +173,21 @@ def _prepare_folder(out: Path, options: SFTOptions, rejected: list[Path]) -> Non
         (out / REJECTED).write_bytes(b"".join(lists))
 
 
-def _plan(training: Dataset, options: SFTOptions, tokens_per_batch: int) -> Steps:
+def _plan(selection: Selection, options: SFTOptions, tokens_per_batch: int, context: int) -> Steps:
+    training = selection.training
     if not len(training):
         raise DataError(
             "no_rows",
             "no row is left to train on",
             "see the counts above; check --val-data, --val-fraction, --max-length and --train-on",
             ", ".join(options.files),
+        )
+    parts = (training, selection.validation)
+    longest = max(part.column("input_length").max(initial=0) for part in parts)
+    if longest > context:
+        raise OptionError(
+            f"the longest row has {longest:,} tokens and the model's context {context:,}; "
+            f"use --max-length {context}, or another --model"
         )
     mean = float(training.column("input_length").mean())
     steps = make_steps(
@@ -187,15 +198,6 @@ def _plan(training: Dataset, options: SFTOptions, tokens_per_batch: int) -> Step
         seed=options.seed,
     )
     return steps[: options.max_steps]
-
-
-def _check_context(context: int, *parts: Dataset) -> None:
-    longest = max(int(part.column("input_length").max()) for part in parts if len(part))
-    if longest > context:
-        raise ValueError(
-            f"the longest row has {longest:,} tokens and the model's context {context:,}; "
-            f"use --max-length {context}, or another --model"
-        )
 
 
 def _answer_some(out: Path, rows: Dataset, device: torch.device) -> None:

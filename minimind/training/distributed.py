@@ -91,7 +91,7 @@ def _launched() -> bool:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The main process runs the block first, then the others: they find the work done."""
+    """The main process runs the block first; the others, after it, find the work done."""
     if world_size() == 1:
         yield
         return

@@ -69,13 +69,6 @@ class RunConfig:
             if value is not None and not value >= low:  # NaN isn't either
                 raise ValueError(f"{name} is {value}; use {low} or more")
 
-    def validates_after(self, step: int, steps: Steps) -> bool:
-        return step == len(steps) or step % (self.eval_every or steps.steps_per_epoch) == 0
-
-    def saves_after(self, step: int, steps: Steps) -> bool:
-        every = steps.steps_per_epoch if self.save_every is None else self.save_every
-        return step == len(steps) or (every > 0 and step % every == 0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -131,6 +124,11 @@ def fit(
     metrics = out / "metrics.jsonl" if rank == 0 else None
     lag = 1 if model.device.type == "cuda" else 0
     stopping = False
+
+    def is_due(every: int | None, step: int) -> bool:
+        every = steps.steps_per_epoch if every is None else every
+        return step == len(steps) or (every > 0 and step % every == 0)
+
     with (
         folder_lock(out) if rank == 0 else nullcontext(),
         stop_requests(run.max_minutes) as stop_requested,
@@ -156,14 +154,14 @@ def fit(
             if state.step == min(losses, key=losses.__getitem__):  # the first of equals
                 _save_weights(out, model, tokenizer, run)
 
-        if validation and state.step not in losses and run.validates_after(state.step, steps):
+        if validation and state.step not in losses and is_due(run.eval_every, state.step):
             validate()
         log.start_clock()
         for result in train(model, steps.of_rank(rank, world_size), config, state=state):
             stopping = distributed.any_rank(stop_requested())
             # A run that stops here validates when it is resumed.
-            validating = validation and not stopping and run.validates_after(result.step, steps)
-            saving = stopping or run.saves_after(result.step, steps)
+            validating = validation and not stopping and is_due(run.eval_every, result.step)
+            saving = stopping or is_due(run.save_every, result.step)
             if bad := log.add(result, wait=bool(validating or saving)):
                 raise TrainingError(_name_rows(bad, steps, out, files, tokenizer))
             bar.set_postfix_str(log.latest, refresh=False)

@@ -38,14 +38,10 @@ def run_fingerprint(
 ) -> dict[str, Any]:
     """What a run's weights depend on: JSON values, kept in each of its checkpoints.
 
-        identity      by name, what must be equal to resume: data, tokenizer, options
-        options       of the command, to say which of them changed the identity
-        environment   what may change, though the last bits may change with it
-        steps         of the whole run; there may be more when it is resumed
-
-    Args:
-        identity: what the command adds to it.
-        options: the command's, by their names, such as --epochs.
+    identity      by name, what must be equal to resume; the command adds its own
+    options       of the command, by name, to say which of them changed the identity
+    environment   what may change, though the last bits may change with it
+    steps         of the whole run; there may be more when it is resumed
     """
     on_cuda = model.device.type == "cuda"
     values = {
@@ -90,11 +86,7 @@ def resume(
 ) -> dict[int, float]:
     """Load the newest whole checkpoint of the run in `out`, if it has one, and say so.
 
-    Args:
-        ours: this run's `run_fingerprint`.
-
-    Returns:
-        The validation losses so far, by step.
+    `ours` is this run's `run_fingerprint`. Returns the validation losses so far, by step.
 
     Raises:
         TrainingError: the checkpoint belongs to another run or version, or is damaged.
