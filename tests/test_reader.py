@@ -457,6 +457,8 @@ def test_a_line_that_is_too_long_is_an_error_and_the_next_row_is_read(
         list(read_conversations(write(tmp_path, long)))
     array = f"[{long}, {KOREAN}]"
     assert len(read(write(tmp_path, array))[0]) == 2
+    spaces = " " * 300  # what stands after them isn't lost in silence
+    assert [error.kind for error in read(write(tmp_path, spaces + KOREAN))[1]] == ["long_line"]
 
 
 @pytest.mark.parametrize("zipped", [False, True])

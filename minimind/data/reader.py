@@ -209,7 +209,7 @@ def _rows_of_file(path: str) -> Iterator[Row | DataError]:
             refuse_foreign(line, path)
             while line:
                 number += 1
-                if line.strip(SPACE.encode()):
+                if len(line) > MAX_LINE or line.strip(SPACE.encode()):
                     first, empty = empty, False
                     if first and line.lstrip(SPACE.encode()).startswith(b"["):
                         yield from _rows_of_array(line + stream.read(), number, path)
