@@ -47,7 +47,7 @@ Documents = dict[str, list[str]]
 
 def held_back_texts(dataset: Dataset, tokenizer: Tokenizer, files: Sequence[str]) -> Documents:
     """Held-back documents in the order of their hashes, by what they are: "rest hangul"."""
-    kinds, keys = kinds_of(dataset, tokenizer, files), dataset.table["key"]
+    kinds, keys = kinds_of(dataset, tokenizer, files), dataset.column("key")
     documents = sorted(
         (int(keys[rows[0]]), kinds[rows[0]], tokenizer.decode(ids))
         for rows, ids in documents_of(dataset)

@@ -81,7 +81,7 @@ def loop(
 
 def plain_flops(workload: Workload, steps: list[np.ndarray], pad: int = 0) -> float:
     """What is computed for each conversation on its own, or padded."""
-    lengths = workload.dataset.table["length"][np.concatenate(steps)].tolist()
+    lengths = workload.dataset.column("length")[np.concatenate(steps)].tolist()
     return sum(dense_flops(workload.config, 1, pad or length) for length in lengths)
 
 

@@ -147,12 +147,12 @@ class Workload:
 
     def measures(self, steps: list[np.ndarray], seconds: float, executed: float | None) -> Measures:
         rows = np.concatenate(steps)
-        lengths = self.dataset.table["length"][rows].tolist()
+        lengths = self.dataset.column("length")[rows].tolist()
         counted = {} if executed is None else {"executed_flops": executed}
         return counted | {
             "seconds": seconds,
             "tokens": sum(lengths),
-            "supervised": int(self.dataset.table["supervised"][rows].sum()),
+            "supervised": int(self.dataset.column("supervised")[rows].sum()),
             "model_flops": model_flops(self.config, lengths),
         }
 
@@ -189,7 +189,7 @@ def ours(
         warnings.simplefilter("error", UserWarning)  # never measure a fall-back under this name
         model.compile_training()
     rounds = workload.rounds()
-    inputs = workload.dataset.table["input_length"].astype(np.int64)
+    inputs = workload.dataset.column("input_length").astype(np.int64)
 
     def work() -> Measures:
         steps = next(rounds)

@@ -42,7 +42,7 @@ def is_world(file: str) -> bool:
 def weights(windows: Dataset, files: Sequence[str], share: float) -> list[float]:
     """A weight per file: the world's files have `share` together, each by its size."""
     sizes = np.bincount(
-        windows.table["file"], weights=windows.table["input_length"], minlength=len(files)
+        windows.column("file"), weights=windows.column("input_length"), minlength=len(files)
     )
     world = np.array([is_world(file) for file in files])
     if not 0 < share < 1 or world.all() or not world.any():
@@ -56,7 +56,7 @@ def kinds_of(dataset: Dataset, tokenizer: Tokenizer, files: Sequence[str]) -> li
     scripts = scripts_of(dataset, tokenizer)
     return [
         f"{'world' if is_world(files[file]) else 'rest'} {script}"
-        for file, script in zip(dataset.table["file"], scripts, strict=True)
+        for file, script in zip(dataset.column("file"), scripts, strict=True)
     ]
 
 

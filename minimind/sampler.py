@@ -25,7 +25,7 @@ from minimind.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing's own is newer than Python 3.10
 
-FIRST_LOOK = 256  # tokens: top-p and min-p mostly keep fewer of a trained model's distribution
+SORTED_FIRST = 256  # tokens; of a trained model's, top-p and min-p mostly keep fewer
 
 
 class SampleOptions(TypedDict, total=False):
@@ -266,9 +266,9 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     probabilities = (logits / config.temperature).softmax(-1)  # (R, V or top_k)
     if config.top_p == 1 and config.min_p == 0:
         return probabilities, ids
-    # Sorting a whole vocabulary is slow. It is needed only where a row keeps all of the first look.
-    for look in (FIRST_LOOK, probabilities.size(-1)):
-        likeliest, order = probabilities.topk(min(look, probabilities.size(-1)))
+    # Sorting a whole vocabulary is slow: sort all of it only if a row keeps every one of the first.
+    for count in (SORTED_FIRST, probabilities.size(-1)):
+        likeliest, order = probabilities.topk(min(count, probabilities.size(-1)))
         dropped = likeliest < config.min_p * likeliest[:, :1]
         if config.top_p < 1:
             likelier = likeliest.cumsum(-1, dtype=torch.float64) - likeliest
@@ -303,8 +303,7 @@ def _check_prompt(model: Transformer, input_ids: Sequence[int] | Tensor) -> Tens
             f"prompt: {len(prompt)} tokens, and the model's context of {context} must hold the "
             "answer too; shorten it"
         )
-    outside = prompt[(prompt < 0) | (prompt >= vocab_size)].tolist()
-    if outside:
+    if outside := prompt[(prompt < 0) | (prompt >= vocab_size)].tolist():
         raise ValueError(
             f"prompt: has id {outside[0]}, and the model has 0 to {vocab_size - 1}; "
             "use the model's own tokenizer"

@@ -25,7 +25,7 @@ from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.masking import encode_conversation
-from minimind.data.selection import split_by_prompt, without_prompts_of
+from minimind.data.selection import SplitOptions, select_rows, split_by_prompt
 from minimind.data.storage import cache_directory, hash_of
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
@@ -122,7 +122,7 @@ def test_mixed_shapes_give_the_examples_of_their_conversations(
         "prompt/completion": 3,
     }
     assert report.turns == {"repeated_user": 1, "no_assistant": 1}
-    assert dataset.table["line"].tolist() == [1, 2, 3, 4, 6, 7, 8]
+    assert dataset.column("line").tolist() == [1, 2, 3, 4, 6, 7, 8]
 
 
 @pytest.mark.parametrize("truncation", ["turns", "tokens", "drop"])
@@ -153,9 +153,9 @@ def test_the_report_equals_an_independent_recount(
     assert report.dropped_long == {"turns": 1, "tokens": 0, "drop": 2}[truncation]
     assert report.rows == report.kept + report.unsupervised + report.dropped_long
     assert len(dataset) == report.kept
-    assert sum(map(len, dataset)) == report.tokens == dataset.table["length"].sum()
+    assert sum(map(len, dataset)) == report.tokens == dataset.column("length").sum()
     assert sum(sum(row.loss_mask) for row in dataset) == report.supervised
-    assert dataset.table["supervised"].sum() == report.supervised
+    assert dataset.column("supervised").sum() == report.supervised
     assert all(len(row) <= limit for row in dataset)
 
 
@@ -171,7 +171,7 @@ def test_many_rows_come_back_in_order_whatever_the_block_size(
     assert list(in_blocks) == list(whole)
     assert again == report
     assert hash_of(in_blocks) == hash_of(whole)
-    assert whole.table["line"].tolist() == list(range(1, 41))
+    assert whole.column("line").tolist() == list(range(1, 41))
 
 
 def test_several_files_are_read_in_order_and_each_row_knows_its_own(
@@ -191,8 +191,8 @@ def test_several_files_are_read_in_order_and_each_row_knows_its_own(
     ]
     dataset, report, _ = build_dataset(paths, tokenizer, DataOptions())
     assert report.kept == 6
-    assert dataset.table["file"].tolist() == [0, 0, 1, 2, 3, 3]
-    assert dataset.table["line"].tolist() == [1, 2, 2, 1, 1, 2]
+    assert dataset.column("file").tolist() == [0, 0, 1, 2, 3, 3]
+    assert dataset.column("line").tolist() == [1, 2, 2, 1, 1, 2]
     said = [tokenizer.decode(row.input_ids).split("\n")[1] for row in dataset]
     assert said == [f"{word}<|im_end|>" for word in ("one", "two", "셋", "넷", "one", "two")]
 
@@ -509,7 +509,7 @@ def test_skipped_rows_are_counted_and_listed_as_they_are(
     path = with_bad_rows(tmp_path / "bad.jsonl")
     dataset, report, folder = build(path, tokenizer, on_bad_row="skip")
     assert report.rows == report.kept == len(dataset) == 3
-    assert dataset.table["line"].tolist() == [1, 3, 6]
+    assert dataset.column("line").tolist() == [1, 3, 6]
     entries = [
         json.loads(line)
         for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
@@ -621,7 +621,7 @@ def test_duplicates_never_straddle_a_split(
     training, validation = split_by_prompt(dataset, 0.2)
     assert len(training) + len(validation) == len(many)
     assert 0.1 < len(validation) / len(many) < 0.3
-    assert not np.isin(validation.table["key"], training.table["key"]).any()
+    assert not np.isin(validation.column("key"), training.column("key")).any()
 
     def asked(side: Dataset) -> set[str]:
         texts = texts_of(side, tokenizer)
@@ -649,19 +649,20 @@ def test_a_smaller_fraction_is_a_part_of_a_larger_one(
     many: list[Row], tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     dataset, _, _ = build(write(tmp_path / "rows.jsonl", many), tokenizer)
-    keys = [set(split_by_prompt(dataset, f)[1].table["key"].tolist()) for f in (0, 0.1, 0.5, 1)]
+    keys = [set(split_by_prompt(dataset, f)[1].column("key").tolist()) for f in (0, 0.1, 0.5, 1)]
     assert keys[0] == set()
     assert keys[0] < keys[1] < keys[2] < keys[3]
-    assert keys[3] == set(dataset.table["key"].tolist())
+    assert keys[3] == set(dataset.column("key").tolist())
 
 
 def test_evaluation_prompts_are_taken_out_of_training(tmp_path: Path, tokenizer: Tokenizer) -> None:
     rows = [exchange(text, "a") for text in [*VARIANTS, "something else", "다른 질문"]]
-    training, _, _ = build(write(tmp_path / "train.jsonl", rows), tokenizer)
+    train = write(tmp_path / "train.jsonl", rows)
     held = write(tmp_path / "val.jsonl", [exchange("hi there", "b"), exchange("다른질문", "c")])
-    validation, _, _ = build(held, tokenizer)
-    left = without_prompts_of(training, validation)
-    assert texts_of(left, tokenizer) == texts_of(training.select(np.array([5])), tokenizer)
+    split = SplitOptions(val_data=str(held))
+    left = select_rows([str(train)], tokenizer, DataOptions(), split).training
+    whole, _, _ = build(train, tokenizer)
+    assert texts_of(left, tokenizer) == texts_of(whole.select(np.array([5])), tokenizer)
 
 
 def test_the_hash_is_the_same_from_memory_from_disk_and_after_selecting(

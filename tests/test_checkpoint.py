@@ -135,7 +135,7 @@ def test_weights_and_moments_on_disk_are_float32(precision, tmp_path) -> None:
 
 def test_small_steps_are_not_lost_in_half_precision_nor_by_resuming(tmp_path) -> None:
     """100 steps at a rate of 1e-6, begun again 10 times, move what pure float32 moves."""
-    steps = make_steps(ragged_rows(8), tokens_per_step=40, epochs=25).truncated(100)
+    steps = make_steps(ragged_rows(8), tokens_per_step=40, epochs=25)[:100]
     assert len(steps) == 100
     before = new_model().state_dict()
     moved = {}

@@ -114,7 +114,9 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(compiled) -> N
     assert other(ids).abs().sum() == 0
 
 
-@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "autocast", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 def test_a_compiled_step_in_half_precision_is_near_the_eager_one(compiler, autocast) -> None:
     precision = "bf16" if autocast == torch.bfloat16 else "fp16"
     losses = []

@@ -61,8 +61,8 @@ def test_a_document_that_stands_in_two_files_is_of_the_first(
     third = write(tmp_path / "c.jsonl", ["", "a b c"])
     dataset, report = build_corpus([first, second, third], tokenizer, 512)
     assert (report.kept, report.duplicates, report.empty) == (3, 1, 1)
-    assert dataset.table["file"].tolist() == [0, 0, 2]
-    assert dataset.table["line"].tolist() == [1, 2, 2]
+    assert dataset.column("file").tolist() == [0, 0, 2]
+    assert dataset.column("line").tolist() == [1, 2, 2]
 
 
 def test_without_datasketch_near_duplicates_are_not_looked_for(
@@ -81,7 +81,7 @@ def test_on_disk_are_the_windows_that_encode_documents_cuts(
     texts = many(40)
     dataset, _ = build_corpus([write(tmp_path / "a.jsonl", texts)], tokenizer, 5)
     assert list(dataset) == list(encode_documents(texts, tokenizer, 5))
-    lines = np.unique(dataset.table["line"]).tolist()
+    lines = np.unique(dataset.column("line")).tolist()
     assert lines == list(range(1, 41))
     assert isinstance(dataset.input_ids, np.memmap)
 
@@ -137,6 +137,6 @@ def test_each_window_has_the_main_script_of_its_whole_document(
     path = write(tmp_path / "a.jsonl", [mixed, "Hello " * 9, "1 + 2 = 3"])
     windows, _ = build_corpus([path], tokenizer, 6)
     scripts = scripts_of(windows, tokenizer)
-    found = set(zip(windows.table["line"].tolist(), scripts, strict=True))
+    found = set(zip(windows.column("line").tolist(), scripts, strict=True))
     assert found == {(1, "hangul"), (2, "latin"), (3, "none")}
     assert len(windows) > 6

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimind.data.conversation import Conversation, Message
-from minimind.data.dataset import COLUMNS, Dataset, Example, Table
+from minimind.data.dataset import COLUMNS, Dataset, Example, zero_columns
 from minimind.data.masking import encode_conversation, encode_rows
 from minimind.data.storage import hash_of
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
 
 
-def test_a_row_of_the_table_says_what_training_reads(tokenizer: Tokenizer) -> None:
+def test_the_columns_of_a_row_say_what_training_reads(tokenizer: Tokenizer) -> None:
     turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c" * 50)]
     examples = [
         encode_conversation(turns, tokenizer),
@@ -28,11 +28,11 @@ def test_a_row_of_the_table_says_what_training_reads(tokenizer: Tokenizer) -> No
         Example([5, 6, 7], [True, True, False]),
         Example([], []),
     ]
-    table = Dataset.from_examples(examples).table
+    dataset = Dataset.from_examples(examples)
     last = len(examples[0]) - 1 - examples[0].loss_mask[::-1].index(True)
-    assert table["input_length"].tolist() == [last, 0, 0, 0, 1, 0]
-    assert table["supervised"].tolist() == [2, 0, 0, 0, 1, 0]
-    assert table["length"].tolist() == [len(examples[0]), 0, 3, 3, 3, 0]
+    assert dataset.column("input_length").tolist() == [last, 0, 0, 0, 1, 0]
+    assert dataset.column("supervised").tolist() == [2, 0, 0, 0, 1, 0]
+    assert dataset.column("length").tolist() == [len(examples[0]), 0, 3, 3, 3, 0]
 
 
 def test_rows_can_be_selected_and_indexed(tokenizer: Tokenizer) -> None:
@@ -97,44 +97,44 @@ def test_what_goes_in_comes_out(rows: list[Conversation], tokenizer: Tokenizer) 
     assert list(encode_rows(rows, tokenizer)) == examples
 
 
-# A Table's choices of rows
+# Choices of rows
 
 
-def numbered(rows: int) -> Table:
+def numbered(rows: int) -> Dataset:
     """Every column counts its rows, each from another number on."""
-    table = Table.zeros(rows)
+    columns = zero_columns(rows)
     for first, name in enumerate(COLUMNS):
-        table[name][:] = np.arange(rows) + 100 * first
-    return table
+        columns[name][:] = np.arange(rows) + 100 * first
+    return Dataset(np.zeros(0, np.uint16), np.zeros(0, np.bool_), None, columns)
 
 
 @given(st.integers(1, 20), st.data())
 def test_choosing_rows_again_and_again_is_choosing_in_each_column(
     rows: int, data: st.DataObject
 ) -> None:
-    table = numbered(rows)
-    expected = {name: table[name] for name in COLUMNS}
+    dataset = numbered(rows)
+    expected = {name: dataset.column(name) for name in COLUMNS}
     for _ in range(data.draw(st.integers(0, 3))):
         if data.draw(st.booleans()):
-            booleans = st.lists(st.booleans(), min_size=len(table), max_size=len(table))
+            booleans = st.lists(st.booleans(), min_size=len(dataset), max_size=len(dataset))
             chosen = np.array(data.draw(booleans), bool)
         else:
-            numbers = st.integers(0, len(table) - 1) if len(table) else st.nothing()
+            numbers = st.integers(0, len(dataset) - 1) if len(dataset) else st.nothing()
             chosen = np.array(data.draw(st.lists(numbers)), int)
-        table = table.select(chosen)
+        dataset = dataset.select(chosen)
         expected = {name: column[chosen] for name, column in expected.items()}
-        assert len(table) == len(expected["length"])
+        assert len(dataset) == len(expected["length"])
     for name, column in expected.items():
-        assert table[name].tolist() == column.tolist()
-        assert table[name].dtype == COLUMNS[name]
-        backwards = np.arange(len(table))[::-1]
-        assert table.take(name, backwards).tolist() == column[::-1].tolist()
-        assert table.take(name, slice(1, 3)).tolist() == column[1:3].tolist()
+        assert dataset.column(name).tolist() == column.tolist()
+        assert dataset.column(name).dtype == COLUMNS[name]
+        backwards = np.arange(len(dataset))[::-1]
+        assert dataset.take(name, backwards).tolist() == column[::-1].tolist()
+        assert dataset.take(name, slice(1, 3)).tolist() == column[1:3].tolist()
 
 
 def test_choosing_rows_copies_no_column() -> None:
-    table = numbered(8)
-    chosen = table.select(np.arange(8) % 2 == 0)
+    dataset = numbered(8)
+    chosen = dataset.select(np.arange(8) % 2 == 0)
     assert chosen.rows is not None
     assert chosen.rows.tolist() == [0, 2, 4, 6]
-    assert all(chosen.columns[name] is table[name] for name in COLUMNS)
+    assert all(chosen.columns[name] is dataset.columns[name] for name in COLUMNS)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimind.model.elementwise import rms_norm, rotate, swiglu
+from minimind.model.elementwise import rms_norm, rotate
 
 
 def draw(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -45,14 +45,6 @@ def test_a_row_of_zeros_has_finite_gradients() -> None:
     assert torch.isfinite(x.grad).all()
 
 
-def test_swiglu_is_pytorchs() -> None:
-    inputs = draw((6, 10), (6, 10))
-    ours = gradients(swiglu, inputs)
-    theirs = gradients(lambda gate, up: F.silu(gate) * up, inputs)
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
-
-
 def test_a_rotation_has_the_gradient_of_its_formula() -> None:
     x, angles = draw((5, 3, 8), (5, 1, 4))
     x.requires_grad_()
@@ -71,5 +63,4 @@ def test_half_precision_stays_half(dtype: torch.dtype) -> None:
     x, weight = (part.to(dtype) for part in draw((6, 2, 8), (8,)))
     angles = torch.ones(6, 1, 4)
     assert rms_norm(x, weight, 1e-6).dtype == dtype
-    assert swiglu(x, x).dtype == dtype
     assert rotate(x, angles.cos(), angles.sin()).dtype == dtype

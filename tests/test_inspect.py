@@ -16,7 +16,7 @@ import pytest
 
 from minimind.data.build import DataOptions
 from minimind.data.plan import make_steps
-from minimind.data.selection import select_rows
+from minimind.data.selection import SplitOptions, select_rows
 from minimind.inspect import __main__ as inspect
 from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
@@ -78,7 +78,8 @@ def test_the_hash_shown_is_the_hash_that_sft_prints_and_trains(
 
 def test_the_hash_is_over_the_very_tokens_that_batches_hold(data, tokenizer, capsys) -> None:
     shown = facts(capsys, data, "--val-fraction", "0")["hash"]
-    training = select_rows([str(data)], tokenizer, DataOptions()).training
+    split = SplitOptions(val_fraction=0)
+    training = select_rows([str(data)], tokenizer, DataOptions(), split).training
     steps = make_steps(training, tokens_per_step=200, epochs=1)
     consumed: dict[int, tuple[list[int], list[int]]] = {}
     for batch in (batch for step in steps for batch in step):

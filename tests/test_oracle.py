@@ -76,10 +76,11 @@ def test_the_fuzzer_begins_with_files_that_pass_and_can_spell_a_good_row(
 def test_the_oracle_notices_an_end_that_is_not_trained(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def untrained(weight: float) -> tuple[Segment, ...]:
-        return Segment("<|im_end|>", control=True), Segment("\n")
+    def untrained(messages: object, train_on: object) -> list[Segment]:
+        rendered = chatml.render(messages)  # type: ignore[arg-type]
+        return [s._replace(weight=0.0) if s.text == "<|im_end|>" else s for s in rendered]
 
-    monkeypatch.setattr(chatml, "_tail", untrained)
+    monkeypatch.setattr(masking, "render", untrained)
     with pytest.raises(AssertionError):
         check_file(ROW, tokenizer)
 

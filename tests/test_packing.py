@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minimind.data import plan as plan_module
 from minimind.data.conversation import Message
-from minimind.data.dataset import Dataset, Example, Table
+from minimind.data.dataset import Dataset, Example, zero_columns
 from minimind.data.masking import encode_conversation
 from minimind.data.packing import IGNORE_INDEX, Batch, cut, make_batch
 from minimind.data.plan import Batches, Steps, make_steps
@@ -37,7 +37,7 @@ def rows_of(lengths: Lengths) -> list[Example]:
 
 def only_lengths(lengths: Lengths) -> Dataset:
     """Millions of rows for planning; all of them read the same few tokens."""
-    table = Table.zeros(len(lengths))  # all start at 0
+    table = zero_columns(len(lengths))  # all start at 0
     table["input_length"][:] = lengths
     table["length"][:] = table["input_length"] + 1
     table["supervised"][:] = 1
@@ -261,7 +261,7 @@ def test_ten_million_rows_are_planned_and_reached_at_ninety_percent() -> None:
     batches = steps[index]
     planned = [row for batch in batches for row in batch.rows]
     assert sorted(planned) == sorted(steps.rows_of(index).tolist())
-    assert sum(map(len, batches)) == int(dataset.table["input_length"][planned].sum())
+    assert sum(map(len, batches)) == int(dataset.column("input_length")[planned].sum())
     assert 0.8 < sum(map(len, batches)) / 3_200 < 1.2
 
 
@@ -484,7 +484,15 @@ def test_steps_are_a_sequence_with_slices_and_negative_indices() -> None:
     rows = [step.rows for step in steps]
     assert len(rows) == len(steps) == 8
     assert [steps[i].rows for i in range(-8, 0)] == rows
-    for part in (slice(3), slice(2, None), slice(-3, None), slice(1, 7, 3), slice(None, None, -1)):
+    for part in (
+        slice(3),
+        slice(None),
+        slice(99),
+        slice(2, None),
+        slice(-3, None),
+        slice(1, 7, 3),
+        slice(None, None, -1),
+    ):
         assert [step.rows for step in steps[part]] == rows[part]
         assert [steps[part].rows_of(i).tolist() for i in range(len(steps[part]))] == [
             list(step) for step in rows[part]
@@ -492,15 +500,6 @@ def test_steps_are_a_sequence_with_slices_and_negative_indices() -> None:
     assert [step.rows for step in steps[2:][1:3]] == rows[2:][1:3]
     assert [step.rows for step in reversed(steps)] == rows[::-1]
     assert repr(steps) == "<8 steps of about 50 tokens, 4 an epoch, over 20 rows>"
-
-
-def test_a_truncated_plan_has_the_first_steps() -> None:
-    steps = make_steps(only_lengths([10] * 20), tokens_per_step=50, epochs=2)
-    assert rows_in_order(steps.truncated(3)) == rows_in_order(steps)[:3]
-    assert [len(steps.truncated(count)) for count in (3, None, 99)] == [3, 8, 8]
-    assert len(steps) == 8
-    with pytest.raises(ValueError, match="the first 0 steps; use a positive number"):
-        steps.truncated(0)
 
 
 @pytest.mark.parametrize("index", [-9, 8, 1_000])
@@ -515,7 +514,7 @@ def test_a_step_that_is_not_there_is_refused(index: int) -> None:
 
 def files_of(*lengths: Lengths) -> Dataset:
     dataset = only_lengths([length for file in lengths for length in file])
-    dataset.table["file"][:] = np.repeat(np.arange(len(lengths)), [len(file) for file in lengths])
+    dataset.columns["file"][:] = np.repeat(np.arange(len(lengths)), [len(file) for file in lengths])
     return dataset
 
 
@@ -524,11 +523,10 @@ def test_a_mix_gives_files_their_shares_to_within_half_a_point_at_any_length() -
     plan = make_steps(files, tokens_per_step=8192, mix=[2, 1, 1])
     for count in (50, plan.steps_per_epoch, 4 * plan.steps_per_epoch + 3):
         steps = plan.with_length(count)
-        tokens = steps.tokens_by_file()
+        rows = [row for index in range(count) for row in steps.rows_of(index).tolist()]
+        tokens = np.bincount(files.column("file")[rows], files.column("input_length")[rows])
         assert np.abs(tokens / tokens.sum() - [0.5, 0.25, 0.25]).max() < 0.005
         assert tokens.sum() == pytest.approx(8192 * count, rel=0.02)
-        rows = [row for index in range(count) for row in steps.rows_of(index).tolist()]
-        assert tokens.sum() == files.table["input_length"][rows].sum()
 
 
 def test_a_mix_resumed_anywhere_goes_on_as_it_would_have() -> None:
@@ -562,7 +560,10 @@ def test_a_plan_lasts_as_many_steps_as_asked_for() -> None:
     [
         ([1], "the mix has 1 weights for 2 files; give each one"),
         ([1, 1, 1], "a weight for file 3, of which nothing is left to train on; leave the two out"),
+        ([1, 0], "the mix has a weight of 0; use positive numbers"),
         ([1, -1], "the mix has a weight of -1; use positive numbers"),
+        ([1, float("nan")], "the mix has a weight of nan; use positive numbers"),
+        ([1, float("inf")], "the mix has a weight of inf; use positive numbers"),
     ],
 )
 def test_a_mix_is_one_weight_for_each_file(mix: list[float], fact: str) -> None:

@@ -82,7 +82,7 @@ def test_text_becomes_a_model_and_its_bits_per_byte_are_those_that_evaluation_fi
     held_back = split_by_prompt(windows, 0.1)[1]
     model, _ = load(out / "last")  # in bfloat16; what was measured were float32 weights
     for name, file in (("", None), ("_hangul", 0), ("_latin", 1)):
-        chosen = held_back if file is None else held_back.select(held_back.table["file"] == file)
+        chosen = held_back if file is None else held_back.select(held_back.column("file") == file)
         bits, text_bytes = score_documents(model, tokenizer, chosen, "").sums["bits_per_byte"]
         found_here = bits / text_bytes
         assert last[f"bits_per_byte{name}"] == pytest.approx(found_here, rel=2e-3)

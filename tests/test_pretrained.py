@@ -215,7 +215,7 @@ def test_without_a_path_the_base_of_the_package_is_loaded(checkpoint, monkeypatc
 
 
 def test_a_path_that_is_no_directory_is_named(checkpoint) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: is a file; give the model's"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: is a file; give a model dir"):
         load(checkpoint / "model.safetensors")
     for path in ("./nowhere/at-all", "/nowhere", "runs/a/b", "../up/there"):
         with pytest.raises(FileNotFoundError, match=f"^{path}: no such directory; give a model"):
@@ -348,8 +348,15 @@ def test_saving_again_replaces_the_files_and_keeps_the_others(checkpoint, tmp_pa
     assert torch.equal(logits_of(load(tmp_path / "saved")[0]), logits_of(model))
 
 
-@pytest.mark.parametrize("blow", [BROKEN, kill], ids=["EIO", "SIGKILL"])
-@pytest.mark.parametrize("other", [False, True], ids=["same model", "another model's directory"])
+@pytest.mark.parametrize(
+    ("blow", "other"),
+    [
+        pytest.param(BROKEN, False, id="EIO, same model", marks=pytest.mark.slow),
+        pytest.param(kill, False, id="SIGKILL, same model"),
+        pytest.param(BROKEN, True, id="EIO, another model's directory"),
+        pytest.param(kill, True, id="SIGKILL, another model's directory", marks=pytest.mark.slow),
+    ],
+)
 def test_wherever_a_save_is_cut_off_no_mix_of_old_and_new_loads(
     blow, other, checkpoint, tmp_path
 ) -> None:

@@ -195,7 +195,7 @@ def test_a_validation_measures_what_it_is_told_and_the_best_is_by_loss(
     def measure(model: Transformer, precision: str) -> dict[str, float]:
         return {"validation_loss": next(losses), "bits_per_byte": 1.5}
 
-    steps = make_steps(examples(12), tokens_per_step=60).truncated(2)
+    steps = make_steps(examples(12), tokens_per_step=60)[:2]
     outcome = run(model, tokenizer, steps, "fp32", tmp_path, measure, eval_every=1)
     assert (outcome.first_loss, outcome.best_loss, outcome.best_step) == (3.0, 1.0, 1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

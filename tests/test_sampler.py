@@ -22,7 +22,7 @@ from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import BASE
 from minimind.model.transformer import Transformer
 from minimind.sampler import (
-    FIRST_LOOK,
+    SORTED_FIRST,
     Ending,
     SampleConfig,
     SampleOptions,
@@ -195,7 +195,7 @@ def test_a_token_that_cannot_be_is_not_taken_even_if_it_is_first() -> None:
 
 @pytest.mark.parametrize("top_p", [0.999, 1.0])
 def test_more_tokens_are_kept_than_the_first_look_sees_where_they_are_all_likely(top_p) -> None:
-    logits = torch.zeros(1, 4 * FIRST_LOOK)
+    logits = torch.zeros(1, 4 * SORTED_FIRST)
     kept, _ = candidates(logits, SampleConfig(temperature=1.0, top_p=top_p))
     assert (kept > 0).sum() >= 0.998 * logits.numel()
 

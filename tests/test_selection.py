@@ -26,7 +26,7 @@ def write(path: Path, prompts: range) -> str:
 
 def test_training_and_validation_part_the_rows(tmp_path, tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", range(60))
-    whole = select_rows([path], tokenizer, DataOptions())
+    whole = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_fraction=0))
     parted = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_fraction=0.3))
     assert (len(whole.training), len(whole.validation)) == (60, 0)
     assert len(parted.training) + len(parted.validation) == 60
@@ -38,13 +38,13 @@ def test_rows_whose_prompts_are_validated_on_are_left_out(tmp_path, tokenizer) -
     path, held = write(tmp_path / "a.jsonl", range(20)), write(tmp_path / "b.jsonl", range(15, 25))
     selection = select_rows([path], tokenizer, DataOptions(), SplitOptions(val_data=held))
     assert (len(selection.training), len(selection.validation), selection.removed) == (15, 10, 5)
-    assert [source.report.rows for source in selection.sources] == [20, 10]
+    assert [report.rows for report in selection.reports] == [20, 10]
 
 
 def test_a_limit_takes_the_first_rows(tmp_path, tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", range(20))
     selection = select_rows([path], tokenizer, DataOptions(), SplitOptions(limit=7))
-    assert selection.training.table["line"].tolist() == list(range(1, 8))
+    assert selection.training.column("line").tolist() == list(range(1, 8))
 
 
 def test_a_validation_file_with_nothing_to_score_is_refused(tmp_path, tokenizer) -> None:
@@ -84,7 +84,7 @@ def write_prompts(path: Path, prompts: list[str]) -> str:
 
 
 def prompts_of(dataset: Dataset, file: list[str]) -> set[str]:
-    return {file[line - 1] for line in dataset.table["line"].tolist()}
+    return {file[line - 1] for line in dataset.column("line").tolist()}
 
 
 @pytest.mark.parametrize("held", ["a share", "a file of its own"])

@@ -626,7 +626,7 @@ def test_the_split_puts_no_prompt_on_both_sides(data: Path, base: Path) -> None:
     training, validation = split_by_prompt(dataset, 0.3)
     assert len(training) + len(validation) == 60
     assert len(validation) > 0
-    assert not set(training.table["key"]) & set(validation.table["key"])
+    assert not set(training.column("key")) & set(validation.column("key"))
 
 
 def test_the_printed_commands_can_be_run_as_they_are(

@@ -12,8 +12,9 @@ from minimind.data.build import DataReport
 from minimind.data.dataset import Dataset, Example
 from minimind.data.masking import encode_conversation
 from minimind.data.plan import make_steps
-from minimind.data.show import GREEN, RESET, prompt_of, show_row, show_tokens
+from minimind.data.show import GREEN, RESET, prompt_of, show_row
 from minimind.inspect.lengths import count_lengths, draw_lengths
+from minimind.inspect.tokens import show_tokens
 from minimind.pretrain.corpus import CorpusReport
 from minimind.pretrain.summary import describe_corpus, describe_mix
 from minimind.sft.record import loss_plot
@@ -111,7 +112,7 @@ def test_what_became_of_documents_is_counted_and_what_was_not_looked_for_is_said
 
 def test_the_mix_is_told_as_planned_and_as_asked() -> None:
     rows = Dataset.from_examples([Example([1, 2, 3], [False, True, True])] * 6)
-    rows.table["file"][:] = [0, 0, 0, 0, 1, 1]
+    rows.columns["file"][:] = [0, 0, 0, 0, 1, 1]
     plan = make_steps(rows, tokens_per_step=4)
     assert describe_mix(plan, ["a", "b", "c"]) == [
         "a: 8 tokens, 1.00 times its text, 66.67% of the training",

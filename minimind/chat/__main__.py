@@ -16,7 +16,8 @@ import tyro
 
 from minimind.chat.graphemes import whole_characters
 from minimind.chat.prompt_line import KEYS, PromptLine
-from minimind.cli.command import compile_decoding, following_options, run_command
+from minimind.cli.command import following_options, run_command
+from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
 from minimind.data.conversation import Message
 from minimind.data.errors import DataError

@@ -16,7 +16,6 @@ import torch
 
 from minimind.cli.options import Options
 from minimind.data.errors import DataError
-from minimind.model.transformer import Transformer
 from minimind.training import distributed
 from minimind.training.environment import versions
 from minimind.training.resume import TrainingError
@@ -125,11 +124,3 @@ def write_record(out: Path, command: list[str], **facts: Any) -> dict[str, Any]:
     text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
     (out / "run.json").write_text(text + "\n", encoding="utf-8")
     return record
-
-
-def compile_decoding(model: Transformer, rows: int, say: Callable[[str], None]) -> None:
-    """Compile what decodes a token, or say why it stays eager."""
-    try:
-        model.compile_decoding(rows)
-    except Exception as error:  # whatever the compiler raises, answers can be given without it
-        say(f"not compiled: {type(error).__name__}: {error}".splitlines()[0])

@@ -33,8 +33,8 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
 
 def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
     lines: list[str] = []
-    for source in selection.sources:
-        lines += describe_rows(source.report, source.folder / REJECTED)
+    for report, folder in zip(selection.reports, selection.folders, strict=True):
+        lines += describe_rows(report, folder / REJECTED)
     if selection.removed:
         lines.append(
             f"{selection.removed} rows left out of training: their prompts stand in {val_data}"
@@ -43,15 +43,15 @@ def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
 
 
 def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
-    table = training.table
-    tokens, trained = int(table["length"].sum()), int(table["supervised"].sum())
+    lengths = training.column("length")
+    tokens, trained = int(lengths.sum()), int(training.column("supervised").sum())
     share = trained / tokens if tokens else 0.0
     lines = [
         f"training: {len(training):,} rows, {tokens:,} tokens, {trained:,} supervised "
         f"({share:.0%}); validation: {len(validation):,} rows"
     ]
     if tokens:
-        low, middle, high, top = np.percentile(table["length"], [5, 50, 95, 100])
+        low, middle, high, top = np.percentile(lengths, [5, 50, 95, 100])
         lines.append(
             f"tokens per row: {low:.0f} (5%), {middle:.0f} (median), {high:.0f} (95%), "
             f"{top:.0f} (max)"

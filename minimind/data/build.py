@@ -7,14 +7,14 @@ import json
 import os
 import re
 import unicodedata
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from minimind.tokenizer import Tokenizer
 
 BLOCK_ROWS = 512
 REJECTED = "rejected.jsonl"
+_ALPHANUMERIC = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,8 @@ def build_dataset(
 ) -> tuple[Dataset, DataReport, Path]:
     """Tokenize files once; the second time, map what the first time wrote.
 
-    The folder's key is made of the files' content, the tokenizer, the template and the options.
-    Standard input and pipes are copied first.
-
-    Returns:
-        The dataset, what became of the rows, and the folder (with rejected.jsonl if rows were bad).
+    The third value is the dataset's folder in the cache, with rejected.jsonl if rows were bad. Its
+    key is made of the files' content, the tokenizer, the template and the options.
 
     Raises:
         DataError: a file can't be used or changes meanwhile; or, unless `options.on_bad_row` is
@@ -101,11 +99,7 @@ def build_dataset(
         settings.append(names)  # rejected.jsonl has them
     with readable_again(names, root) as files:
         named = list(zip(files, names, strict=True))
-
-        def write(built: Path) -> None:
-            _write(files, dict(named), tokenizer, options, built)
-
-        folder = build_once(root, settings, named, write)
+        folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
     dataset, report = read_dataset(folder)
     for name in ("shapes", "turns", "bad"):
         report[name] = Counter(report[name])
@@ -130,29 +124,16 @@ def prompt_key_of(conversation: Conversation) -> int:
     return int.from_bytes(hashlib.blake2b(spelled, digest_size=8).digest(), "big")
 
 
-_ALPHANUMERIC = re.compile(r"[^\W_]+")
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-
-
 def _write(
-    files: list[str],
-    names: dict[str, str],
-    tokenizer: Tokenizer,
-    options: DataOptions,
-    folder: Path,
+    named: Sequence[tuple[str, str]], tokenizer: Tokenizer, options: DataOptions, folder: Path
 ) -> None:
-    """Stream files through the data chain into a folder: memory doesn't grow with rows.
-
-    `names` has the name of each file that errors show: "-" for a copy of standard input.
-    """
+    """Stream files, each with its name in errors, through the data chain into a folder."""
     report = DataReport()
+    files, names = [file for file, _ in named], dict(named)
     index_of = {file: index for index, file in reversed(list(enumerate(files)))}
-    with (
-        DatasetWriter(folder, tokenizer.vocab_size) as writer,
-        # What UTF-8 can't write, such as bytes in a file's name, is escaped as in JSON.
-        open(folder / REJECTED, "w", encoding="utf-8", errors="backslashreplace") as rejected,
-    ):
+    writer = DatasetWriter(folder, tokenizer.vocab_size)
+    # What UTF-8 can't write, such as bytes in a file's name, is escaped as in JSON.
+    with open(folder / REJECTED, "w", encoding="utf-8", errors="backslashreplace") as rejected:
 
         def on_error(error: DataError) -> None:
             error.path = names[error.path]
@@ -171,9 +152,9 @@ def _write(
             on_error=on_error,
         )
         for sources, rows in _blocks(conversations, tokenizer, options, report):
-            rows.table["key"][:] = [prompt_key_of(source) for source in sources]
-            rows.table["file"][:] = [index_of[source.path] for source in sources]
-            rows.table["line"][:] = [source.line for source in sources]
+            rows.columns["key"][:] = [prompt_key_of(source) for source in sources]
+            rows.columns["file"][:] = [index_of[source.path] for source in sources]
+            rows.columns["line"][:] = [source.line for source in sources]
             writer.add(rows)
     if not report.bad:
         (folder / REJECTED).unlink()
@@ -187,15 +168,13 @@ def _blocks(
     report: DataReport,
 ) -> Iterator[tuple[list[Conversation], Dataset]]:
     """Yield the rows that train, some hundred at a time, and their tokens; count all rows."""
-    blocks = iter(lambda: list(islice(conversations, BLOCK_ROWS)), [])
-    encode = partial(encode_rows, tokenizer=tokenizer, train_on=options.train_on)
-    for sources, rows in _ahead(blocks, encode):
+    for sources, rows in _encoded(conversations, tokenizer, options.train_on):
         report.rows += len(sources)
         report.shapes.update([source.shape for source in sources])
         report.turns.update([name for source in sources for name in irregularities(source)])
-        starts = rows.table["start"].astype(np.int64)
-        lengths = rows.table["length"].astype(np.int64)
-        before = rows.table["supervised"].astype(np.int64)
+        starts, lengths, before = (
+            rows.column(name).astype(np.int64) for name in ("start", "length", "supervised")
+        )
         for index in np.flatnonzero((lengths > options.max_length) & (before > 0)).tolist():
             row = truncate(rows[index], options.max_length, tokenizer, options.truncation)
             lengths[index] = len(row)
@@ -214,27 +193,29 @@ def _blocks(
 
 def _cut(rows: Dataset, lengths: Array) -> Dataset:
     """Only the first `lengths[i]` tokens of each row i; without the rows of length 0."""
-    whole = rows.table["length"]
+    starts, whole = rows.column("start").astype(np.int64), rows.column("length")
     if np.array_equal(lengths, whole):
         return rows
-    places = np.arange(len(rows.input_ids)) - np.repeat(rows.table["start"].astype(np.int64), whole)
+    places = np.arange(len(rows.input_ids)) - np.repeat(starts, whole)
     kept = places < np.repeat(lengths, whole)
     weights = None if rows.weights is None else rows.weights[kept]
     ends = np.cumsum(lengths[lengths > 0])
     return Dataset.from_flat(rows.input_ids[kept], rows.loss_mask[kept], weights, ends)
 
 
-def _ahead(blocks: Iterable[_T], work: Callable[[_T], _R]) -> Iterator[tuple[_T, _R]]:
-    """Yield each block and what `work` makes of it; meanwhile the next block is read.
+def _encoded(
+    conversations: Iterator[Conversation], tokenizer: Tokenizer, train_on: TrainOn
+) -> Iterator[tuple[list[Conversation], Dataset]]:
+    """Yield some hundred rows at a time, and their tokens; meanwhile the next rows are read.
 
     The tokenizer releases Python's lock while it works, so both happen at once.
     """
-    waiting: deque[tuple[_T, Future[_R]]] = deque()
+    blocks = iter(lambda: list(islice(conversations, BLOCK_ROWS)), [])
+    encode = partial(encode_rows, tokenizer=tokenizer, train_on=train_on)
     with ThreadPoolExecutor(1) as worker:
-        for block in blocks:
-            waiting.append((block, worker.submit(work, block)))
-            if len(waiting) > 1:
-                ready, future = waiting.popleft()
-                yield ready, future.result()
-        for ready, future in waiting:
-            yield ready, future.result()
+        started = ((block, worker.submit(encode, block)) for block in blocks)
+        waiting = next(started, None)
+        while waiting:
+            following = next(started, None)
+            yield waiting[0], waiting[1].result()
+            waiting = following

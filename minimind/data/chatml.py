@@ -13,8 +13,7 @@ nothing searches token ids for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 from minimind.data.conversation import Message
@@ -35,24 +34,14 @@ CHAT_TEMPLATE = (
 
 
 class Segment(NamedTuple):
-    """A piece of a rendered conversation, tokenized on its own.
+    """A piece of a rendered conversation, tokenized on its own."""
 
-    Attributes:
-        text: the characters; for a control segment, the control token's name.
-        control: True if `text` is one control token rather than text.
-        weight: how much its tokens count in the loss; 0 means context only.
-    """
-
-    text: str
+    text: str  # a control token's name if it is one
     control: bool = False
-    weight: float = 0.0
+    weight: float = 0.0  # how much its tokens count in the loss; 0 means context only
 
 
-_OPEN = Segment(START, control=True)
-_NEWLINE = Segment("\n")
-
-
-def render(messages: Sequence[Message], train_on: TrainOn = "all") -> list[Segment]:
+def render(messages: Iterable[Message], train_on: TrainOn = "all") -> list[Segment]:
     """Render a whole conversation for training.
 
     The assistant's content and the `<|im_end|>` that closes it have the message's weight;
@@ -63,14 +52,19 @@ def render(messages: Sequence[Message], train_on: TrainOn = "all") -> list[Segme
     """
     if train_on not in _TRAIN_ON:
         raise ValueError(f'train_on is "{train_on}"; use {" or ".join(_TRAIN_ON)}')
+    messages = tuple(messages)
     last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
     segments: list[Segment] = []
     for index, message in enumerate(messages):
         trained = message.role == "assistant" and (train_on == "all" or index == last)
         weight = message.weight if trained else 0.0
-        segments += _header(message.role)
-        segments.append(Segment(message.content, False, weight))
-        segments += _tail(weight)
+        segments += (
+            Segment(START, control=True),
+            Segment(f"{message.role}\n"),
+            Segment(message.content, weight=weight),
+            Segment(END, control=True, weight=weight),
+            Segment("\n"),
+        )
     return segments
 
 
@@ -79,17 +73,4 @@ def render_prompt(messages: Iterable[Message]) -> list[Segment]:
 
     For any conversation this is a prefix, segment by segment, of `render` at that turn.
     """
-    segments: list[Segment] = []
-    for message in messages:
-        segments += [*_header(message.role), Segment(message.content), *_tail(0.0)]
-    return [*segments, *_header("assistant")]
-
-
-@cache
-def _header(role: str) -> tuple[Segment, ...]:
-    return _OPEN, Segment(role + "\n")
-
-
-@lru_cache  # each turn may have a weight of its own
-def _tail(weight: float) -> tuple[Segment, ...]:
-    return Segment(END, control=True, weight=weight), _NEWLINE
+    return [*render(messages), Segment(START, control=True), Segment("assistant\n")]

@@ -34,11 +34,11 @@ Turns are kept in their order; the names are those of `irregularities`:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from math import isnan
 from typing import Any, TypeAlias
 
 from minimind.data.errors import DataError, excerpt, printable, show
@@ -51,7 +51,6 @@ _ROLE_OF = {role: role for role in ROLES} | {
     "observation": "tool",
 }
 UNTRAINED = ("tool_calls", "tools", "function_call", "reasoning_content", "chosen", "rejected")
-_UNTRAINED = frozenset(UNTRAINED)
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 0.0001, 10_000  # beyond them a loss in float32 means little
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -120,9 +119,21 @@ def parse_conversation(
             illegal.
         ValueError: only one of `prompt_key` and `answer_key` is given.
     """
-    shapes = _shapes(prompt_key, answer_key, questions)
+    if (prompt_key is None) != (answer_key is None):
+        raise ValueError("prompt_key and answer_key: one is missing; give both or neither")
+    shapes = _SHAPES | _QUESTIONS if questions else _SHAPES
+    if prompt_key is not None and answer_key is not None:
+        both: _Shape = {prompt_key: _question, answer_key: _answer}
+        named = {f"{prompt_key}/{answer_key}": both}
+        if questions:
+            named[prompt_key] = {prompt_key: _question}
+        shapes = named | shapes
+    if not text:  # from Python, where a frame has NaN for a key that a row lacks
+        row = _plain(row)
+        if isinstance(row, dict):
+            row = {k: None if isinstance(v, float) and isnan(v) else v for k, v in row.items()}
     try:
-        name, messages = _read_row(row if text else _plain_row(row), shapes)
+        name, messages = _read_row(row, shapes)
         if system and messages[0].role != "system":
             messages.insert(0, _field({"system": system}, "system", of="the added system message"))
     except DataError as error:
@@ -133,12 +144,7 @@ def parse_conversation(
 
 
 def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[Message, ...]:
-    """Check messages that come from Python: dicts, Messages, or both.
-
-    Raises:
-        DataError: as for a row of a file; its place reads "messages".
-        TypeError: it isn't a list of messages.
-    """
+    """Check messages from Python, dicts or Messages; a DataError's place reads "messages"."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise TypeError(
             f"messages: {show(messages)} is not a list; "
@@ -154,10 +160,7 @@ def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[
 
 
 def irregularities(conversation: Conversation) -> list[str]:
-    """Name what is legal but unusual in the order of turns, each at most once.
-
-    See the table at the top of this module. The list is empty for system?, (user, assistant)+.
-    """
+    """Name what is legal but unusual in the order of turns: see the table of this module."""
     roles = [message.role for message in conversation.messages if message.role != "system"]
     pairs = set(pairwise(roles))
     found = {
@@ -168,14 +171,6 @@ def irregularities(conversation: Conversation) -> list[str]:
         "no_assistant": "assistant" not in roles,
     }
     return [name for name, present in found.items() if present]
-
-
-def _plain_row(row: object) -> object:
-    """A row from Python as JSON would have it."""
-    plain = _plain(row)
-    if isinstance(plain, dict):  # a pandas frame has NaN where a row lacks a key
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in plain.items()}
-    return plain
 
 
 def _plain(value: object) -> Any:
@@ -198,13 +193,13 @@ def _turns(row: JsonObject, key: str) -> list[Message]:
     return _read_messages(row[key], key)
 
 
-def _text_or_turns(row: JsonObject, key: str, role: str) -> list[Message]:
+def _question(row: JsonObject, key: str, role: str = "user") -> list[Message]:
     if isinstance(row[key], list):
         return _read_messages(row[key], key, label=f"{printable(key)} message")
     return [_field(row, key, role)]
 
 
-_question, _answer = (partial(_text_or_turns, role=role) for role in ("user", "assistant"))
+_answer = partial(_question, role="assistant")
 
 
 def _alpaca_question(row: JsonObject, key: str) -> list[Message]:
@@ -236,20 +231,6 @@ _QUESTIONS: dict[str, _Shape] = {
 }
 
 
-def _shapes(prompt_key: str | None, answer_key: str | None, questions: bool) -> dict[str, _Shape]:
-    shapes = {**_SHAPES, **_QUESTIONS} if questions else _SHAPES
-    if prompt_key is None and answer_key is None:
-        return shapes
-    if prompt_key is None or answer_key is None:
-        raise ValueError("prompt_key and answer_key: one is missing; give both or neither")
-    named: dict[str, _Shape] = {
-        f"{prompt_key}/{answer_key}": {prompt_key: _question, answer_key: _answer}
-    }
-    if questions:
-        named[prompt_key] = {prompt_key: _question}
-    return {**named, **shapes}
-
-
 def _read_row(row: object, shapes: dict[str, _Shape]) -> tuple[str, list[Message]]:
     if not isinstance(row, dict):
         raise DataError("not_object", f"the row is {show(row)}", "a row is a JSON object")
@@ -265,18 +246,14 @@ def _read_row(row: object, shapes: dict[str, _Shape]) -> tuple[str, list[Message
                 raise DataError("two_systems", fact, "keep one of them")
             messages.insert(0, _field(row, "system", "system"))
         return name, messages
-    raise _unknown_shape(row, shapes)
-
-
-def _unknown_shape(row: JsonObject, shapes: dict[str, _Shape]) -> DataError:
     found = [show(key) + (" (null)" if row[key] is None else "") for key in list(row)[:8]]
     if len(row) > len(found):
         found.append(f"{len(row) - len(found)} more")
     fact = f"the row's shape is unknown: its keys are {', '.join(found)}"
-    accepted = ["+".join(shape) for shape in shapes.values()]
-    remedy = f"a row needs {', '.join(accepted[:-1])} or {accepted[-1]}, "
+    *accepted, last = ["+".join(shape) for shape in shapes.values()]
+    remedy = f"a row needs {', '.join(accepted)} or {last}, "
     remedy += "or two keys named by --prompt-key and --answer-key"
-    return DataError("unknown_shape", fact if found else "the row is {}", remedy)
+    raise DataError("unknown_shape", fact if found else "the row is {}", remedy)
 
 
 # Messages
@@ -341,23 +318,20 @@ def _field(row: JsonObject, key: str, role: str = "system", of: str = "the row")
 
 
 def _check_text(text: object, key: str, role: str) -> str:
-    surrogate = ""
-    if isinstance(text, str) and (text or role == "tool"):
-        try:
-            if text.isascii() or text.encode():
-                return text
-        except UnicodeEncodeError as error:
-            surrogate = printable(text[error.start])
     name = f'"{printable(key)}"'
-    if surrogate:
-        fact = f"has half a surrogate pair, {surrogate}, in {name}"
-        remedy = "it stands for no character; write the whole pair or remove it"
-        raise DataError("lone_surrogate", fact, remedy)
     if text is None:
         raise DataError("missing_content", f"has no {name}", f"give it {name}, a text")
     if not isinstance(text, str):
         raise DataError("bad_content", f"has {show(text)} for {name}", "it takes a text")
-    raise DataError("empty_content", f"has an empty {name}", "fill it in or remove it")
+    if not text and role != "tool":
+        raise DataError("empty_content", f"has an empty {name}", "fill it in or remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        fact = f"has half a surrogate pair, {printable(text[error.start])}, in {name}"
+        remedy = "it stands for no character; write the whole pair or remove it"
+        raise DataError("lone_surrogate", fact, remedy) from None
+    return text
 
 
 def _check_weight(weight: object) -> float:
@@ -369,8 +343,6 @@ def _check_weight(weight: object) -> float:
 
 
 def _refuse_untrained(item: JsonObject, subject: str = "") -> None:
-    if _UNTRAINED.isdisjoint(item):
-        return
     for key in UNTRAINED:
         if not _absent(item.get(key)):
             fact = f'{subject}has "{key}", which is not trained yet'
@@ -383,15 +355,14 @@ def _absent(value: object) -> bool:
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
-    previous = ""
+    previous = None
     for number, message in enumerate(messages, start=1):
-        role = message.role
-        if role == "system" and number > 1:
+        if message.role == "system" and number > 1:
             fact = f"message {number} has role system"
             raise DataError("system_not_first", fact, "a system message is the first one only")
-        if role == "tool" and previous not in ("assistant", "tool"):
+        if message.role == "tool" and previous not in ("assistant", "tool"):
             after = f"follows {previous}" if previous else "is the first"
             fact = f"message {number} has role tool and {after}"
             remedy = "a tool's message follows an assistant's or another tool's"
             raise DataError("tool_out_of_place", fact, remedy)
-        previous = role
+        previous = message.role

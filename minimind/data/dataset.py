@@ -10,9 +10,8 @@ The arrays are in memory or mapped from files; memory hardly grows with the rows
 
 from __future__ import annotations
 
-import copy
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -53,113 +52,96 @@ class Example:
         return len(self.input_ids)
 
 
-class Table:
-    """Columns of equal length, and perhaps a choice of their rows.
-
-    Each column is an array of its own, and a choice is an index, (chosen rows,) uint32: reading a
-    column leaves the others on disk, and choosing copies none.
-    """
-
-    def __init__(self, columns: Mapping[str, Array], rows: Array | None = None) -> None:
-        self.columns, self.rows = columns, rows
-
-    @classmethod
-    def zeros(cls, rows: int) -> Table:
-        """A table to be filled in."""
-        return cls({name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()})
-
-    def __len__(self) -> int:
-        return len(self.columns["length"] if self.rows is None else self.rows)
-
-    def __getitem__(self, name: str) -> Array:
-        """(rows,) one column of all chosen rows; a copy if there is a choice."""
-        column = self.columns[name]
-        return column if self.rows is None else column[self.rows]
-
-    def take(self, name: str, rows: Array | slice) -> Array:
-        """One column at some of the chosen rows."""
-        return self.columns[name][rows if self.rows is None else self.rows[rows]]
-
-    def select(self, rows: Array) -> Table:
-        """Only these of the chosen rows: indices, or a mask."""
-        every = np.arange(len(self), dtype=np.uint32) if self.rows is None else self.rows
-        return Table(self.columns, every[rows])
+def zero_columns(rows: int) -> dict[str, Array]:
+    return {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
 
 
 class Dataset(Sequence[Example]):
-    """A sequence of Examples over flat arrays.
+    """A sequence of Examples over flat arrays: all rows, or a choice of them.
+
+    Each column is an array of its own: reading one leaves the others on disk. A choice of rows is
+    an index, and copies no column.
 
     Args:
         input_ids: (tokens,) unsigned integers.
         loss_mask: (tokens,) bool.
         weights: (tokens,) float32, the loss's factor, 0 where a token isn't trained; or None if
             every trained token counts 1.
-        table: where each row is in the arrays, and what else is known of it.
+        columns: each of COLUMNS, an entry per row.
+        rows: (chosen rows,) uint32; None for all rows.
     """
 
     def __init__(
-        self, input_ids: Array, loss_mask: Array, weights: Array | None, table: Table
+        self,
+        input_ids: Array,
+        loss_mask: Array,
+        weights: Array | None,
+        columns: Mapping[str, Array],
+        rows: Array | None = None,
     ) -> None:
         self.input_ids, self.loss_mask, self.weights = input_ids, loss_mask, weights
-        self.table = table
+        self.columns, self.rows = columns, rows
 
     @classmethod
     def from_flat(
         cls, input_ids: Array, loss_mask: Array, weights: Array | None, ends: Array
     ) -> Dataset:
         """Rows that lie end to end; `ends` is (rows,) where each one ends."""
-        table = Table.zeros(len(ends))
+        columns = zero_columns(len(ends))
         lengths = np.diff(ends, prepend=0)
         starts = ends - lengths
         marked = np.flatnonzero(loss_mask)
         marked = marked[~np.isin(marked, starts[lengths > 0])]  # nothing predicts a first token
         before, after = np.searchsorted(marked, starts), np.searchsorted(marked, ends)
         some = after > before
-        table["start"][:] = starts
-        table["length"][:] = lengths
-        table["supervised"][:] = after - before
-        table["input_length"][some] = marked[after[some] - 1] - starts[some]
-        return cls(input_ids, loss_mask, weights, table)
+        columns["start"][:] = starts
+        columns["length"][:] = lengths
+        columns["supervised"][:] = after - before
+        columns["input_length"][some] = marked[after[some] - 1] - starts[some]
+        return cls(input_ids, loss_mask, weights, columns)
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
         """Copy Examples into memory."""
         rows = list(examples)
-        input_ids = _flat("I", [row.input_ids for row in rows])
-        loss_mask = _flat("B", [row.loss_mask for row in rows]).astype(np.bool_)
+        input_ids = flat("I", [row.input_ids for row in rows])
+        loss_mask = flat("B", [row.loss_mask for row in rows]).astype(np.bool_)
         weights = None
         if any(row.weights is not None for row in rows):
-            weights = _flat("f", [r.loss_mask if r.weights is None else r.weights for r in rows])
+            weights = flat("f", [r.loss_mask if r.weights is None else r.weights for r in rows])
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         return cls.from_flat(input_ids, loss_mask, weights, ends)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.columns["length"] if self.rows is None else self.rows)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index}: the dataset has {len(self)} rows")
-        row = np.array([index])
-        start, length = (int(self.table.take(name, row)[0]) for name in ("start", "length"))
-        span = slice(start, start + length)
+        start = int(self.take("start", index))
+        span = slice(start, start + int(self.take("length", index)))
         weights = None if self.weights is None else self.weights[span].tolist()
         if weights is not None and {0.0, 1.0}.issuperset(weights):
             weights = None
         return Example(self.input_ids[span].tolist(), self.loss_mask[span].tolist(), weights)
 
+    def column(self, name: str) -> Array:
+        """(rows,) one column of all chosen rows; a copy if there is a choice."""
+        return self.columns[name] if self.rows is None else self.columns[name][self.rows]
+
+    def take(self, name: str, rows: Array | slice | int) -> Array:
+        """One column at some of the chosen rows."""
+        return self.columns[name][rows if self.rows is None else self.rows[rows]]
+
     def select(self, rows: Array) -> Dataset:
-        """The same arrays, only these rows (indices or a mask)."""
-        out = copy.copy(self)
-        out.table = self.table.select(rows)
-        return out
-
-    def blocks(self, rows: int) -> Iterator[slice]:
-        """Slices of so many rows, to look at a few columns or tokens at a time."""
-        return (slice(first, first + rows) for first in range(0, len(self), rows))
+        """The same arrays, only these of the chosen rows: indices, or a mask."""
+        every = np.arange(len(self), dtype=np.uint32) if self.rows is None else self.rows
+        return Dataset(self.input_ids, self.loss_mask, self.weights, self.columns, every[rows])
 
 
-def _flat(code: str, parts: Iterable[Sequence[Any]]) -> Array:
-    flat = array(code)  # takes a list ten times as fast as NumPy
+def flat(code: str, parts: Iterable[Sequence[Any]]) -> Array:
+    """Lists end to end, of one of the types of Python's arrays: "I" for uint32."""
+    numbers = array(code)  # takes a list ten times as fast as NumPy
     for part in parts:
-        flat.fromlist(part if isinstance(part, list) else list(part))
-    return np.frombuffer(flat, flat.typecode) if flat else np.zeros(0, flat.typecode)
+        numbers.fromlist(part if isinstance(part, list) else list(part))
+    return np.frombuffer(numbers, code) if numbers else np.zeros(0, code)

@@ -16,7 +16,6 @@ begins with white space; that is on purpose.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -30,7 +29,7 @@ from minimind.data.conversation import (
     parse_conversation,
     parse_messages,
 )
-from minimind.data.dataset import Dataset, Example
+from minimind.data.dataset import Dataset, Example, flat
 from minimind.tokenizer import Tokenizer
 
 Truncation = Literal["turns", "tokens", "drop"]
@@ -83,8 +82,7 @@ def encode_rows(
     conversations: Iterable[Conversation], tokenizer: Tokenizer, *, train_on: TrainOn = "all"
 ) -> Dataset:
     """Encode conversations, whole, with one call of the tokenizer for all their contents."""
-    rows = [render(conversation.messages, train_on) for conversation in conversations]
-    return _lay_out(rows, tokenizer)
+    return _lay_out([render(row.messages, train_on) for row in conversations], tokenizer)
 
 
 def truncate(
@@ -96,10 +94,8 @@ def truncate(
         tokens   cut; the last answer may be incomplete, and no end token is invented for it
         drop     drop the row
 
-    A row whose trained tokens all fit loses only what comes after them, whatever the policy.
-
-    Returns:
-        The Example itself if it fits; an empty one if the policy leaves nothing.
+    A row whose trained tokens all fit loses only what comes after them, whatever the policy. The
+    result is empty if the policy leaves nothing.
 
     Raises:
         ValueError: `max_length` isn't positive, or there is no such policy.
@@ -118,42 +114,33 @@ def truncate(
             keep -= 1
     elif policy == "drop" and any(example.loss_mask[max_length:]):
         keep = 0
-    weights = example.weights
-    return Example(
-        example.input_ids[:keep],
-        example.loss_mask[:keep],
-        None if weights is None else weights[:keep],
-    )
+    weights = None if example.weights is None else example.weights[:keep]
+    return Example(example.input_ids[:keep], example.loss_mask[:keep], weights)
 
 
 def _lay_out(rows: Sequence[list[Segment]], tokenizer: Tokenizer) -> Dataset:
     """Tokenize rows of segments, each segment on its own, and lay them end to end."""
     # The template's own few texts are tokenized once.
-    known = {text: tokenizer.encode(text) for text in _TEMPLATE}
-    control = {START: [tokenizer.start_id], END: [tokenizer.end_id]}
-    contents = [
-        text for row in rows for text, is_control, _ in row if not (is_control or text in known)
-    ]
+    known = {(text, False): tokenizer.encode(text) for text in _TEMPLATE}
+    known |= {(START, True): [tokenizer.start_id], (END, True): [tokenizer.end_id]}
+    contents = [segment.text for row in rows for segment in row if segment[:2] not in known]
     encoded = iter(tokenizer.encode_batch(contents))
-    first: list[list[int]] = [] if tokenizer.bos_id is None else [[tokenizer.bos_id]]
     pieces: list[list[int]] = []  # the ids of each segment
     factors: list[float] = []  # the weight of each segment
     ends: list[int] = []  # segments up to each row's end
     for row in rows:
-        pieces += first
-        factors += [0.0] * len(first)
-        for text, is_control, weight in row:
-            ids = control[text] if is_control else known.get(text)
+        if tokenizer.bos_id is not None:
+            pieces.append([tokenizer.bos_id])
+            factors.append(0.0)
+        for segment in row:
+            ids = known.get(segment[:2])
             pieces.append(next(encoded) if ids is None else ids)
-            factors.append(weight)
+            factors.append(segment.weight)
         ends.append(len(pieces))
-    input_ids = array("I")  # takes a list ten times as fast as NumPy
-    for piece in pieces:
-        input_ids.fromlist(piece)
     counts = np.fromiter(map(len, pieces), np.int64, len(pieces))
     weights = np.repeat(np.array(factors, np.float32), counts)
     return Dataset.from_flat(
-        np.array(input_ids, np.uint32),
+        flat("I", pieces),
         weights > 0,
         None if {0.0, 1.0}.issuperset(factors) else weights,
         np.cumsum(counts)[np.array(ends, np.int64) - 1],

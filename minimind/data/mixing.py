@@ -19,31 +19,13 @@ import numpy as np
 from minimind.data.dataset import Array
 
 
-def shares_of(weights: Sequence[float]) -> list[float]:
-    """Weights as shares of 1.
-
-    Raises:
-        ValueError: a weight isn't positive.
-    """
-    for weight in weights:
-        if not 0 < weight < math.inf:
-            raise ValueError(f"the mix has a weight of {weight}; use positive numbers")
-    return [weight / sum(weights) for weight in weights]
-
-
 def mixed_order(
     files: Sequence[tuple[Array, Array]], shares: Sequence[float], seed: int, epoch: int
 ) -> Array:
     """The rows of one epoch: a pure function of its arguments.
 
-    Args:
-        files: for each file its rows' indices, and how many tokens each row has: at least one.
-        shares: of the epoch's tokens, for each file.
-        seed: decides the order.
-        epoch: from 0.
-
-    Returns:
-        (rows,) indices; each file has its share of tokens to within a row, in any part of it too.
+    Each of `files` is its rows' indices, and how many tokens each row has: at least one. In any
+    part of the order each file has its share of the tokens to within a row.
     """
     total = sum(int(lengths.sum()) for _, lengths in files)
     chosen, places = [], []

@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def num_supervised(self) -> int:
-        """S"""
+        """How many positions are trained: S."""
         return len(self.supervised)
 
     def tensors(self) -> list[Tensor]:
@@ -120,8 +120,8 @@ def make_batch(dataset: Dataset, rows: Ints) -> Batch:
         none, token = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         ignored = torch.full((1,), IGNORE_INDEX)
         return Batch(token, token, ignored, none, None, Documents.of([1]), ())
-    counts = dataset.table.take("input_length", rows).astype(np.int64)
-    starts = dataset.table.take("start", rows).astype(np.int64)
+    counts = dataset.take("input_length", rows).astype(np.int64)
+    starts = dataset.take("start", rows).astype(np.int64)
     ends = np.cumsum(counts)
     positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
     source = np.repeat(starts, counts) + positions

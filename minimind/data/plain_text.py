@@ -41,16 +41,13 @@ class Document:
 
 
 def holds_rows(name: str) -> bool:
-    """Whether a file of this name is read as rows, not as one text."""
     return name.endswith(ROWS)
 
 
 def read_documents(file: PathLike, name: str | None = None) -> Iterator[Document]:
     """Yield a file's documents; those of rows may be empty.
 
-    Args:
-        file: text, or JSON rows with a "text"; either may be gzipped. "-" is standard input.
-        name: its ending says whether the file has rows or text; errors show it; default: `file`.
+    `name`, by default the file's, tells rows from text by its ending; errors show it.
 
     Raises:
         DataError: the file can't be used, or a row of it: not JSON, not UTF-8, no "text" string.
@@ -83,13 +80,7 @@ def _read_text(name: str) -> str:
 def encode_documents(
     documents: Iterable[str], tokenizer: Tokenizer, max_length: int
 ) -> Iterator[Example]:
-    """Cut documents into windows of at most `max_length` inputs; each token is trained once.
-
-    Empty documents are left out.
-
-    Raises:
-        ValueError: `max_length` isn't positive.
-    """
+    """Cut documents into windows of at most `max_length` inputs; empty ones are left out."""
     for windows in windows_of(filter(None, documents), tokenizer, max_length):
         yield from windows
 
@@ -109,7 +100,6 @@ def windows_of(
 
 
 def _blocks(documents: Iterable[str]) -> Iterator[Sequence[str]]:
-    """Documents to be tokenized together."""
     block, size = [], 0
     for document in documents:
         block.append(document)
@@ -123,16 +113,12 @@ def _blocks(documents: Iterable[str]) -> Iterator[Sequence[str]]:
 
 def _text_of(row: Row) -> str:
     text = row.value.get("text") if isinstance(row.value, dict) else None
-    if not isinstance(text, str):
-        fact, remedy = 'no "text" string in the row', 'use {"text": "..."}'
-        raise DataError("no_text", fact, remedy, row.path, row.line, excerpt(row.text))
-    if not text.isascii():
+    kind, fact, remedy = "no_text", 'no "text" string in the row', 'use {"text": "..."}'
+    if isinstance(text, str):
         try:
             text.encode()
+            return text
         except UnicodeEncodeError as error:
+            kind, remedy = "lone_surrogate", "repair the text where it was made"
             fact = f"half a character (a lone surrogate) is at index {error.start} of the text"
-            remedy = "repair the text where it was made"
-            raise DataError(
-                "lone_surrogate", fact, remedy, row.path, row.line, excerpt(row.text)
-            ) from None
-    return text
+    raise DataError(kind, fact, remedy, row.path, row.line, excerpt(row.text))

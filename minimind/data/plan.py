@@ -9,13 +9,14 @@ tokens of each file as its share says.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
 
 from minimind.data.dataset import Array, Dataset, Example
-from minimind.data.mixing import mixed_order, shares_of
+from minimind.data.mixing import mixed_order
 from minimind.data.packing import Batch, Ints, Step, cut, make_batch
 
 BLOCK_ROWS = 2**16
@@ -40,15 +41,19 @@ class Steps(Sequence[Step]):
         self.dataset = dataset
         self.tokens_per_step, self.tokens_per_batch = tokens_per_step, tokens_per_batch
         self.epochs, self.seed = epochs, seed
-        self.lengths = dataset.table["input_length"]
+        self.lengths = dataset.column("input_length")
         # A row without a trained token has length 0. Indices of 4 bytes: rows may be many.
-        self.rows = np.arange(len(dataset), dtype=np.uint32)
-        if not self.lengths.all():
-            self.rows = self.rows[self.lengths > 0]
+        self.rows = np.arange(len(dataset), dtype=np.uint32)[self.lengths > 0]
         self.tokens_per_epoch = int(self.lengths.sum())
-        self.shares, self._files = shares, self._rows_by_file() if shares else []
-        steps_per_epoch = max(1, round(self.tokens_per_epoch / tokens_per_step))
-        self.steps_per_epoch = min(steps_per_epoch, self._fewest_rows())
+        self.shares, fewest_rows = shares, len(self.rows)  # in an epoch
+        if shares is not None:
+            files = dataset.column("file")[self.rows]
+            rows_by_file = [self.rows[files == file] for file in range(len(shares))]
+            self._files = [(rows, self.lengths[rows]) for rows in rows_by_file]
+            longest = int(self.lengths.max())
+            fewest_rows = sum(int(share * self.tokens_per_epoch) // longest for share in shares)
+        steps_per_epoch = min(round(self.tokens_per_epoch / tokens_per_step), fewest_rows)
+        self.steps_per_epoch = max(1, steps_per_epoch)
         self._planned: tuple[int, Array, Ints] | None = None  # epoch, its rows, each step's end
         self._indices = range(epochs * self.steps_per_epoch)
         self._rank, self._world_size = 0, 1
@@ -78,14 +83,8 @@ class Steps(Sequence[Step]):
             [make_batch(self.dataset, group) for group in groups[self._rank :: self._world_size]],
             rows=tuple(rows.tolist()),
             tokens=int(lengths.sum()),
-            supervised=int(self.dataset.table.take("supervised", rows).sum()),
+            supervised=int(self.dataset.take("supervised", rows).sum()),
         )
-
-    def truncated(self, count: int | None) -> Steps:
-        """The same plan, only its first `count` steps; None keeps all."""
-        if count is not None and count < 1:
-            raise ValueError(f"the first {count} steps; use a positive number")
-        return self[:count]
 
     def with_length(self, count: int) -> Steps:
         """The same plan for `count` steps, over as many epochs as that takes."""
@@ -100,48 +99,26 @@ class Steps(Sequence[Step]):
         out._rank, out._world_size = rank, world_size
         return out
 
-    def tokens_by_file(self) -> Ints:
-        """(files,) how many tokens of each file the plan trains."""
-        files = int(self.dataset.table["file"].max()) + 1
-        tokens = np.zeros(files)
-        for index in range(len(self)):
-            rows = self.rows_of(index)
-            tokens += np.bincount(
-                self.dataset.table.take("file", rows), self.lengths[rows], minlength=files
-            )
-        return tokens.astype(np.int64)
-
     def rows_of(self, index: int) -> Ints:
-        """The rows that step `index` trains on."""
+        """The rows that step `index` trains on.
+
+        Raises:
+            IndexError: the plan has fewer steps.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(
                 f"step {index}: the run has {len(self)} steps; use 0 to {len(self) - 1}"
             )
         epoch, step = divmod(self._indices[index], self.steps_per_epoch)
         if self._planned is None or self._planned[0] != epoch:
-            order = self._order(epoch)
+            if self.shares is None:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            else:
+                order = mixed_order(self._files, self.shares, self.seed, epoch)
             ends = _equal_parts(self.lengths, order, self.steps_per_epoch, self.tokens_per_epoch)
             self._planned = epoch, order, ends
         _, order, ends = self._planned
         return order[ends[step - 1] if step else 0 : ends[step]].astype(np.int64)
-
-    def _order(self, epoch: int) -> Array:
-        if self.shares is not None:
-            return mixed_order(self._files, self.shares, self.seed, epoch)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-
-    def _rows_by_file(self) -> list[tuple[Array, Array]]:
-        """Each file's rows and how many tokens they have."""
-        files = self.dataset.table["file"][self.rows]
-        rows = [self.rows[files == file] for file in range(int(files.max()) + 1)]
-        return [(of_file, self.lengths[of_file]) for of_file in rows]
-
-    def _fewest_rows(self) -> int:
-        """How many rows each epoch has, at least."""
-        if self.shares is None:
-            return len(self.rows)
-        longest = int(self.lengths.max())
-        return max(1, sum(int(share * self.tokens_per_epoch) // longest for share in self.shares))
 
 
 def make_steps(
@@ -177,17 +154,16 @@ def make_steps(
             raise ValueError(f"{name} is {number}; use a positive number")
     if seed < 0:
         raise ValueError(f"seed is {seed}; use 0 or more")
-    if not dataset.table["input_length"].any():
+    if not dataset.column("input_length").any():
         raise ValueError(
             f"none of {len(dataset)} rows has a trained token; "
             "check that rows have an assistant message that fits into max_length"
         )
     shares = None if mix is None else _shares(dataset, mix)
-    steps = Steps(dataset, tokens_per_step, 2**62, epochs, seed, shares)
-    if tokens_per_batch is not None:
-        _check_longest(steps.lengths, tokens_per_batch)
-        steps.tokens_per_batch = tokens_per_batch
-    return steps
+    if tokens_per_batch is None:
+        tokens_per_batch = 2**62
+    _check_longest(dataset, tokens_per_batch)
+    return Steps(dataset, tokens_per_step, tokens_per_batch, epochs, seed, shares)
 
 
 class Batches(Iterable[Batch]):
@@ -198,9 +174,8 @@ class Batches(Iterable[Batch]):
 
     def __init__(self, dataset: Dataset, tokens_per_batch: int) -> None:
         self.dataset, self.tokens_per_batch = dataset, tokens_per_batch
-        lengths = dataset.table["input_length"]
-        self.rows = np.flatnonzero(lengths)
-        _check_longest(lengths, tokens_per_batch)
+        self.rows = np.flatnonzero(dataset.column("input_length"))
+        _check_longest(dataset, tokens_per_batch)
         self._rank, self._world_size = 0, 1
 
     def __bool__(self) -> bool:
@@ -209,7 +184,7 @@ class Batches(Iterable[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, len(self.rows), BLOCK_ROWS // 4):
             rows = self.rows[first : first + BLOCK_ROWS // 4]
-            lengths = self.dataset.table.take("input_length", rows).astype(np.int64)
+            lengths = self.dataset.take("input_length", rows).astype(np.int64)
             groups = cut(rows, lengths, self.tokens_per_batch, self._world_size)
             for group in groups[self._rank :: self._world_size]:
                 yield make_batch(self.dataset, group)
@@ -221,8 +196,8 @@ class Batches(Iterable[Batch]):
         return out
 
 
-def _check_longest(lengths: Array, tokens_per_batch: int) -> None:
-    longest = int(lengths.max(initial=0))
+def _check_longest(dataset: Dataset, tokens_per_batch: int) -> None:
+    longest = int(dataset.column("input_length").max(initial=0))
     if longest > tokens_per_batch:
         raise ValueError(
             f"a row has {longest} tokens and tokens_per_batch is {tokens_per_batch}; "
@@ -231,16 +206,19 @@ def _check_longest(lengths: Array, tokens_per_batch: int) -> None:
 
 
 def _shares(dataset: Dataset, mix: Sequence[float]) -> list[float]:
-    shares = shares_of(mix)
-    tokens = np.bincount(dataset.table["file"], dataset.table["input_length"], len(shares))
-    if len(tokens) > len(shares):
+    """The weights of a mix as shares of 1."""
+    tokens = np.bincount(dataset.column("file"), dataset.column("input_length"), len(mix))
+    if len(tokens) > len(mix):
         raise ValueError(f"the mix has {len(mix)} weights for {len(tokens)} files; give each one")
+    for weight in mix:
+        if not 0 < weight < math.inf:
+            raise ValueError(f"the mix has a weight of {weight}; use positive numbers")
     if not tokens.all():
         raise ValueError(
             f"the mix has a weight for file {int(np.argmin(tokens > 0)) + 1}, of which nothing is "
             "left to train on; leave the two out"
         )
-    return shares
+    return [weight / sum(mix) for weight in mix]
 
 
 def _equal_parts(lengths: Array, order: Array, parts: int, total: int) -> Ints:

@@ -67,27 +67,24 @@ def read_conversations(
             opened; while iterating, if something is wrong with a row and `on_error` is None.
         TypeError: `source` is neither paths nor rows.
     """
+    rows = read_rows(source)
     parse = partial(parse_conversation, prompt_key=prompt_key, answer_key=answer_key, system=system)
-    return _conversations(read_rows(source), parse, on_error)
 
+    def conversations() -> Iterator[Conversation]:
+        for row in rows:
+            try:
+                if isinstance(row, DataError):
+                    raise row
+                conversation = parse(row.value, path=row.path, line=row.line, text=row.text)
+            except DataError as error:
+                error.row = error.row or (row.text if isinstance(row, Row) else "")
+                if on_error is None:
+                    raise
+                on_error(error)
+            else:
+                yield conversation
 
-def _conversations(
-    rows: Iterable[Row | DataError],
-    parse: Callable[..., Conversation],
-    on_error: Callable[[DataError], None] | None,
-) -> Iterator[Conversation]:
-    for row in rows:
-        try:
-            if isinstance(row, DataError):
-                raise row
-            conversation = parse(row.value, path=row.path, line=row.line, text=row.text)
-        except DataError as error:
-            error.row = error.row or (row.text if isinstance(row, Row) else "")
-            if on_error is None:
-                raise
-            on_error(error)
-        else:
-            yield conversation
+    return conversations()
 
 
 @dataclass(slots=True)
@@ -159,10 +156,7 @@ def _unreadable(path: str, reason: object) -> DataError:
 
 @contextmanager
 def open_bytes(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
-    """Open a file, or standard input ("-"), to read its bytes; gzip is unpacked.
-
-    Whatever goes wrong becomes a DataError, while the file is read, too.
-    """
+    """Open a file or standard input ("-"); what goes wrong there, then or later, is a DataError."""
     _refuse_unopenable(path)
     try:
         with nullcontext(_standard_input()) if path == "-" else open(path, "rb") as stream:
@@ -207,30 +201,28 @@ def refuse_foreign(start: bytes, path: str, format: str = "JSON Lines") -> None:
 
 def _rows_of_file(path: str) -> Iterator[Row | DataError]:
     """Yield what is in a file; what can't become a row is a DataError."""
-    number = 0  # of the line that was read last
+    number, empty = 0, True
     try:
         with open_bytes(path) as stream:
             before = _stamp(path, stream)
             line = stream.readline(MAX_LINE + 1 + len(BOM)).removeprefix(BOM)
             refuse_foreign(line, path)
-            while line and not line.strip(SPACE.encode()):
-                number += 1
-                line = stream.readline(MAX_LINE + 1)
-            if not line:
-                yield DataError("empty_file", "has no rows", "check that it was written", path)
-            elif line.lstrip(SPACE.encode()).startswith(b"["):
-                yield from _rows_of_array(line + stream.read(), number + 1, path)
-                line = b""
             while line:
                 number += 1
-                try:
-                    if row := _row_of_line(line, number, path):
-                        yield row
-                except DataError as error:
-                    yield error
+                if line.strip(SPACE.encode()):
+                    first, empty = empty, False
+                    if first and line.lstrip(SPACE.encode()).startswith(b"["):
+                        yield from _rows_of_array(line + stream.read(), number, path)
+                        break
+                    try:
+                        yield _row_of_line(line, number, path)
+                    except DataError as error:
+                        yield error
                 while len(line) > MAX_LINE and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE + 1)  # the rest of a line that is too long
                 line = stream.readline(MAX_LINE + 1)
+            if empty:
+                yield DataError("empty_file", "has no rows", "check that it was written", path)
             if _stamp(path, stream) != before:
                 raise changed_file(path)
     except DataError as error:
@@ -240,20 +232,18 @@ def _rows_of_file(path: str) -> Iterator[Row | DataError]:
 
 
 def changed_file(path: str) -> DataError:
-    """The error of a file that was written to while it was read."""
     remedy = "read it when nothing writes to it"
     return DataError("changed_file", "changed while it was read", remedy, path)
 
 
 def _stamp(path: str, stream: BinaryIO) -> tuple[int, ...]:
-    """What a change of the content changes; nothing for what can be read only once."""
+    """A file's size and time; nothing for what can be read only once."""
     if path == "-" or not stat.S_ISREG((status := os.fstat(stream.fileno())).st_mode):
         return ()
     return status.st_size, status.st_mtime_ns
 
 
-def _row_of_line(line: bytes, number: int, path: str) -> Row | None:
-    """What a line holds; None if it is blank."""
+def _row_of_line(line: bytes, number: int, path: str) -> Row:
     if len(line) > MAX_LINE:
         fact = f"the line has more than {MAX_LINE:,} bytes"
         remedy = "split the row, or write the rows on lines of their own"
@@ -261,11 +251,8 @@ def _row_of_line(line: bytes, number: int, path: str) -> Row | None:
         raise DataError("long_line", fact, remedy, path, number, shown)
     text = decode_utf8(line, number, path).rstrip("\r\n")
     json = JsonText(text, path, number)
-    start = json.skip_space(0)
-    if start == len(text):
-        return None
     try:
-        value, end = json.value(start)
+        value, end = json.value(json.skip_space(0))
         json.expect_end(end, "row")
     except DataError as error:
         error.row = text

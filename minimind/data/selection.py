@@ -5,6 +5,7 @@ What fine-tuning trains is what inspection shows: both call `select_rows`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,32 +36,15 @@ class SplitOptions:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
 
 
-NO_SPLIT = SplitOptions(val_fraction=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What became of some files' rows, and the folder that holds the rejected ones."""
-
-    report: DataReport
-    folder: Path
-
-
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Rows in the order of their files.
-
-    Attributes:
-        training: what an epoch trains.
-        validation: what is held back; no prompt is in both.
-        sources: the training files', then the validation file's if there is one.
-        removed: rows left out of training because their prompt is in the validation file.
-    """
+    """Rows in the order of their files; no prompt is in both parts."""
 
     training: Dataset
     validation: Dataset
-    sources: tuple[Source, ...]
-    removed: int = 0
+    reports: list[DataReport]  # of the training files, and of the validation file if there is one
+    folders: list[Path]  # for each report, the folder of the rejected rows
+    removed: int = 0  # rows left out of training: their prompt is in the validation file
 
 
 def split_by_prompt(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
@@ -69,46 +53,28 @@ def split_by_prompt(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset
     Rows with the same prompt are on the same side, and a row's side doesn't depend on other rows:
     shuffling or appending rows moves none.
     """
-    chosen = np.zeros(len(dataset), np.bool_)
-    for block in dataset.blocks(2**16):
-        keys = dataset.table.take("key", block)
-        chosen[block] = keys >> np.uint64(11) < fraction * 2**53  # exact in a float64
+    chosen = dataset.column("key") < math.ceil(fraction * 2**53) << 11
     return dataset.select(~chosen), dataset.select(chosen)
 
 
-def without_prompts_of(dataset: Dataset, other: Dataset) -> Dataset:
-    """Only the rows whose prompt no row of `other` has."""
-    return dataset.select(~np.isin(dataset.table["key"], other.table["key"]))
-
-
 def select_rows(
-    files: Sequence[str],
-    tokenizer: Tokenizer,
-    options: DataOptions,
-    split: SplitOptions = NO_SPLIT,
+    files: Sequence[str], tokenizer: Tokenizer, options: DataOptions, split: SplitOptions
 ) -> Selection:
     """Read and tokenize files, and separate training from validation.
-
-    Args:
-        files: of conversations.
-        tokenizer: decides the ids.
-        options: how rows become Examples.
-        split: which rows are used, and which of them validate.
 
     Raises:
         DataError: a file or a row can't be used, or `split.val_data` has no row to validate on.
     """
     dataset, report, folder = build_dataset(files, tokenizer, options)
-    source = Source(report, folder)
     if split.limit:
         dataset = dataset.select(np.arange(min(split.limit, len(dataset))))
     if split.val_data is None:
-        return Selection(*split_by_prompt(dataset, split.val_fraction), (source,))
+        return Selection(*split_by_prompt(dataset, split.val_fraction), [report], [folder])
     validation, val_report, val_folder = build_dataset([split.val_data], tokenizer, options)
     if not len(validation):
         raise DataError(
             "no_rows", "no row has an answer that can be scored", "use other rows", split.val_data
         )
-    training = without_prompts_of(dataset, validation)
-    sources = (source, Source(val_report, val_folder))
-    return Selection(training, validation, sources, len(dataset) - len(training))
+    training = dataset.select(~np.isin(dataset.column("key"), validation.column("key")))
+    removed = len(dataset) - len(training)
+    return Selection(training, validation, [report, val_report], [folder, val_folder], removed)

@@ -19,14 +19,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from minimind.data.dataset import COLUMNS, Array, Dataset, Table
+from minimind.data.dataset import COLUMNS, Array, Dataset
 from minimind.data.reader import changed_file, open_bytes
 
 FORMAT = 3  # raised whenever the same input would give other ids, masks or files
@@ -44,22 +44,14 @@ def cache_directory() -> Path:
 
 @contextmanager
 def readable_again(names: Sequence[str], root: Path) -> Iterator[list[str]]:
-    """Give for each name a file that can be read as often as needed.
-
-    Standard input and pipes are copied into the folder `root`, until the context ends.
-    """
-    if not any(map(_is_stream, names)):
-        yield list(names)
-        return
-    with working_folder(root) as scratch:
-        files = []
-        for index, name in enumerate(names):
-            if _is_stream(name):
-                files.append(str(scratch / f"input-{index}"))
-                with open_bytes(name, unpack=False) as stream, open(files[-1], "wb") as file:
-                    shutil.copyfileobj(stream, file)
-            else:
-                files.append(name)
+    """The same files, with copies in the folder `root` of standard input and pipes."""
+    files = list(names)
+    streams = [index for index, name in enumerate(names) if _is_stream(name)]
+    with working_folder(root) if streams else nullcontext(root) as scratch:
+        for index in streams:
+            files[index] = str(scratch / f"input-{index}")
+            with open_bytes(names[index], unpack=False) as stream, open(files[index], "wb") as file:
+                shutil.copyfileobj(stream, file)
         yield files
 
 
@@ -99,13 +91,11 @@ def build_once(
 ) -> Path:
     """The folder in `root` for what is in files, filled by `write` if it isn't there yet.
 
-    It appears complete or not at all, whatever other processes do.
+    It appears complete or not at all, whatever other processes do. The key is a hash of FORMAT,
+    `settings` (JSON values) and the files' content. Each file stands beside its name in errors.
 
-    Args:
-        root: the cache.
-        settings: JSON values; with FORMAT and the files' content they are the folder's key.
-        files: each with its name in errors; a DataError if one changes meanwhile.
-        write: fills a new folder, the report last.
+    Raises:
+        DataError: a file changed meanwhile.
     """
     hashes = [content_hash(file) for file, _ in files]
     key = hashlib.sha256(json.dumps([FORMAT, *settings, hashes]).encode())
@@ -133,62 +123,38 @@ def build_once(
 
 
 class DatasetWriter:
-    """Writes rows, block by block, to an empty folder that `read_dataset` maps; a context manager.
-
-    The size of the vocabulary decides the ids' type.
-    """
+    """Appends rows, block by block, to an empty folder that `read_dataset` maps."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        self._folder = folder
+        self._folder, self._tokens = folder, 0
         self._dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-        self._weighted, self._tokens = False, 0
-        with ExitStack() as stack:
-            names = ("input_ids", "loss_mask", "weights")
-            self._ids, self._masks, self._weights = (
-                stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names
-            )
-            self._columns = {
-                name: stack.enter_context(open(_column(folder, name), "wb")) for name in COLUMNS
-            }
-            self._files = stack.pop_all()
-
-    def __enter__(self) -> DatasetWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
+        for name in ("input_ids", "loss_mask", *map("table.{}".format, COLUMNS)):
+            (folder / f"{name}.bin").touch()
 
     def add(self, rows: Dataset) -> None:
         """Append all rows of a Dataset; they must lie end to end."""
-        if rows.weights is not None and not self._weighted:
-            self._weighted = True
-            self._masks.flush()
-            _write_ones(self._folder / "loss_mask.bin", self._weights)
-        rows.input_ids.astype(self._dtype).tofile(self._ids)
-        rows.loss_mask.tofile(self._masks)
-        if self._weighted:
-            weights = rows.loss_mask if rows.weights is None else rows.weights
-            weights.astype(np.float32).tofile(self._weights)
-        for name, file in self._columns.items():
-            column = rows.table[name]
-            if name == "start":
-                column = column + np.uint64(self._tokens)
-            column.tofile(file)
+        arrays = {"input_ids": rows.input_ids.astype(self._dtype), "loss_mask": rows.loss_mask}
+        arrays |= {f"table.{name}": column for name, column in rows.columns.items()}
+        arrays["table.start"] = rows.columns["start"] + np.uint64(self._tokens)
+        weights = self._folder / "weights.bin"
+        if rows.weights is not None and not weights.exists():
+            marks = _map(self._folder / "loss_mask.bin", np.bool_)
+            with weights.open("wb") as file:  # of the rows before: 1 where a token is trained
+                for start in range(0, len(marks), 2**20):
+                    marks[start : start + 2**20].astype(np.float32).tofile(file)
+        if weights.exists():
+            factors = rows.loss_mask if rows.weights is None else rows.weights
+            arrays["weights"] = factors.astype(np.float32)
+        for name, data in arrays.items():
+            with open(self._folder / f"{name}.bin", "ab") as file:
+                data.tofile(file)
         self._tokens += len(rows.input_ids)
 
     def finish(self, report: Mapping[str, object]) -> None:
         """Write the report, without which the folder counts as unfinished."""
-        if not self._weighted:
-            (self._folder / "weights.bin").unlink()
-        head = {"dtype": self._dtype.__name__, "weighted": self._weighted, "report": dict(report)}
+        weighted = (self._folder / "weights.bin").exists()
+        head = {"dtype": self._dtype.__name__, "weighted": weighted, "report": dict(report)}
         (self._folder / HEAD).write_text(json.dumps(head, indent=1), encoding="utf-8")
-
-
-def _write_ones(masks: Path, weights: BinaryIO) -> None:
-    """Weights for the rows before the first row that has some: 1 where a token is trained."""
-    marks = _map(masks, np.bool_)
-    for start in range(0, len(marks), 2**20):
-        marks[start : start + 2**20].astype(np.float32).tofile(weights)
 
 
 def read_dataset(folder: Path) -> tuple[Dataset, dict[str, Any]]:
@@ -198,20 +164,21 @@ def read_dataset(folder: Path) -> tuple[Dataset, dict[str, Any]]:
         _map(folder / "input_ids.bin", head["dtype"]),
         _map(folder / "loss_mask.bin", np.bool_),
         _map(folder / "weights.bin", np.float32) if head["weighted"] else None,
-        Table({name: _map(_column(folder, name), dtype) for name, dtype in COLUMNS.items()}),
+        {name: _map(folder / f"table.{name}.bin", dtype) for name, dtype in COLUMNS.items()},
     )
     return dataset, head["report"]
 
 
-def hash_of(dataset: Dataset, folder: Path | None = None) -> str:
-    """SHA-256 over lengths, ids, masks and weights of all rows, in order.
+def _map(path: Path, dtype: npt.DTypeLike) -> Array:
+    if path.stat().st_size == 0:  # an empty file can't be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
 
-    Args:
-        dataset: all rows of a folder, or a choice of them; or rows in memory.
-        folder: the dataset's, where the hash is kept: reading all tokens takes long.
-    """
+
+def hash_of(dataset: Dataset, folder: Path | None = None) -> str:
+    """SHA-256 over all rows' lengths, ids, masks and weights; kept in `folder`, the dataset's."""
     if folder is not None:
-        rows = dataset.table.rows
+        rows = dataset.rows
         choice = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:32]
         kept = folder / f"hash-{choice}.txt"
         if kept.exists():
@@ -222,9 +189,10 @@ def hash_of(dataset: Dataset, folder: Path | None = None) -> str:
             scratch.replace(kept)
         return found
     digest = hashlib.sha256()
-    for block in dataset.blocks(512):
-        lengths = dataset.table.take("length", block).astype(np.int64)
-        starts = dataset.table.take("start", block).astype(np.int64)
+    for first in range(0, len(dataset), 512):
+        block = slice(first, first + 512)
+        lengths = dataset.take("length", block).astype(np.int64)
+        starts = dataset.take("start", block).astype(np.int64)
         offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
         tokens = offsets + np.arange(len(offsets))
         marks = dataset.loss_mask[tokens]
@@ -234,13 +202,3 @@ def hash_of(dataset: Dataset, folder: Path | None = None) -> str:
         if dataset.weights is not None and ((weights := dataset.weights[tokens]) != marks).any():
             digest.update(weights.tobytes())
     return digest.hexdigest()
-
-
-def _column(folder: Path, name: str) -> Path:
-    return folder / f"table.{name}.bin"
-
-
-def _map(path: Path, dtype: npt.DTypeLike) -> Array:
-    if path.stat().st_size == 0:  # an empty file can't be mapped
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r")

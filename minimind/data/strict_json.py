@@ -30,12 +30,12 @@ class JsonText:
         except RecursionError:
             fact = "the JSON is nested too deeply to read"
             raise self._error(at, "too_deep", fact, "flatten it") from None
-        except _RefusedError as refused:
-            raise self._error(at, *refused.args) from None
+        except DataError as error:
+            raise self._error(at, error.kind, error.fact, error.remedy) from None
 
     def expect_end(self, at: int, what: str) -> None:
         """Raise a DataError unless only space follows the row or array that ends at `at`."""
-        if at < len(self.text) and (at := self.skip_space(at)) < len(self.text):
+        if (at := self.skip_space(at)) < len(self.text):
             fact = f"more text follows the {what} at column {self._column(at)}"
             raise self._error(at, "extra_text", fact, f"remove the text after the {what}")
 
@@ -84,8 +84,7 @@ class JsonText:
         return at - self.text.rfind("\n", 0, at)
 
 
-class _RefusedError(Exception):
-    """What JSON allows or Python reads, and we don't: kind, fact and remedy."""
+# What JSON allows or Python reads, and we don't: errors without a place, which `value` adds.
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -94,12 +93,12 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         fact = f'the key "{excerpt(twice)}" appears twice in one object'
-        raise _RefusedError("duplicate_key", fact, "keep one of them")
+        raise DataError("duplicate_key", fact, "keep one of them")
     return row
 
 
 def _constant(name: str) -> None:
-    raise _RefusedError("not_finite", f"{name} is not JSON", "write null or a number")
+    raise DataError("not_finite", f"{name} is not JSON", "write null or a number")
 
 
 def _integer(digits: str) -> int | float:

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from minimind.cli.command import compile_decoding, following_options, new_folder, run_command
+from minimind.cli.command import following_options, new_folder, run_command
+from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
 from minimind.data.errors import DataError, printable
 from minimind.data.plain_text import encode_documents, read_documents

@@ -21,12 +21,12 @@ from minimind.data.conversation import Conversation
 from minimind.data.errors import printable
 from minimind.data.reader import read_conversations
 from minimind.data.selection import SplitOptions, select_rows
-from minimind.data.show import show_tokens
 from minimind.data.storage import cache_directory, hash_of, readable_again
 from minimind.inspect.lengths import count_lengths, draw_lengths
 from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
 from minimind.inspect.survey import ShownRow, Survey, survey, tables
+from minimind.inspect.tokens import show_tokens
 from minimind.model.pretrained import load_tokenizer
 from minimind.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ def run(options: InspectOptions) -> bool:
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)
-    report = selection.sources[0].report
+    report = selection.reports[0]
     checks = list(check_data(found, report, tokenizer)) if options.check else []
     counts = tables(report, found)
     data_hash = hash_of(selection.training)

@@ -22,33 +22,18 @@ FLASH_MAX_HEAD_DIM = 256
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """Attend causally inside each document.
-
-    Args:
-        q: (T, H, D)
-        k: (T, K, D)
-        v: (T, K, D)
-        documents: their lengths add up to T.
-
-    Returns:
-        (T, H, D)
-    """
+    """Attend causally inside each document: (T, H, D), (T, K, D), (T, K, D) -> (T, H, D)"""
     if _flash_serves(q):
         return varlen_attention(q, k, v, documents)
     return _sdpa_by_document(q, k, v, documents)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend from one new token per row to everything in the row's cache.
+    """Attend from one new token per row to all of the row's cache, which has the token already.
 
-    Args:
-        q: (B, H, D), one query per row.
-        k: (B, K, S, D) cached keys, the new one included.
-        v: (B, K, S, D) cached values.
-        mask: (B, 1, 1, S) bool, True where a row's cache is filled; None if all of it is.
+    (B, H, D), (B, K, S, D), (B, K, S, D) -> (B, H, D)
 
-    Returns:
-        (B, H, D)
+    The mask, (B, 1, 1, S) bool, is True where a row's cache is filled; None if all of it is.
     """
     gqa = q.size(1) != k.size(1)
     out = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, mask, enable_gqa=gqa)

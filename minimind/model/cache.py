@@ -13,19 +13,12 @@ from minimind.model.config import ModelConfig
 
 
 class DecodeStep(NamedTuple):
-    """Positions and mask of one decode step: one new token per row; the same for all layers.
+    """Positions and mask of one decode step: one new token per row; the same for all layers."""
 
-    Attributes:
-        positions: (rows,) of the new tokens.
-        rows: (rows,) 0, 1, 2, ...
-        kv_len: tokens of the longest row, the new one included.
-        mask: (rows, 1, 1, kv_len) bool, True where a row is filled; None if all are equally long.
-    """
-
-    positions: Tensor
-    rows: Tensor
-    kv_len: int
-    mask: Tensor | None
+    positions: Tensor  # (rows,) of the new tokens
+    rows: Tensor  # (rows,) 0, 1, 2, ...
+    kv_len: int  # tokens of the longest row, the new one included
+    mask: Tensor | None  # (rows, 1, 1, kv_len), True where filled; None if rows are equally long
 
 
 class KVCache:
@@ -35,14 +28,6 @@ class KVCache:
         row 1   k k . . . . .      lengths[1] = 2
 
     The first pass writes whole prompts, one document per row; each later pass one token per row.
-    `next_positions` (rows,) is `lengths` on the device.
-
-    Args:
-        config: sizes.
-        rows: sequences side by side.
-        capacity: tokens per sequence, prompt and answer together.
-        device: where the cache is.
-        dtype: of keys and values.
     """
 
     def __init__(
@@ -59,17 +44,14 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.lengths = [0] * rows
-        self.next_positions = torch.zeros(rows, dtype=torch.long, device=device)
-        self._row_index = torch.arange(rows, device=device)
+        self.device = device
 
     def keep(self, rows: list[int]) -> None:
         """Drop all rows but these, in this order: finished sequences stop costing time."""
-        index = torch.tensor(rows, device=self.next_positions.device)
+        index = torch.tensor(rows, device=self.device)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
-        self.next_positions = self.next_positions[index]
         self.lengths = [self.lengths[row] for row in rows]
-        self._row_index = self._row_index[: len(rows)]
 
     def attend_prompts(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, documents: Documents
@@ -83,19 +65,18 @@ class KVCache:
 
     def begin_step(self) -> DecodeStep:
         """Prepare a pass of one token per row."""
+        positions = torch.tensor(self.lengths, device=self.device)
+        rows = torch.arange(len(self.lengths), device=self.device)
         kv_len = max(self.lengths) + 1
         mask = None
         if min(self.lengths) < max(self.lengths):
-            places = torch.arange(kv_len, device=self.next_positions.device)
-            mask = (places <= self.next_positions[:, None])[:, None, None, :]
-        return DecodeStep(self.next_positions, self._row_index, kv_len, mask)
+            filled = torch.arange(kv_len, device=self.device) <= positions[:, None]
+            mask = filled[:, None, None, :]
+        return DecodeStep(positions, rows, kv_len, mask)
 
     def advance(self, by: list[int]) -> None:
         """Count the tokens that a finished pass has written, per row."""
         self.lengths = [have + new for have, new in zip(self.lengths, by, strict=True)]
-        self.next_positions = self.next_positions + torch.tensor(
-            by, device=self.next_positions.device
-        )
 
 
 def attend_token(
@@ -103,16 +84,8 @@ def attend_token(
 ) -> Tensor:
     """Store each row's new key and value in a layer's cache; attend to all of the row.
 
-    Args:
-        step: from `KVCache.begin_step`.
-        keys: (rows, K, capacity, D) of the layer; changed in place.
-        values: as keys.
-        q: (rows, H, D) of the new tokens.
-        k: (rows, K, D)
-        v: (rows, K, D)
-
-    Returns:
-        (rows, H, D)
+    The layer's `keys` and `values`, (rows, K, capacity, D), are changed in place;
+    q, k, v: (rows, H, D), (rows, K, D), (rows, K, D) -> (rows, H, D)
     """
     if step.mask is None:  # all rows are equally long: a plain copy, without an index
         keys.select(2, step.kv_len - 1).copy_(k)

@@ -17,23 +17,20 @@ from minimind.model.torch_versions import leave_size_open
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled at its first call that needs gradients; other calls run eagerly.
 
-    Token counts are left open, so that nothing is compiled again. Where compiling fails, a warning
-    says why, and this and all later calls run eagerly.
-
-    Args:
-        function: takes a module, then tensors whose first size is the number of tokens.
+    It takes a module, then tensors whose first size is the number of tokens. This number is left
+    open, so that nothing is compiled again. Where compiling fails, a warning says why, and this and
+    all later calls run eagerly.
     """
-    fast: Callable[..., Any] | None = None
+    fast = torch.compile(function, dynamic=True)
     failed = False
 
     def call(module: torch.nn.Module, *tensors: Tensor) -> Any:
-        nonlocal fast, failed
+        nonlocal failed
         if failed or not torch.is_grad_enabled():  # passes without gradients are few
             return function(module, *tensors)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-                fast = fast or torch.compile(function, dynamic=True)
                 leave_size_open(tensors, "tokens")
                 return fast(module, *tensors)
         except torch._dynamo.exc.TorchDynamoException as error:

@@ -11,22 +11,18 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 ModelType = Literal["llama", "qwen2", "qwen3"]
-RopeType = Literal["llama3", "yarn"]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What a `model_type` stands for: per field a fixed value, or the config.json key that says.
-
-    `head_dim` is the size where config.json names none; None means hidden_size / heads.
-    """
+    """What a `model_type` stands for: each field's fixed value, or its key in config.json."""
 
     architecture: str
     qkv_bias: bool | str
     o_bias: bool | str
     mlp_bias: bool | str
     qk_norm: bool | str
-    head_dim: int | None = None
+    head_dim: int | None = None  # where config.json names none; None is hidden_size / heads
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -48,57 +44,51 @@ _MAX_SIZES = {
     "max_position_embeddings": 2**24,
 }
 
-_COMMON = frozenset({"rope_type", "factor", "original_max_position_embeddings"})
-_YARN = {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"}
-_ROPE_FIELDS: Mapping[str, frozenset[str]] = {
-    "default": frozenset(),
-    "llama3": _COMMON | {"low_freq_factor", "high_freq_factor"},
-    "yarn": _COMMON | _YARN,
+_LLAMA3_BOUNDS = ("low_freq_factor", "high_freq_factor")
+_YARN_NUMBERS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+_RANGES = {
+    "rms_norm_eps": (1e-12, 1.0),
+    "rope_theta": (2.0, 1e12),
+    "factor": (1.0, 2.0**20),
+    **dict.fromkeys(_LLAMA3_BOUNDS, (1e-6, 1e6)),
+    **dict.fromkeys(_YARN_NUMBERS, (0.0, 1e6)),
+}
+
+_ROPE_REQUIRED = {"rope_type", "factor", "original_max_position_embeddings"}
+_ROPE_FIELDS: Mapping[str, set[str]] = {
+    "default": set(),
+    "llama3": {*_ROPE_REQUIRED, *_LLAMA3_BOUNDS},
+    "yarn": {*_ROPE_REQUIRED, *_YARN_NUMBERS, "truncate"},
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than the pretraining's.
+    """How rotary frequencies are stretched for contexts longer than the pretraining's."""
 
-    Attributes:
-        rope_type: "llama3" (Llama 3.1) or "yarn" (Peng et al. 2023, arXiv:2309.00071).
-        factor: how many times longer than `original_max_position_embeddings` (tokens).
-        low_freq_factor, high_freq_factor: llama3's bounds, in turns over the original context.
-        beta_fast, beta_slow: yarn's bounds, in turns over the original context.
-        attention_factor: yarn's scale of cos and sin; None derives it from `factor`.
-        mscale, mscale_all_dim: yarn's other way to derive it (DeepSeek); both or neither count.
-        truncate: whether yarn rounds its bounds outwards to whole dimensions.
-    """
-
-    rope_type: RopeType
-    factor: float
-    original_max_position_embeddings: int
-    low_freq_factor: float | None = None
+    rope_type: Literal["llama3", "yarn"]  # of Llama 3.1; of Peng et al. 2023, arXiv:2309.00071
+    factor: float  # how many times longer than the original context
+    original_max_position_embeddings: int  # tokens
+    low_freq_factor: float | None = None  # llama3's bounds, in turns over the original context
     high_freq_factor: float | None = None
-    beta_fast: float | None = None
+    beta_fast: float | None = None  # yarn's bounds, in turns over the original context
     beta_slow: float | None = None
-    attention_factor: float | None = None
-    mscale: float | None = None
+    attention_factor: float | None = None  # yarn's scale of cos and sin; None: from `factor`
+    mscale: float | None = None  # yarn's other way to derive it (DeepSeek), where both are set
     mscale_all_dim: float | None = None
-    truncate: bool | None = None
+    truncate: bool | None = None  # whether yarn rounds its bounds outwards to whole dimensions
 
     def __post_init__(self) -> None:
         _check_rope_fields(self.rope_type, self.to_hf())
-        _check_number(self, "factor", 1.0, 2.0**20)
-        _check_size("original_max_position_embeddings", self.original_max_position_embeddings)
-        if self.rope_type == "llama3":
-            low = _check_number(self, "low_freq_factor", 1e-6, 1e6)
-            high = _check_number(self, "high_freq_factor", 1e-6, 1e6)
-            if low >= high:
-                raise ValueError(
-                    f"low_freq_factor {low:g} is not below high_freq_factor {high:g}; swap them"
-                )
-        for name in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
-            if getattr(self, name) is not None:
-                _check_number(self, name, 0.0, 1e6)
-        if self.truncate is not None:
-            _check_boolean("truncate", self.truncate)
+        is_llama3 = self.rope_type == "llama3"
+        required = _ROPE_FIELDS["llama3"] if is_llama3 else _ROPE_REQUIRED
+        names = [field.name for field in fields(self)][1:]
+        _check_fields(self, *(n for n in names if n in required or getattr(self, n) is not None))
+        low, high = (getattr(self, name) for name in _LLAMA3_BOUNDS)
+        if is_llama3 and low >= high:
+            raise ValueError(
+                f"low_freq_factor {low:g} is not below high_freq_factor {high:g}; swap them"
+            )
 
     def to_hf(self) -> dict[str, object]:
         """The fields that are set, under config.json's names."""
@@ -144,10 +134,8 @@ class ModelConfig:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in _MAX_SIZES:
-            _check_size(name, getattr(self, name))
-        _check_number(self, "rms_norm_eps", 1e-12, 1.0)
-        _check_number(self, "rope_theta", 2.0, 1e12)
+        switches = ("tie_word_embeddings", *_SWITCHES)
+        _check_fields(self, *_MAX_SIZES, "rms_norm_eps", "rope_theta", *switches)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} attention heads cannot share "
@@ -155,8 +143,6 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; RoPE turns pairs, so use an even one")
-        for name in ("tie_word_embeddings", *_SWITCHES):
-            _check_boolean(name, getattr(self, name))
         family = _family(self.model_type)
         in_json: dict[str, bool] = {}
         for name in _SWITCHES:
@@ -184,8 +170,8 @@ class ModelConfig:
             _refuse_unsupported(data)
             data = _without_null(data)
             family = _family(data.get("model_type"))
-            heads = _check_size("num_attention_heads", data.get("num_attention_heads"))
-            hidden_size = _check_size("hidden_size", data.get("hidden_size"))
+            heads = _check_value("num_attention_heads", data.get("num_attention_heads"))
+            hidden_size = _check_value("hidden_size", data.get("hidden_size"))
             values: dict[str, Any] = dict.fromkeys(_MAX_SIZES)
             values["num_key_value_heads"] = heads
             values["head_dim"] = family.head_dim or hidden_size // heads
@@ -204,20 +190,14 @@ class ModelConfig:
         `from_hf(config.to_hf()) == config`. Token ids and dtype are the writer's to add.
         """
         family = _family(self.model_type)
-        scaling = None if self.rope_scaling is None else self.rope_scaling.to_hf()
-        switches = {
-            rule: getattr(self, name)
-            for name in _SWITCHES
-            if isinstance(rule := getattr(family, name), str)
-        }
+        scaling = self.rope_scaling and self.rope_scaling.to_hf()
+        keys = {name: name for name in (*_MAX_SIZES, "rms_norm_eps", "tie_word_embeddings")}
+        keys |= {name: key for name in _SWITCHES if isinstance(key := getattr(family, name), str)}
         return {
             "architectures": [family.architecture],  # llama.cpp's converter chooses by this
             "model_type": self.model_type,
-            **{name: getattr(self, name) for name in _MAX_SIZES},
             "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            **switches,
+            **{key: getattr(self, name) for name, key in keys.items()},
             # transformers 4.5x reads these two and warns of a rope_theta inside rope_scaling.
             "rope_theta": self.rope_theta,
             "rope_scaling": scaling,
@@ -288,23 +268,22 @@ def _without_null(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value is not None}
 
 
-def _check_size(name: str, value: Any) -> int:
-    most = _MAX_SIZES[name.removeprefix("original_")]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"{name} is {value!r}; use an integer from 1 to {most:,}")
-    return value
+def _check_fields(config: object, *names: str) -> None:
+    for name in names:
+        object.__setattr__(config, name, _check_value(name, getattr(config, name)))
 
 
-def _check_number(config: object, name: str, least: float, most: float) -> float:
-    """Check a field, and store an integer as a float: transformers warns of integers."""
-    value = getattr(config, name)
-    # Written so that NaN fails too.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}; use a number from {least:g} to {most:g}")
-    object.__setattr__(config, name, float(value))
-    return float(value)
-
-
-def _check_boolean(name: str, value: object) -> None:
-    if not isinstance(value, bool):
+def _check_value(name: str, value: Any) -> Any:
+    """A field's value if it is of the field's kind and range; an integer may become a float."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in _RANGES:
+        least, most = _RANGES[name]
+        if not is_number or not least <= value <= most:  # NaN isn't either
+            raise ValueError(f"{name} is {value!r}; use a number from {least:g} to {most:g}")
+        return float(value)  # transformers warns of integers
+    if largest := _MAX_SIZES.get(name.removeprefix("original_")):
+        if not is_number or isinstance(value, float) or not 1 <= value <= largest:
+            raise ValueError(f"{name} is {value!r}; use an integer from 1 to {largest:,}")
+    elif not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r}; use true or false")
+    return value

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 # Shape letters: R rows, I input features, O output features, B blocks of a weight.
 
 FEW_ROWS = 16  # above, F.linear is as fast
-BLOCK = 192  # most of a weight's rows in a block: what it needs stays in the core's cache
+BLOCK = 192  # at most so many of a weight's rows are a block: it stays in a core's cache
 
 
 class Linear(nn.Linear):
@@ -23,26 +23,21 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias.
+    """x @ weight.T + bias: (R, I), (O, I), (O,) -> (R, O), equal to F.linear's but for rounding.
 
     Decoding reads every weight once for a few rows. On a CPU and without gradients, one product per
     block of the weight reads it faster than F.linear's one product for all: the blocks are shared
     out among the cores. The weight isn't copied.
-
-    Args:
-        x: (R, I)
-        weight: (O, I)
-        bias: (O,)
-
-    Returns:
-        (R, O), equal to F.linear's but for rounding.
     """
-    # Python's own time counts here: the cheapest check that mostly decides comes first.
-    if torch.is_grad_enabled() or x.size(0) > FEW_ROWS or not _blocks_serve(x, weight):
-        return F.linear(x, weight, bias)
     rows, (outputs, inputs) = x.size(0), weight.shape
-    count = _block_count(outputs)
-    blocks = weight.view(count, outputs // count, inputs)
+    count = 1
+    # Python's own time counts here: the cheapest check that mostly decides comes first.
+    decodes_on_cpu = not torch.is_grad_enabled() and rows <= FEW_ROWS and x.is_cpu
+    if decodes_on_cpu and x.dtype == weight.dtype == torch.float32 and weight.is_contiguous():
+        count = _block_count(outputs)
+    if count == 1:
+        return F.linear(x, weight, bias)
+    blocks = weight.view(count, outputs // count, inputs)  # (B, O/B, I)
     if rows == 1:
         # Each block is a matrix-vector product. `x.t()` has the strides for which that kernel runs.
         out = torch.bmm(blocks, x.t().expand(count, inputs, 1)).view(1, outputs)
@@ -50,17 +45,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out = torch.bmm(x.expand(count, rows, inputs), blocks.transpose(1, 2))  # (B, R, O/B)
         out = out.transpose(0, 1).reshape(rows, outputs)
     return out if bias is None else out + bias
-
-
-def _blocks_serve(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.dtype == weight.dtype == torch.float32
-        and x.is_cpu
-        and x.ndim == 2
-        and x.size(0) > 0
-        and _block_count(weight.size(0)) > 1
-        and weight.is_contiguous()
-    )
 
 
 @lru_cache

@@ -130,19 +130,16 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)
     dtype = dtype or model.head_weight.dtype
     dtype_name = str(dtype).removeprefix("torch.")
-    config_json = {
-        **config.to_hf(),
-        # Named even where null: Llama's defaults in transformers are 1 and 2.
+    token_ids = {  # named even where null: Llama's defaults in transformers are 1 and 2
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.end_id,
         "pad_token_id": tokenizer.pad_id,
-        "torch_dtype": dtype_name,  # transformers before 4.56
-        "dtype": dtype_name,
     }
+    dtypes = {"torch_dtype": dtype_name, "dtype": dtype_name}  # before transformers 4.56, and since
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as name:
         staging = Path(name)
         save_tokenizer(staging, tokenizer)
-        _write_json(staging / "config.json", config_json)
+        _write_json(staging / "config.json", config.to_hf() | token_ids | dtypes)
         weights = {
             _plain_name(key): value.detach().to("cpu", dtype).contiguous()
             for key, value in model.state_dict().items()
@@ -200,26 +197,24 @@ def _move(staging: Path, directory: Path) -> None:
 def _locate(path_or_name: str | Path | None) -> Path:
     if path_or_name is None:
         return BASE
-    path = Path(path_or_name)
+    name, path = str(path_or_name), Path(path_or_name)
     if path.is_dir():
         return path
-    if path.exists():
-        raise FileNotFoundError(f"{path_or_name}: is a file; give the model's directory")
-    name = str(path_or_name)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        fact = "is a file" if path.exists() else "no such directory"
         raise FileNotFoundError(
-            f"{name}: no such directory; give a model directory or a hub name like org/model"
+            f"{name}: {fact}; give a model directory or a hub name like org/model"
         )
     from huggingface_hub import snapshot_download  # slow to import, and seldom needed
 
     try:
-        # Asks the hub for the newest version; offline (HF_HUB_OFFLINE=1) it takes the cache's.
+        # The newest version; offline (HF_HUB_OFFLINE=1) the cache's.
         return Path(snapshot_download(name, allow_patterns=_FETCHED))
     except (OSError, ValueError) as error:  # all of the hub's errors are one of the two
-        fact = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(
             f"{name}: no such directory, and no such model on the hub or in its cache "
-            f"({fact[0]}); check the name and the connection"
+            f"({lines[0]}); check the name and the connection"
         ) from error
 
 
@@ -247,7 +242,7 @@ def _read_weights(
     head = stored.pop(_HEAD, None) if config.tie_word_embeddings else None
     if problems := _misfits(expected, stored):
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        listed = "".join(f"\n    {line}" for line in problems[:10] + more)
+        listed = "\n    ".join(["", *problems[:10], *more])
         raise ValueError(
             f"{directory}: {len(problems)} of its weights don't fit its config.json; use the two "
             f"files of one model{listed}"

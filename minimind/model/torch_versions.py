@@ -11,25 +11,13 @@ from torch import Tensor
 
 from minimind.documents import Documents
 
-# T tokens, H query heads, K key/value heads, D head dimension.
-
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-    """Attend causally in each document with the flash kernel.
-
-    Args:
-        q: (T, H, D)
-        k: (T, K, D)
-        v: (T, K, D)
-        documents: their lengths add up to T.
-
-    Returns:
-        (T, H, D)
-    """
+    """`packed_attention` with the flash kernel."""
     from torch.nn.attention.varlen import varlen_attn  # takes as long to import as all of torch
 
     options: dict[str, Any] = {"window_size": (-1, 0)}  # all tokens to the left, none to the right
-    if _takes(varlen_attn, "enable_gqa"):  # 2.11 shares heads without being asked
+    if _takes(varlen_attn, "enable_gqa"):  # 2.11 finds shared heads by itself
         options["enable_gqa"] = q.size(1) != k.size(1)
     ends, longest = documents.cu_seqlens, documents.max_seqlen
     out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)

@@ -21,11 +21,11 @@ from minimind.model.attention import packed_attention
 from minimind.model.cache import DecodeStep, KVCache, attend_token
 from minimind.model.compiling import compiled
 from minimind.model.config import ModelConfig
-from minimind.model.elementwise import rms_norm, rotate, swiglu
+from minimind.model.elementwise import rms_norm, rotate
 from minimind.model.linear import Linear, linear
 from minimind.model.rope import inverse_frequencies
 
-# Shape letters: T tokens of all documents, S tokens whose states are wanted, C hidden size,
+# Shape letters: T tokens of all documents, S tokens whose states are returned, C hidden size,
 # V vocabulary, H query heads, K key/value heads, D head dimension.
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values -> (T, H, D)
@@ -52,10 +52,9 @@ class Transformer(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """(V, C) the matrix whose product with a hidden state gives the logits."""
-        tied = self.config.tie_word_embeddings
-        weight = self.model.embed_tokens.weight if tied else self.lm_head.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        if self.config.tie_word_embeddings:
+            return self.model.embed_tokens.weight
+        return self.lm_head.weight
 
     @property
     def device(self) -> torch.device:
@@ -132,8 +131,7 @@ class Transformer(nn.Module):
     def prefill(self, prompts: list[Tensor], cache: KVCache) -> Tensor:
         """Read one prompt per row into an empty cache.
 
-        Returns:
-            (rows, V) logits of the token that follows each prompt.
+        Returns (rows, V): logits of the token that follows each prompt.
         """
         lengths = [len(prompt) for prompt in prompts]
         documents = Documents.of(lengths, self.device)
@@ -145,14 +143,9 @@ class Transformer(nn.Module):
         return linear(states, self.head_weight)
 
     def decode(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Read one more token per row.
+        """Read one more token per row, (rows,), where the cache holds everything before.
 
-        Args:
-            input_ids: (rows,)
-            cache: holds everything before.
-
-        Returns:
-            (rows, V) logits of the token that follows.
+        Returns (rows, V): logits of the token that follows.
         """
         step = cache.begin_step()
         x = self.model.embed_tokens(input_ids)  # (rows, C)
@@ -176,14 +169,11 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def compile_decoding(self, rows: int = 1) -> None:
-        """Compile what a layer does to read one more token per row, for faster answers.
+        """Compile what a layer does to read one more token in each of `rows` rows.
 
-        How far a row has come is left open. Another compilation follows when rows go from several
-        to one, from equally to differently long, or to more than a few. Where compiling fails, the
-        compiler's error comes out, and the model stays as it was.
-
-        Args:
-            rows: to compile for.
+        Rows may have any length. Another compilation follows when rows go from several to one, from
+        equally to differently long, or to more than a few. Where compiling fails, the compiler's
+        error comes out, and the model stays as it was.
         """
         # Unusual sizes: the compiler takes sizes that are equal for one and the same.
         cache = KVCache(self.config, rows, 61, self.device, self.head_weight.dtype)
@@ -242,7 +232,7 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then a gated MLP, each on a normalized copy and added to the residual stream."""
+    """Attention, then an MLP, each on a normalized copy and added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -273,11 +263,9 @@ class Attention(nn.Module):
         self.k_proj = Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
         self.v_proj = Linear(width, kv_heads * head_dim, bias=config.qkv_bias)
         self.o_proj = Linear(heads * head_dim, width, bias=config.o_bias)
-        self.q_norm: nn.Module = nn.Identity()
-        self.k_norm: nn.Module = nn.Identity()
-        if config.qk_norm:
-            self.q_norm = RMSNorm(head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
+        eps = config.rms_norm_eps
+        self.q_norm = RMSNorm(head_dim, eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, eps) if config.qk_norm else nn.Identity()
         self.head_dim = head_dim
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
@@ -295,7 +283,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x))"""
+    """down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv:2002.05202."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -306,7 +294,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, C) -> (T, C)"""
-        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 

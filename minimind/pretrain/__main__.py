@@ -217,8 +217,9 @@ def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -
         print("no documents to validate on; give more documents or raise --val-fraction")
         return None
     scripts = np.array(scripts_of(validation, tokenizer))
-    documents = len(np.unique(validation.table["key"]))
-    print(f"validation: {documents:,} documents, {validation.table['input_length'].sum():,} tokens")
+    documents = len(np.unique(validation.column("key")))
+    tokens = validation.column("input_length").sum()
+    print(f"validation: {documents:,} documents, {tokens:,} tokens")
 
     def measure(model: Transformer, precision: Precision) -> dict[str, float]:
         scores = score(

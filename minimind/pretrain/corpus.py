@@ -89,8 +89,8 @@ def build_corpus(
         def write(folder: Path) -> None:
             with tempfile.TemporaryDirectory(dir=root) as scratch:
                 report, kept = _without_repeats(named, Path(scratch), done)
-            with DatasetWriter(folder, tokenizer.vocab_size) as writer:
-                _tokenize(compress(_documents(named, done), kept), tokenizer, max_length, writer)
+            writer = DatasetWriter(folder, tokenizer.vocab_size)
+            _tokenize(compress(_documents(named, done), kept), tokenizer, max_length, writer)
             writer.finish(asdict(report))
 
         folder = build_once(root, settings, named, write)
@@ -100,7 +100,7 @@ def build_corpus(
 
 def documents_of(dataset: Dataset) -> Iterator[tuple[list[int], list[int]]]:
     """Each document: the rows of its windows, and its ids without the first and the last one."""
-    for _, group in groupby(range(len(dataset)), dataset.table["key"].__getitem__):
+    for _, group in groupby(range(len(dataset)), dataset.column("key").__getitem__):
         rows = list(group)
         yield rows, [id for row in rows for id in dataset[row].input_ids[1:]][:-1]
 
@@ -163,7 +163,7 @@ def _tokenize(
         examples, keys, files, lines = zip(*block, strict=True)
         part = Dataset.from_examples(examples)
         for name, column in (("key", keys), ("file", files), ("line", lines)):
-            part.table[name][:] = column
+            part.columns[name][:] = column
         writer.add(part)
 
 

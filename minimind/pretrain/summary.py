@@ -24,10 +24,12 @@ def describe_corpus(report: CorpusReport) -> list[str]:
 
 def describe_mix(steps: Steps, names: Sequence[str]) -> list[str]:
     """How much of each file is trained."""
-    tokens = np.bincount(steps.dataset.table["file"], steps.lengths, minlength=len(names))
+    files = steps.dataset.column("file")
+    tokens = np.bincount(files, steps.lengths, len(names))
     planned = np.zeros(len(names))
-    by_file = steps.tokens_by_file()
-    planned[: len(by_file)] = by_file
+    for index in range(len(steps)):
+        rows = steps.rows_of(index)
+        planned += np.bincount(files[rows], steps.lengths[rows], len(names))
     lines = []
     for index, name in enumerate(names):
         requested = "" if steps.shares is None else f", {steps.shares[index]:.2%} requested"

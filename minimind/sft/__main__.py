@@ -57,7 +57,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         model, tokenizer = load(options.model)
     with distributed.main_process_first():
         selection = select_rows(options.files, tokenizer, options.data, options.split)
-        data_hash = hash_of(selection.training, selection.sources[0].folder)
+        data_hash = hash_of(selection.training, selection.folders[0])
     print("\n".join(describe_selection(selection, options.split.val_data)))
     training, validation = selection.training, selection.validation
     budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
@@ -69,13 +69,13 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         return
 
     if distributed.is_main_process():
-        _prepare_folder(out, options, [source.folder / REJECTED for source in selection.sources])
+        _prepare_folder(out, options, [folder / REJECTED for folder in selection.folders])
     print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
     model.to(device)
     identity = {
         "base": options.model or "the embedded base",
         "data": data_hash,
-        "validation data": hash_of(validation, selection.sources[-1].folder),
+        "validation data": hash_of(validation, selection.folders[-1]),
         "--tokens-per-step": steps.tokens_per_step,
         "--seed": options.seed,
     }
@@ -183,20 +183,21 @@ def _plan(selection: Selection, options: SFTOptions, tokens_per_batch: int, cont
             ", ".join(options.files),
         )
     parts = (training, selection.validation)
-    longest = max(part.table["input_length"].max(initial=0) for part in parts)
+    longest = max(part.column("input_length").max(initial=0) for part in parts)
     if longest > context:
         raise OptionError(
             f"the longest row has {longest:,} tokens and the model's context {context:,}; "
             f"use --max-length {context}, or another --model"
         )
-    mean = float(training.table["input_length"].mean())
-    return make_steps(
+    mean = float(training.column("input_length").mean())
+    steps = make_steps(
         training,
         tokens_per_step=options.tokens_per_step or math.ceil(CONVERSATIONS_PER_STEP * mean),
         tokens_per_batch=tokens_per_batch,
         epochs=options.epochs,
         seed=options.seed,
-    ).truncated(options.max_steps)
+    )
+    return steps[: options.max_steps]
 
 
 def _answer_some(out: Path, rows: Dataset, device: torch.device) -> None:

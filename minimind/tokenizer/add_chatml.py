@@ -7,9 +7,8 @@ from itertools import count
 from typing import Any
 
 from minimind.tokenizer.files import ADDED_TOKENS, CONFIG, JSON, SPECIAL_TOKENS, TokenizerFiles
-from minimind.tokenizer.special_tokens import SPARE
 from minimind.tokenizer.tokenizer_json import flatten, replace_prefix_space
-from minimind.tokenizer.vocabulary import Vocabulary
+from minimind.tokenizer.vocabulary import SPARE, Vocabulary
 
 
 def add_chatml(files: TokenizerFiles, vocabulary: Vocabulary, missing: Sequence[str]) -> str:

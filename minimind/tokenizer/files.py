@@ -22,11 +22,9 @@ Object = dict[str, Any]  # in JSON
 
 
 class TokenizerFiles:
-    """The contents of the files: all are read at once, since `save` may overwrite them.
+    """The files' contents by name, the main one's under `JSON` or `MODEL`.
 
-    Attributes:
-        contents: name -> bytes; the main file is under `JSON` or `MODEL`.
-        place: the main file's path, for messages.
+    All are read at once, since `save` may overwrite them. Messages begin with `place`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -6,14 +6,13 @@ Those are control tokens for us: no text may become one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import sentencepiece
 
 from minimind.tokenizer.files import CONFIG, JSON, MODEL, TokenizerFiles
-from minimind.tokenizer.special_tokens import collect_control_tokens
-from minimind.tokenizer.vocabulary import Vocabulary, piece_to_bytes
+from minimind.tokenizer.vocabulary import Vocabulary, collect_control_tokens, piece_to_bytes
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # kinds of piece; 1 is an ordinary one
 
@@ -45,14 +44,10 @@ def read_model(files: TokenizerFiles) -> Vocabulary:
         raise ValueError(
             f"{files.place}: sentencepiece can't read it ({error}); fetch the file again"
         ) from None
-
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        return cast(list[list[int]], model.encode(texts))
-
     adds_bos = files.read(CONFIG).get("add_bos_token")
     bos = files.named_tokens().get("bos_token", "")
     return Vocabulary(
-        encode=encode,
+        encode=model.encode,
         to_bytes=piece_to_bytes({"▁": " "}, any(piece.kind == _BYTE for piece in pieces)),
         words=words,
         control=control,

@@ -19,9 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from minimind.tokenizer.files import CONFIG, JSON, MODEL, TokenizerFiles
-from minimind.tokenizer.special_tokens import END, SPARE, START
 from minimind.tokenizer.tokenizer_json import read_json
-from minimind.tokenizer.vocabulary import Vocabulary
+from minimind.tokenizer.vocabulary import END, SPARE, START, Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
 _NO_TOKEN = "\ufffd".encode()  # for an id that no token has
@@ -83,9 +82,6 @@ class Tokenizer:
         for name, id in control.items():
             self._token_bytes[id] = name.encode()
         self._unknown = vocabulary.unknown
-        self._control_text = re.compile(
-            "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
-        )
         self.control_ids = frozenset(control.values())
         self._never_encoded = self.control_ids - {control.get(self._unknown or "", -1)}
 
@@ -212,7 +208,8 @@ class Tokenizer:
                     f"{text!r}: in this vocabulary only a control token writes it; "
                     "take it out of the text"
                 ) from None
-        cuts = [m.start() + 1 for m in self._control_text.finditer(text) if len(m[0]) > 1]
+        names = "|".join(map(re.escape, sorted(self._control, key=len, reverse=True)))
+        cuts = [m.start() + 1 for m in re.finditer(names, text) if len(m[0]) > 1]
         # Without cuts, the base's normalizer made the token of other characters: cut in halves.
         cuts = cuts or [len(text) // 2]
         parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]

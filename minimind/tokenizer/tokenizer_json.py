@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import tokenizers
 
 from minimind.tokenizer.files import JSON, Object, TokenizerFiles
-from minimind.tokenizer.special_tokens import collect_control_tokens
-from minimind.tokenizer.vocabulary import Vocabulary, piece_to_bytes
+from minimind.tokenizer.vocabulary import Vocabulary, collect_control_tokens, piece_to_bytes
 
 
 def read_json(files: TokenizerFiles) -> Vocabulary:

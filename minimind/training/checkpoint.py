@@ -1,4 +1,4 @@
-"""Save a run's resumable state so that a crash can't harm it. Knows no data and no schedule.
+"""Save a run's resumable state so that a crash can't harm it.
 
     checkpoints/
         step-00000120/
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from minimind.atomic_io import sync, write_tensors
 from minimind.model.transformer import Transformer
-from minimind.training.distributed import is_main_process
+from minimind.training.distributed import is_main_process, world_size
 from minimind.training.loop import TrainState
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -95,7 +95,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any], list[s
 
 def load_checkpoint(path: Path, model: Transformer, state: TrainState) -> None:
     """Put a checkpoint into `model` and `state`, in each process what belongs there."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+    from torch.distributed.checkpoint import state_dict
 
     plain = json.loads((path / STATE).read_text(encoding="utf-8"))
     # Cloned, since they are mapped: moments mustn't keep the file open.
@@ -104,14 +104,12 @@ def load_checkpoint(path: Path, model: Transformer, state: TrainState) -> None:
     for name, tensor in _under("optimizer/", tensors).items():
         parameter, _, key = name.partition("/")
         moments[parameter][key] = tensor
-    set_state_dict(
-        model,
-        state.optimizer,
-        model_state_dict=_under("weights/", tensors),
-        optim_state_dict={"state": moments, "param_groups": plain.pop("groups")},
-        options=StateDictOptions(full_state_dict=True),
-    )
-    gc.collect()  # PyTorch's function leaves a cycle that holds all these tensors
+    optimizer = {"state": moments, "param_groups": plain.pop("groups")}
+    full = state_dict.StateDictOptions(full_state_dict=True)
+    state_dict.set_model_state_dict(model, _under("weights/", tensors), options=full)
+    state_dict.set_optimizer_state_dict(model, state.optimizer, optimizer, options=full)
+    if world_size() > 1:
+        gc.collect()  # PyTorch's function leaves a cycle that holds the moments in one piece
     state.load_state_dict(plain)
     torch.set_rng_state(tensors["random/cpu"])
     if "random/cuda" in tensors and state.device.type == "cuda":

@@ -33,7 +33,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import save_checkpoint
 from minimind.training.loop import TrainConfig, TrainState, supervised_states, train
-from minimind.training.loss import token_losses
+from minimind.training.loss import token_scores
 from minimind.training.metrics import NonFinite, StepLogger
 from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
@@ -217,8 +217,9 @@ def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Pre
     with torch.no_grad(), autocast(precision, model.device):
         for batch in prefetch(batches, model.device):
             states, labels = supervised_states(model, batch)
-            losses = token_losses(states, model.head_weight, labels, batch.weights)
-            sums[0] += losses.double().sum()
+            losses, _ = token_scores(states, model.head_weight, labels)
+            weighted = losses if batch.weights is None else losses * batch.weights
+            sums[0] += weighted.double().sum()
             sums[1] += batch.num_supervised
     model.train()
     total, count = distributed.all_reduce_sum(sums).tolist()
@@ -236,8 +237,8 @@ def _name_rows(
 ) -> str:
     """Name the rows of a step whose loss or norm isn't finite, and write them to a file."""
     result, loss, norm = bad
-    table, rows = steps.dataset.table, np.array(result.rows)
-    places = zip(rows, table.take("file", rows), table.take("line", rows), strict=True)
+    dataset, rows = steps.dataset, np.array(result.rows)
+    places = zip(rows, dataset.take("file", rows), dataset.take("line", rows), strict=True)
     names = [f"{files[file]}:{line}" if line else f"row {row}" for row, file, line in places]
     path = out / NON_FINITE if distributed.is_main_process() else Path(os.devnull)
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -18,14 +18,7 @@ from minimind.data.packing import Batch, Step
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
 from minimind.training.loss import summed_cross_entropy
-from minimind.training.optim import (
-    clip_gradients,
-    make_optimizer,
-    schedule_at,
-    set_learning_rates,
-    step_if_finite,
-    trained_parameters,
-)
+from minimind.training.optim import clip_gradients, make_optimizer, schedule_at, step_if_finite
 from minimind.training.precision import Precision, autocast, resolve_precision
 from minimind.training.prefetch import prefetch
 
@@ -60,12 +53,10 @@ class TrainConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        are_shares = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         checks = {
             "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
-            "betas": (
-                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                "two numbers from 0 to below 1",
-            ),
+            "betas": (are_shares, "two numbers from 0 to below 1"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
             "max_grad_norm": (self.max_grad_norm > 0, "a positive number, inf for no clipping"),
             "warmup_ratio": (0 <= self.warmup_ratio <= 1, "a share of the steps, 0 to 1"),
@@ -99,10 +90,6 @@ class StepResult:
     supervised: int
     rows: tuple[int, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for a log; waits until the step is done on the device."""
-        return asdict(self) | {"loss": float(self.loss), "grad_norm": float(self.grad_norm)}
-
 
 class TrainState:
     """Everything besides the weights that a run consists of between two steps.
@@ -129,8 +116,7 @@ class TrainState:
         config: TrainConfig,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
-        if wrong:
+        if wrong := {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}:
             raise ValueError(
                 f"the model's weights are {', '.join(sorted(wrong))}; load it with "
                 "dtype=torch.float32 (precision='bf16' computes in bfloat16 all the same)"
@@ -187,7 +173,7 @@ def train(
         state: where to continue; default the beginning. It has an optimizer of its own.
 
     Yields:
-        One StepResult after each optimizer step. Between two of them the state is whole.
+        One StepResult after each optimizer step. Between two of them the state can be saved.
 
     Raises:
         ValueError: the weights aren't float32, a step has no supervised token, a row is longer than
@@ -221,17 +207,11 @@ def _train(
 def train_step(
     model: Transformer, batches: list[Batch], config: TrainConfig, state: TrainState, factor: float
 ) -> StepResult:
-    """One optimizer step over its micro-batches, divided once by all their supervised tokens.
+    """One optimizer step over this rank's micro-batches, at `factor` of the peak learning rate.
 
-    Where the loss or a gradient isn't finite, weights and moments stay what they were. With a fused
-    optimizer, such as the default, nothing here waits for the device.
-
-    Args:
-        model: in training mode.
-        batches: of this rank.
-        config: how to train.
-        state: its step is counted up.
-        factor: this step's learning rate as a share of the peak.
+    The loss is divided once by all the step's supervised tokens. Where it or a gradient isn't
+    finite, weights and moments stay what they were. With a fused optimizer, such as the default,
+    nothing here waits for the device.
     """
     step = Step.of(batches)
     _check(step, state.step + 1, model.config.max_position_embeddings)
@@ -244,8 +224,10 @@ def train_step(
     total = distributed.all_reduce_sum(total)
 
     state.scaler.unscale_(state.optimizer)
-    norm = clip_gradients(trained_parameters(state.optimizer), config.max_grad_norm)
-    rate = set_learning_rates(state.optimizer, factor)
+    groups = state.optimizer.param_groups
+    norm = clip_gradients([p for group in groups for p in group["params"]], config.max_grad_norm)
+    for group in groups:
+        group["lr"] = group["initial_lr"] * factor
     if state.scaler.is_enabled():  # it has seen every gradient itself
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -253,6 +235,7 @@ def train_step(
         step_if_finite(torch.isfinite(total + norm), state.optimizer)
     model.zero_grad()
     state.step += 1
+    rate = float(groups[0]["lr"])
     return StepResult(state.step, total, norm, rate, step.tokens, step.supervised, step.rows)
 
 
@@ -260,7 +243,6 @@ def batch_loss(
     model: Transformer, batch: Batch, config: TrainConfig, precision: Precision
 ) -> Tensor:
     """The loss summed over a batch's supervised tokens."""
-    batch = batch.to(model.device)
     with autocast(precision, model.device):
         states, labels = supervised_states(model, batch, config.activation_checkpointing)
         return summed_cross_entropy(states, model.head_weight, labels, batch.weights)

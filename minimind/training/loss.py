@@ -35,48 +35,26 @@ def summed_cross_entropy(
     if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
         loss: Tensor = _SummedCrossEntropy.apply(states, weight, labels, weights)  # type: ignore[no-untyped-call]
         return loss
-    return token_losses(states, weight, labels, weights).sum()
-
-
-def token_losses(
-    states: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """(S,) float32: -log p(label) at each position, for evaluation; no gradient.
-
-    Arguments as in `summed_cross_entropy`.
-    """
     losses, _ = token_scores(states, weight, labels)
-    return losses if weights is None else losses * weights
+    return (losses if weights is None else losses * weights).sum()
 
 
 def token_scores(states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How well each label was predicted: (S,) float32 -log p(label), (S,) bool label is likeliest.
-
-    Arguments as in `summed_cross_entropy`; no gradient.
-    """
-    losses = states.new_zeros(len(labels), dtype=_exact(states.dtype))
+    """(S,) float32 -log p(label), and (S,) bool whether the label is likeliest; no gradient."""
+    exact = torch.promote_types(states.dtype, torch.float32)  # float64 stays
+    losses = states.new_zeros(len(labels), dtype=exact)
     likeliest = torch.zeros_like(labels, dtype=torch.bool)
     with torch.no_grad():
         for rows in _chunks(len(labels), len(weight)):
-            logits = F.linear(states[rows], weight).to(losses.dtype)
+            logits = F.linear(states[rows], weight).to(exact)
             losses[rows] = F.cross_entropy(logits, labels[rows], reduction="none")
             likeliest[rows] = logits.argmax(-1) == labels[rows]
     return losses, likeliest
 
 
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What sums are taken in: float32, or float64 where the inputs are."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _chunks(rows: int, vocabulary: int) -> list[slice]:
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def _float32_product(a: Tensor, b: Tensor) -> Tensor:
-    """The product of two float16 matrices, summed and returned in float32."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -95,7 +73,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if half else states.dtype
         with torch.autocast(device, enabled=False):
             rows, head = states.to(dtype), weight.to(dtype)
-            exact = _exact(dtype)
+            exact = torch.promote_types(dtype, torch.float32)  # float64 stays
             d_states = torch.empty_like(rows)
             d_weight = torch.zeros_like(weight, dtype=exact)
             loss = states.new_zeros((), dtype=exact)
@@ -105,9 +83,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 factor = None if weights is None else weights[chunk, None]
                 # In place, three passes over the logits: exp(logits - top), its sum, the scaling.
                 top = logits.amax(-1, keepdim=True)
-                wanted = logits.gather(1, target) - top
+                target_logit = logits.gather(1, target) - top
                 total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-                losses = total.log() - wanted
+                losses = total.log() - target_logit
                 loss += (losses if factor is None else losses * factor).sum()
                 scale = total.reciprocal() if factor is None else factor / total
                 d_logits = logits.mul_(scale)
@@ -117,10 +95,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 torch.mm(d_logits, head, out=d_states[chunk])
                 if dtype == exact:
                     d_weight.addmm_(d_logits.t(), rows[chunk])
-                elif dtype == torch.float16:  # a frequent label's sum could overflow it
-                    d_weight += _float32_product(d_logits.t(), rows[chunk])
-                else:
+                elif dtype != torch.float16:
                     d_weight += d_logits.t() @ rows[chunk]
+                elif states.is_cuda:  # in float32: a frequent label's sum could overflow float16
+                    d_weight += torch.mm(d_logits.t(), rows[chunk], out_dtype=torch.float32)
+                else:
+                    d_weight += d_logits.t().float() @ rows[chunk].float()
         ctx.save_for_backward(d_states.to(states.dtype), d_weight.to(weight.dtype))
         return loss
 

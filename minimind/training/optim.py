@@ -28,31 +28,11 @@ def make_optimizer(
     )
 
 
-def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What the optimizer changes."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set each group's learning rate to `factor` times its peak, its `initial_lr`.
-
-    Returns:
-        The first group's rate.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
-
-
 def step_if_finite(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One optimizer step if `ok`; otherwise weights and moments stay what they were.
 
     A fused optimizer decides on the device: it takes the flag that GradScaler hands it, and the
-    host needn't wait. With another optimizer the host waits for `ok`.
-
-    Args:
-        ok: a bool scalar on the weights' device.
-        optimizer: any.
+    host needn't wait. With another optimizer the host waits for `ok`, a bool scalar.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         if ok:
@@ -71,14 +51,8 @@ def schedule_at(step: int, steps: int, warmup_steps: int, min_lr_ratio: float) -
         min_lr_ratio  | /       `-._
                       +--------------  step 0 ... steps - 1
 
-    The first step of the warm-up already moves (1 / warmup_steps); the last step of the run gets
-    exactly min_lr_ratio.
-
-    Args:
-        step: from 0.
-        steps: in the whole run.
-        warmup_steps: steps of the straight line; the first step after it is at the peak.
-        min_lr_ratio: the last step's share.
+    The first step of the warm-up has 1 / warmup_steps, the first after it the peak, and the last of
+    all `steps` exactly min_lr_ratio.
 
     Source: the cosine of Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
     """
@@ -90,15 +64,14 @@ def schedule_at(step: int, steps: int, warmup_steps: int, min_lr_ratio: float) -
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint L2 norm is at most `max_norm`, without a host sync.
+    """Scale gradients so that their joint L2 norm is at most `max_norm`; the host doesn't wait.
 
-    Returns:
-        The norm before clipping, a float32 scalar on the gradients' device.
+    Returns the norm before clipping, a float32 scalar on the gradients' device.
 
     Source: Pascanu et al. 2013, arXiv:1211.5063.
     """
     parameters = list(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = full_tensor(norm)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = full_tensor(nn.utils.get_total_norm(gradients))
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from minimind.data.dataset import Dataset, Example
-from minimind.data.packing import cut, make_batch
+from minimind.data.packing import Ints, cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import supervised_states
@@ -25,7 +25,6 @@ from minimind.training.loss import token_scores
 from minimind.training.precision import Precision, autocast
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 BLOCK_ROWS = 2**14  # planned at once
 
@@ -102,7 +101,7 @@ def score(
     dataset = examples if isinstance(examples, Dataset) else Dataset.from_examples(examples)
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}; use a positive number")
-    lengths = dataset.table["input_length"].astype(np.int64)
+    lengths = dataset.column("input_length").astype(np.int64)
     rows = np.flatnonzero(lengths)
     if not len(rows):
         raise ValueError(
@@ -113,7 +112,7 @@ def score(
     if tokenizer is not None:
         for id in set(range(len(bytes_of_id))) - tokenizer.control_ids:
             bytes_of_id[id] = len(tokenizer.token_bytes(id))
-    tokens = dataset.table["supervised"].astype(np.int64)
+    tokens = dataset.column("supervised").astype(np.int64)
     sums = np.zeros((4, len(dataset)))  # nats, correct, text_nats, text_bytes
     for block in np.array_split(rows, -(-len(rows) // BLOCK_ROWS)):
         for group in cut(block, lengths[block], budget):

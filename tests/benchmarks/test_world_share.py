@@ -34,7 +34,7 @@ def test_the_world_has_its_share_and_files_keep_their_sizes_within(
     found = world_share.weights(windows, files, 0.7)
     assert found[0] + found[1] == pytest.approx(0.7, abs=1e-5)
     assert found[2] == pytest.approx(0.3, abs=1e-5)
-    inputs, of = windows.table["input_length"], windows.table["file"]
+    inputs, of = windows.column("input_length"), windows.column("file")
     assert found[0] / found[1] == pytest.approx(
         np.sum(inputs[of == 0]) / np.sum(inputs[of == 1]), rel=1e-4
     )

@@ -113,7 +113,7 @@ def search(options: SearchOptions) -> None:
     tokenizer = load_tokenizer()
     shapes = {name: shape_of(name, tokenizer.vocab_size) for name in options.shapes}
     windows, _ = build_corpus(options.files, tokenizer, options.max_length)
-    lengths = windows.table["input_length"].astype(np.float64)
+    lengths = windows.column("input_length").astype(np.float64)
     attended = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())
     costs = {name: operations_per_token(shape, attended) for name, shape in shapes.items()}
     compute = options.tokens * costs[options.shapes[0]]
