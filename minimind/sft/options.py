@@ -70,12 +70,7 @@ class SFTOptions:
 
 
 def parse(argv: list[str]) -> SFTOptions:
-    """Options from the command line and its --config files, with the run's folder filled in.
-
-    Raises:
-        ValueError: an option can't be used as it is, or a --config can't be read.
-        SystemExit: 0 for --help, 2 for an unknown option or a value of the wrong kind.
-    """
+    """Options from the command line and its --config files, with the run's folder filled in."""
     configs = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument == "--config"]
     configs += [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     argv = [argument for path in configs for argument in config_arguments(path)] + argv
@@ -95,10 +90,11 @@ def config_arguments(path: str) -> list[str]:
     place = f"--config {path}: "
     try:
         options = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(options, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{place}{error}; name a JSON file of options") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'{place}not a JSON object; use {{"epochs": 3}}')
+        fact = f"{place}{error}"
+        raise ValueError(f'{fact}; name a JSON file of options, such as {{"epochs": 3}}') from error
     names = option_names(SFTOptions) - {"files", "config"}
     arguments: list[str] = []
     for name, value in options.items():
