@@ -22,7 +22,6 @@ from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate, reply, stream_reply
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import StepResult, TrainConfig, TrainState, train
-from minimind.training.scoring import Scores, score
 from minimind.version import __version__
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "Message",
     "ModelConfig",
     "SampleConfig",
-    "Scores",
     "StepResult",
     "Steps",
     "Tokenizer",
@@ -49,7 +47,6 @@ __all__ = [
     "read_conversations",
     "reply",
     "save",
-    "score",
     "stream_reply",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,14 @@ def write_tensors(
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:  # safetensors raises it for the system's errors
         raise OSError(f"{path}: {error}; make room, or check the disk") from error
+
+
+def sha256_of(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

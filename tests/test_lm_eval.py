@@ -13,6 +13,7 @@ import pytest
 
 import minimind
 from minimind import Example
+from minimind.training.scoring import score
 from tests.support.tiny import write_base
 
 ROWS = [
@@ -81,6 +82,6 @@ def log_likelihoods(folder: Path, question: str, choices: list[str]) -> list[flo
     for choice in choices:
         ids = tokenizer.encode(f"{question} {choice}")
         examples.append(Example(ids, [at >= asked for at in range(len(ids))]))
-    found = (-minimind.score(model, examples).nats).tolist()
+    found = (-score(model, examples).nats).tolist()
     assert all(math.isfinite(value) and value < 0 for value in found)
     return found

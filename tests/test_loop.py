@@ -340,9 +340,18 @@ def test_what_is_no_optimizer_or_one_too_many_is_refused_at_once() -> None:
 def test_a_row_longer_than_the_context_is_refused() -> None:
     model = new_model(max_position_embeddings=8)
     rows = [Example([3] * 10, [False] + [True] * 9)]
-    message = r"step 1 has a row of 9 tokens and the model's context is 8; .*max_length=8"
+    steps = make_steps(rows, tokens_per_step=20)
+    message = r"a row has 9 tokens and the model's context is 8; .*max_length=8"
     with pytest.raises(ValueError, match=message):
-        next(train(model, make_steps(rows, tokens_per_step=20), FP32))
+        train(model, steps, FP32)  # before the first step
+    with pytest.raises(ValueError, match=message):
+        next(train(model, [steps[0]], FP32))
+
+
+def test_what_is_no_config_is_refused() -> None:
+    steps = make_steps(ragged_rows(2), tokens_per_step=60)
+    with pytest.raises(TypeError, match=r"config: is 0\.0002; give a TrainConfig"):
+        train(new_model(), steps, 2e-4)
 
 
 def test_a_result_is_plain_numbers_for_a_log() -> None:

@@ -461,3 +461,18 @@ def test_messages_that_are_no_conversation_are_refused(tokenizer: Tokenizer) -> 
         for no_list in ("Hi", 5, None):
             with pytest.raises(TypeError, match=r'is not a list; give a list such as \[\{"role'):
                 encode(no_list, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("message", "fact"),
+    [(Message("bot", "Hi"), 'has role "bot"'), (Message("user", ""), 'has an empty "content"')],
+)
+def test_a_conversation_made_by_hand_is_checked_too(message, fact, tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match=f"message 1 {fact}"):
+        encode_conversation(Conversation((message,)), tokenizer)
+
+
+def test_an_unknown_truncation_is_refused_without_a_length_too(tokenizer: Tokenizer) -> None:
+    chat = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(ValueError, match='truncation is "cut"; use turns, tokens, drop'):
+        encode_conversation(chat, tokenizer, truncation="cut")

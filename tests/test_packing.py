@@ -465,6 +465,20 @@ def test_data_without_a_trained_token_is_refused(rows: list[Example]) -> None:
         make_steps(rows, tokens_per_step=100)
 
 
+def test_what_are_no_examples_is_refused() -> None:
+    with pytest.raises(TypeError, match="examples: has a dict; give Examples, as encode_conv"):
+        make_steps([{"prompt": "a", "completion": "b"}], tokens_per_step=10)
+    with pytest.raises(ValueError, match="an Example's lists differ in length; give an entry per"):
+        Example([1, 2], [True])
+    with pytest.raises(ValueError, match="an Example's lists differ in length"):
+        Example([1, 2], [False, True], [1.0])
+
+
+def test_examples_may_come_from_a_generator() -> None:
+    steps = make_steps((row for row in rows_of([5, 9])), tokens_per_step=10)
+    assert sorted(row for step in steps for row in step.rows) == [0, 1]
+
+
 def test_options_that_cannot_be_are_refused() -> None:
     rows = rows_of([5, 9])
     with pytest.raises(ValueError, match="tokens_per_step is 0; use a positive number"):

@@ -630,3 +630,33 @@ def test_what_is_neither_paths_nor_rows_is_told_what_is_wanted() -> None:
     for nothing in ([], iter([])):
         with pytest.raises(DataError, match=r"^data: there is nothing to read; name a \.jsonl or"):
             read_conversations(nothing)
+
+
+class Once:
+    """An iterator that says how many items are left."""
+
+    def __init__(self, *items: object) -> None:
+        self._items = list(items)
+
+    def __iter__(self) -> Once:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __next__(self) -> object:
+        if not self._items:
+            raise StopIteration
+        return self._items.pop(0)
+
+
+def test_a_single_row_of_an_iterator_with_a_length_is_read() -> None:
+    (conversation,) = read_conversations(Once({"prompt": "a", "completion": "b"}))
+    assert conversation.messages[1].content == "b"
+
+
+def test_a_list_of_nothing_is_no_rows() -> None:
+    with pytest.raises(TypeError, match="source: neither paths nor rows, but NoneType"):
+        read_conversations([None])
+    with pytest.raises(DataError, match="there is nothing to read"):
+        read_conversations([])

@@ -261,7 +261,7 @@ def test_what_makes_a_resumed_run_not_bit_exact_is_said(fitting, monkeypatch) ->
     assert fitting(tokens_per_batch=41).finished
     said = [sentence for sentence in fitting.said if sentence.startswith("not bit-exact: ")]
     names = [sentence.removeprefix("not bit-exact: ").partition(" was ")[0] for sentence in said]
-    assert names == ["torch", "threads", "processor", "tokens per batch"]
+    assert set(names) == {"torch", "threads", "processor", "tokens per batch"}
     assert said[0].endswith(" and is 9.9")
     assert said[3] == "not bit-exact: tokens per batch was 40 and is 41"
 

@@ -107,7 +107,7 @@ def test_bits_per_byte_of_a_text_begin_at_its_first_token_and_leave_its_end_out(
 
 def test_without_a_tokenizer_there_are_no_bits_per_byte() -> None:
     model, rows = new_model(), ragged_rows(3)
-    scores = minimind.score(model, rows)
+    scores = score(model, rows)
     assert math.isnan(scores.bits_per_byte)
     assert scores.loss == score(model, rows, Spelling()).loss
 
@@ -151,3 +151,10 @@ def test_the_ragged_rows_have_control_tokens_among_their_labels() -> None:
     assert CONFIG.vocab_size > 3
     labels = {id for row in ragged_rows(20) for id in row.input_ids}
     assert labels >= Spelling.control_ids
+
+
+def test_a_precision_may_be_measured_and_must_be_known() -> None:
+    model, rows = new_model(), ragged_rows(3)
+    assert score(model, rows, precision="auto").loss == pytest.approx(score(model, rows).loss, 0.1)
+    with pytest.raises(ValueError, match="precision is fp8; use auto, fp32, bf16 or fp16"):
+        score(model, rows, precision="fp8")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -675,3 +676,8 @@ def test_a_model_that_sentencepiece_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x03\x0a\x01a")
     with pytest.raises(ValueError, match=r"tokenizer.model: sentencepiece can't read it \("):
         Tokenizer.load(tmp_path)
+
+
+def test_a_tensor_of_ids_is_decoded_without_its_control_tokens(tokenizer: Tokenizer) -> None:
+    ids = torch.tensor([tokenizer.start_id, *tokenizer.encode("안녕"), tokenizer.end_id])
+    assert tokenizer.decode(ids, skip_control=True) == "안녕"

@@ -46,7 +46,13 @@ class Example:
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        assert len(self.input_ids) == len(self.loss_mask)
+        parts = (
+            self.input_ids,
+            self.loss_mask,
+            self.input_ids if self.weights is None else self.weights,
+        )
+        if len({len(part) for part in parts}) > 1:
+            raise ValueError("an Example's lists differ in length; give an entry per token")
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -104,6 +110,9 @@ class Dataset(Sequence[Example]):
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
         """Copy Examples into memory."""
         rows = list(examples)
+        if wrong := [row for row in rows if not isinstance(row, Example)]:
+            kind = type(wrong[0]).__name__
+            raise TypeError(f"examples: has a {kind}; give Examples, as encode_conversation makes")
         input_ids = flat("I", [row.input_ids for row in rows])
         loss_mask = flat("B", [row.loss_mask for row in rows]).astype(np.bool_)
         weights = None

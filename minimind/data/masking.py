@@ -64,10 +64,12 @@ def encode_conversation(
     """
     if isinstance(conversation, Mapping):
         conversation = parse_conversation(conversation)
-    elif not isinstance(conversation, Conversation):
-        conversation = Conversation(parse_messages(conversation))
-    (example,) = encode_rows([conversation], tokenizer, train_on=train_on)
-    return example if max_length is None else truncate(example, max_length, tokenizer, truncation)
+    if isinstance(conversation, Conversation):
+        conversation = conversation.messages
+    messages = parse_messages(conversation)
+    (example,) = encode_rows([Conversation(messages)], tokenizer, train_on=train_on)
+    limit = len(example) if max_length is None else max_length
+    return truncate(example, limit, tokenizer, truncation)
 
 
 def encode_prompt(

@@ -30,6 +30,7 @@ from minimind.data.errors import DataError, excerpt
 from minimind.data.strict_json import SPACE, JsonText
 
 MAX_LINE = 64 * 2**20  # bytes, the line feed included
+_NOTHING = object()
 REST_UNREAD = " (nothing after it is read)"  # ends the remedy of the last error in an array
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -112,15 +113,15 @@ def read_rows(source: PathsOrRows) -> Iterator[Row | DataError]:
     elif not isinstance(source, (bytes, Mapping)) and not hasattr(source, "iterrows"):
         with suppress(TypeError):
             items = iter(source)
-    first = source if items is None else next(items, None)
-    if items and isinstance(first, Mapping):
+    first = source if items is None else next(items, _NOTHING)
+    if items is not None and isinstance(first, Mapping):
         return (Row(row, "", number) for number, row in enumerate(chain([first], items), start=1))
-    if items and isinstance(first, (str, os.PathLike)):
+    if items is not None and isinstance(first, (str, os.PathLike)):
         names = [os.fspath(path) for path in (first, *cast("Iterator[PathLike]", items))]
         for name in names:
             _refuse_unopenable(name)
         return (row for name in names for row in _rows_of_file(name))
-    if items and first is None:
+    if first is _NOTHING:
         remedy = "name a .jsonl or .json file, or - for stdin"
         raise DataError("no_file", "there is nothing to read", remedy)
     raise TypeError(

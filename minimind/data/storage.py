@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minimind.atomic_io import sha256_of
 from minimind.data.dataset import COLUMNS, Array, Dataset
 from minimind.data.reader import changed_file, open_bytes
 
@@ -75,11 +76,8 @@ def working_folder(root: Path) -> Iterator[Path]:
 
 def content_hash(name: str) -> str:
     """The SHA-256 of a file, or "" if it can't be read: then the reader says why."""
-    digest = hashlib.sha256()
-    with suppress(OSError), open(name, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-        return digest.hexdigest()
+    with suppress(OSError):
+        return sha256_of(name)
     return ""
 
 

@@ -161,14 +161,15 @@ class ModelConfig:
             {"rope_theta": 1e4, "rope_scaling": {"type" or "rope_type": ...}}       transformers 4
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}        transformers 5
 
-        Absent fields take transformers' defaults; `place` begins every error.
+        Sizes must be there; other absent fields take transformers' defaults. `place` begins every
+        error.
 
         Raises:
             ValueError: a field is missing or malformed, or asks for what this model can't do.
         """
         try:
-            _refuse_unsupported(data)
             data = _without_null(data)
+            _refuse_unsupported(data)
             family = _family(data.get("model_type"))
             heads = _check_value("num_attention_heads", data.get("num_attention_heads"))
             hidden_size = _check_value("hidden_size", data.get("hidden_size"))

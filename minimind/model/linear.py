@@ -29,15 +29,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     block of the weight reads it faster than F.linear's one product for all: the blocks are shared
     out among the cores. The weight isn't copied.
     """
-    rows, (outputs, inputs) = x.size(0), weight.shape
-    count = 1
+    (outputs, inputs), count = weight.shape, 1
     # Python's own time counts here: the cheapest check that mostly decides comes first.
-    decodes_on_cpu = not torch.is_grad_enabled() and rows <= FEW_ROWS and x.is_cpu
+    decodes_on_cpu = (
+        not torch.is_grad_enabled() and x.ndim == 2 and x.size(0) <= FEW_ROWS and x.is_cpu
+    )
     if decodes_on_cpu and x.dtype == weight.dtype == torch.float32 and weight.is_contiguous():
         count = _block_count(outputs)
     if count == 1:
         return F.linear(x, weight, bias)
-    blocks = weight.view(count, outputs // count, inputs)  # (B, O/B, I)
+    rows, blocks = x.size(0), weight.view(count, outputs // count, inputs)  # (B, O/B, I)
     if rows == 1:
         # Each block is a matrix-vector product. `x.t()` has the strides for which that kernel runs.
         out = torch.bmm(blocks, x.t().expand(count, inputs, 1)).view(1, outputs)

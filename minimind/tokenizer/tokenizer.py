@@ -165,7 +165,7 @@ class Tokenizer:
         """
         if id < 0:
             raise ValueError(f"{id}: not a token id; leave out labels of -100")
-        if skip_control and id in self.control_ids:
+        if skip_control and int(id) in self.control_ids:
             return b""
         return self._token_bytes[id] if id < self.vocab_size else _NO_TOKEN
 

@@ -15,7 +15,6 @@ whole tensors, and any number of processes can resume from them.
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import re
 import shutil
@@ -27,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minimind.atomic_io import sync, write_tensors
+from minimind.atomic_io import sha256_of, sync, write_tensors
 from minimind.model.transformer import Transformer
 from minimind.training.distributed import is_main_process, world_size
 from minimind.training.loop import TrainState
@@ -147,11 +146,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -120,7 +120,6 @@ def fit(
     distributed.shard(model, precision, run.shard)
     state = TrainState(model, replace(config, precision=precision))
     fingerprint = run_fingerprint(model, tokenizer, steps, config, identity, options)
-    losses = resume(out, model, state, steps, fingerprint)  # of validations, by step
     metrics = out / "metrics.jsonl" if rank == 0 else None
     lag = 1 if model.device.type == "cuda" else 0
     stopping = False
@@ -131,6 +130,7 @@ def fit(
 
     with (
         folder_lock(out) if rank == 0 else nullcontext(),
+        nullcontext(resume(out, model, state, steps, fingerprint)) as losses,  # by step; locked
         stop_requests(run.max_minutes) as stop_requested,
         StepLogger(metrics, state.step, state.precision, lag) as log,
         tqdm(
@@ -239,7 +239,9 @@ def _name_rows(
     result, loss, norm = bad
     dataset, rows = steps.dataset, np.array(result.rows)
     places = zip(rows, dataset.take("file", rows), dataset.take("line", rows), strict=True)
-    names = [f"{files[file]}:{line}" if line else f"row {row}" for row, file, line in places]
+    names = [
+        f"{files[file]}:{line}" if line and files else f"row {row}" for row, file, line in places
+    ]
     path = out / NON_FINITE if distributed.is_main_process() else Path(os.devnull)
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for name, row in zip(names, result.rows, strict=True):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minimind.data.packing import Batch, Step
+from minimind.data.plan import Steps
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
 from minimind.training.loss import summed_cross_entropy
@@ -191,9 +192,12 @@ def train(
         )
     if optimizer is not None and state is not None:
         raise ValueError("optimizer: the state has one already; give optimizer or state, not both")
-    config = config or TrainConfig()
-    state = state or TrainState(model, config, optimizer)
-    return _train(model, steps, config, state)
+    config = TrainConfig() if config is None else config
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config: is {config!r}; give a TrainConfig(learning_rate=..., ...)")
+    if isinstance(steps, Steps):  # other sequences are checked step by step
+        _check_length(int(steps.lengths.max()), model)
+    return _train(model, steps, config, state or TrainState(model, config, optimizer))
 
 
 def _train(
@@ -218,7 +222,11 @@ def train_step(
     nothing here waits for the device.
     """
     step = Step.of(batches)
-    _check(step, state.step + 1, model.config.max_position_embeddings)
+    if not step.supervised:
+        raise ValueError(
+            f"step {state.step + 1} has no supervised token; leave out rows without one"
+        )
+    _check_length(max(batch.documents.max_seqlen for batch in step), model)
     total = torch.zeros((), device=model.device)
     for number, batch in enumerate(prefetch(step, model.device), 1):
         distributed.announce_backward(model, last=number == len(step))
@@ -266,12 +274,10 @@ def supervised_states(
     return states, batch.labels.index_select(0, batch.supervised)
 
 
-def _check(step: Step, number: int, context: int) -> None:
-    if not step.supervised:
-        raise ValueError(f"step {number} has no supervised token; leave out rows without one")
-    longest = max(batch.documents.max_seqlen for batch in step)
+def _check_length(longest: int, model: Transformer) -> None:
+    context = model.config.max_position_embeddings
     if longest > context:
         raise ValueError(
-            f"step {number} has a row of {longest:,} tokens and the model's context is "
-            f"{context:,}; use encode_conversation(..., max_length={context})"
+            f"a row has {longest:,} tokens and the model's context is {context:,}; "
+            f"use encode_conversation(..., max_length={context})"
         )

@@ -33,7 +33,8 @@ class StepLogger:
     def __init__(self, path: Path | None, step: int, precision: Precision, lag: int = 0) -> None:
         self._precision, self._lag = precision, lag
         self._unread: list[tuple[StepResult, torch.Tensor, torch.cuda.Event | None]] = []
-        self._seconds, self._supervised, self.skipped = 0.0, 0, 0
+        self._clock, self._seconds = time.perf_counter(), 0.0
+        self._supervised, self.skipped = 0, 0
         self.latest = ""  # the newest step's figures in words
         self._file: TextIO | None = None
         if path is not None:

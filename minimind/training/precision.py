@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -14,6 +14,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """Turn "auto" into a precision: by capability on CUDA, by a short trial elsewhere."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {precision}; use auto, fp32, bf16 or fp16")
     if precision != "auto":
         return precision
     if device.type == "cuda":

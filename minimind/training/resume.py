@@ -20,8 +20,8 @@ from minimind.training.checkpoint import load_checkpoint, newest_checkpoint
 from minimind.training.environment import processor, versions
 from minimind.training.loop import TrainConfig, TrainState
 
-# What of the environment the last bits depend on.
-DECIDING = ("minimind", "torch", "threads", "processor", "device", "processes", "tokens per batch")
+HARMLESS = ("python", "tokenizers", "safetensors", "numpy")  # the last bits don't depend on them
+FREE = ("activation_checkpointing", "compile")  # a run may be resumed with or without them
 
 
 class TrainingError(RuntimeError):
@@ -50,7 +50,7 @@ def run_fingerprint(
             "chat template": hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
             **identity,
             **{f"config.json's {name}": value for name, value in model.config.to_hf().items()},
-            **{f"--{name.replace('_', '-')}": value for name, value in asdict(config).items()},
+            **{f"--{n.replace('_', '-')}": x for n, x in asdict(config).items() if n not in FREE},
         },
         "options": {n: x for n, x in options.items() if n not in ("--resume", "--overwrite")},
         "environment": {
@@ -59,6 +59,7 @@ def run_fingerprint(
             "device": torch.cuda.get_device_name(model.device) if on_cuda else model.device.type,
             "processes": distributed.world_size(),
             "tokens per batch": steps.tokens_per_batch,
+            "compile": config.compile,
         },
         "steps": len(steps),
     }
@@ -116,7 +117,8 @@ def resume(
         load_checkpoint(path, model, state)
         same_rows = extra["rows"] == rows_hash(steps, state.step)
         losses = dict(extra["validation_losses"])
-        inexact = _changes(saved["environment"], ours["environment"], DECIDING)
+        deciding = [name for name in ours["environment"] if name not in HARMLESS]
+        inexact = _changes(saved["environment"], ours["environment"], deciding)
     except (KeyError, TypeError, IndexError) as error:
         raise TrainingError(
             f"{out}: its checkpoint is of another version of minimind ({error!r}); finish the run "
