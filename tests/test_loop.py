@@ -335,6 +335,9 @@ def test_what_is_no_optimizer_or_one_too_many_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="the state has one already; give optimizer or state"):
         train(model, steps, FP32, sgd, state)
     assert TrainState(model, FP32, sgd).optimizer is sgd
+    others = torch.optim.SGD(new_model().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizer: it holds none of the model's parameters"):
+        train(model, steps, FP32, others)
 
 
 def test_a_row_longer_than_the_context_is_refused() -> None:

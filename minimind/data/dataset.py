@@ -36,9 +36,13 @@ class Example:
     """One row, ready to train on.
 
     Attributes:
-        input_ids: token ids.
-        loss_mask: True where the token is trained (predicted from those before it).
-        weights: the loss's factor per token, or None where every trained token counts 1.
+        input_ids: (tokens,) token ids.
+        loss_mask: (tokens,) True where the token is trained (predicted from those before it).
+        weights: (tokens,) the loss's factor, 0 where a token isn't trained; None where every
+            trained token counts 1.
+
+    Raises:
+        ValueError: they differ in length.
     """
 
     input_ids: Sequence[int]

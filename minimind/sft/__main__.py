@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         lambda options: run(options, arguments),
         out_of_memory=lambda options: less_to_train_on(options.tokens_per_batch),
         interrupted=lambda options: (
-            "interrupted; resume from the last checkpoint with:\n"
+            "interrupted; this resumes from the newest checkpoint, or starts again without one:\n"
             f"    {resume_command(options, arguments)}"
         ),
     )

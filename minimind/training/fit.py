@@ -50,9 +50,9 @@ class RunConfig:
     """When a run validates, saves and stops."""
 
     eval_every: int | None = None
-    """Steps between two validations; default: an epoch."""
+    """Steps between two validations; none: an epoch."""
     save_every: int | None = None
-    """Steps between two checkpoints, 0 for none before the end; default: an epoch."""
+    """Steps between two checkpoints, 0 for none before the end; none: an epoch."""
     keep_checkpoints: int = 2
     """How many checkpoints to keep, the newest."""
     max_minutes: float | None = None

@@ -192,6 +192,13 @@ def train(
         )
     if optimizer is not None and state is not None:
         raise ValueError("optimizer: the state has one already; give optimizer or state, not both")
+    if optimizer is not None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if held.isdisjoint(map(id, model.parameters())):
+            raise ValueError(
+                "optimizer: it holds none of the model's parameters; make it from "
+                "model.parameters(), after the model is on its device"
+            )
     config = TrainConfig() if config is None else config
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config: is {config!r}; give a TrainConfig(learning_rate=..., ...)")
