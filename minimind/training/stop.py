@@ -18,10 +18,10 @@ STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops a
 def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], bool]]:
     """First Ctrl-C or SIGTERM: stop after this step. Second Ctrl-C: stop now (KeyboardInterrupt).
 
-    with stop_requests(max_minutes=30) as requested:
-        for step in steps:
-            if requested():  # by a signal, or so long after `with` was entered
-                save and leave
+        with stop_requests(max_minutes=30) as requested:
+            for step in steps:
+                if requested():  # by a signal, or this long after `with`
+                    save and leave
     """
     deadline = time.monotonic() + (math.inf if max_minutes is None else 60 * max_minutes)
     signalled = False
@@ -35,7 +35,7 @@ def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], boo
         signalled = True
 
     main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()  # others get no signals
+    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()  # only it may set handlers
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield lambda: signalled or time.monotonic() > deadline
