@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 SORTED_FIRST = 256  # top-p and min-p of a trained model usually keep fewer tokens than this
 
 
-class SampleOptions(TypedDict, total=False):
-    """The fields of SampleConfig, as keywords."""
-
+class SampleOptions(TypedDict, total=False):  # the fields of SampleConfig, as keywords
     temperature: float
     top_k: int
     top_p: float
@@ -86,7 +84,7 @@ class SampleConfig:
 
 
 class Ending(NamedTuple):
-    """How an answer ended: at a stop id or by length; and how many tokens it has, stop id included."""
+    """How an answer ended: at a stop id or by length; and its tokens, the stop id included."""
 
     finish_reason: Literal["stop", "length"]
     tokens: int
@@ -270,7 +268,7 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     probabilities = (logits / config.temperature).softmax(-1)  # (R, V or top_k)
     if config.top_p == 1 and config.min_p == 0:
         return probabilities, ids
-    # Sorting the full vocabulary is slow: sort all of it only if a row keeps every one of the first.
+    # Sorting the full vocabulary is slow: do it only if a row keeps every one of the first.
     for count in (SORTED_FIRST, probabilities.size(-1)):
         likeliest, order = probabilities.topk(min(count, probabilities.size(-1)))
         dropped = likeliest < config.min_p * likeliest[:, :1]

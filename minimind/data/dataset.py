@@ -36,9 +36,9 @@ class Example:
     """One row, ready to train on.
 
     Attributes:
-        input_ids: token ids.
-        loss_mask: True where the token is trained (predicted from those before it).
-        weights: the loss's factor per token, or None where every trained token counts 1.
+        input_ids: (tokens,) token ids.
+        loss_mask: (tokens,) True where the token is trained (predicted from those before it).
+        weights: (tokens,) the loss's factor, 0 where untrained; None if trained tokens count 1.
     """
 
     input_ids: Sequence[int]
@@ -50,10 +50,6 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-
-def zero_columns(rows: int) -> dict[str, Array]:
-    return {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
 
 
 class Dataset(Sequence[Example]):
@@ -87,7 +83,7 @@ class Dataset(Sequence[Example]):
         cls, input_ids: Array, loss_mask: Array, weights: Array | None, ends: Array
     ) -> Dataset:
         """Rows that lie end to end; `ends` is (rows,) where each one ends."""
-        columns = zero_columns(len(ends))
+        columns = {name: np.zeros(len(ends), dtype) for name, dtype in COLUMNS.items()}
         lengths = np.diff(ends, prepend=0)
         starts = ends - lengths
         marked = np.flatnonzero(loss_mask)
@@ -102,7 +98,6 @@ class Dataset(Sequence[Example]):
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
-        """Copy Examples into memory."""
         rows = list(examples)
         input_ids = flat("I", [row.input_ids for row in rows])
         loss_mask = flat("B", [row.loss_mask for row in rows]).astype(np.bool_)

@@ -78,7 +78,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest complete checkpoint or None; its `extra`; a sentence for each newer, damaged one."""
+    """The newest complete checkpoint, or None; its `extra`; a sentence for each damaged one."""
     passed_over: list[str] = []
     for path in reversed(_checkpoints(folder)):
         try:
@@ -117,10 +117,7 @@ def load_checkpoint(path: Path, model: Transformer, state: TrainState) -> None:
 
 
 def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything a run consists of between two steps: tensors on the CPU, and JSON values.
-
-    Weights and moments are the main process's alone.
-    """
+    """Tensors on the CPU (weights and moments on the main process only), and JSON values."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -104,7 +104,6 @@ def main_process_first() -> Iterator[None]:
 
 
 def broadcast(value: _T) -> _T:
-    """The main process's value, in every process."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values)
@@ -132,9 +131,9 @@ def is_loss_of_another(error: RuntimeError) -> bool:
 def shard(model: Transformer, precision: Precision, size: int | None = None) -> None:
     """Shard a model's weights in place, a layer at a time; with one process do nothing.
 
-    A layer's weights are gathered while it computes, in the precision it computes in. Embedding, final
-    norm and head are gathered in float32 from the beginning of `Transformer.hidden_states` to the
-    end of the backward pass, so that a loss can use the head.
+    A layer's weights are gathered while it computes, in the precision it computes in. Embedding,
+    final norm and head are gathered in float32 from the beginning of `Transformer.hidden_states` to
+    the end of the backward pass, so that a loss can use the head.
 
     Args:
         model: on its device, the same in all processes.

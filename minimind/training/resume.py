@@ -38,10 +38,10 @@ def run_fingerprint(
 ) -> dict[str, Any]:
     """What a run's weights depend on: JSON values, kept in each of its checkpoints.
 
-        identity      by name, what must be equal to resume; the command adds its own
-        options       of the command, by name, to say which of them changed the identity
-        environment   what may change, though the last bits may change with it
-        steps         of the complete run; there may be more when it is resumed
+    identity      by name, what must be equal to resume; the command adds its own
+    options       of the command, by name, to say which of them changed the identity
+    environment   what may change, though the last bits may change with it
+    steps         of the complete run; there may be more when it is resumed
     """
     on_cuda = model.device.type == "cuda"
     values = {

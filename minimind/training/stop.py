@@ -18,10 +18,10 @@ STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops a
 def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], bool]]:
     """First Ctrl-C or SIGTERM: stop after this step. Second Ctrl-C: stop now (KeyboardInterrupt).
 
-        with stop_requests(max_minutes=30) as requested:
-            for step in steps:
-                if requested():  # by a signal, or this long after `with`
-                    save and leave
+    with stop_requests(max_minutes=30) as requested:
+        for step in steps:
+            if requested():  # by a signal, or this long after `with`
+                save and leave
     """
     deadline = time.monotonic() + (math.inf if max_minutes is None else 60 * max_minutes)
     signalled = False
