@@ -47,8 +47,7 @@ def holds_rows(name: str) -> bool:
 def read_documents(file: PathLike, name: str | None = None) -> Iterator[Document]:
     """Yield a file's documents; those of rows may be empty.
 
-    `name`, by default the file's, has an ending that decides whether it is rows
-    or text; errors show it.
+    The ending of `name`, by default the file's, decides whether it is rows or text; errors show it.
 
     Raises:
         DataError: the file can't be used, or a row of it: not JSON, not UTF-8, no "text" string.

@@ -153,9 +153,8 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
     with following_options():
         device = choose_device(options.device)
         tokenizer, model = prepare(options, device)
-    quiet = (
-        None if distributed.is_main_process() else True
-    )  # None: tqdm shows no bar without a terminal
+    # None: tqdm shows no bar where there is no terminal.
+    quiet = None if distributed.is_main_process() else True
     with (
         distributed.main_process_first(),
         tqdm(desc="reading, twice", unit="documents", file=sys.stderr, disable=quiet) as bar,
