@@ -35,7 +35,7 @@ import minimind
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, markdown, peak_memory, ratio, spread
 from minimind.data.build import DataOptions, DataReport, build_dataset
-from minimind.data.dataset import COLUMNS, zero_columns
+from minimind.data.dataset import COLUMNS
 from minimind.data.plan import make_steps
 from minimind.data.selection import split_by_prompt
 from minimind.data.storage import read_dataset
@@ -203,7 +203,7 @@ def sizes_table(sizes: Sequence[Measures]) -> str:
 def write_large_table(folder: Path, rows: int) -> None:
     """A dataset as `build_dataset` leaves it, of random lengths; its tokens are holes in files."""
     folder.mkdir()
-    table = zero_columns(rows)
+    table = {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
     lengths = np.random.default_rng(0).integers(16, 256, rows)
     table["start"][:] = np.cumsum(lengths) - lengths
     table["length"][:] = lengths

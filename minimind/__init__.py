@@ -1,7 +1,7 @@
 """Turn a pretrained small language model and a JSONL file of conversations into a chat model.
 
 model, tokenizer = minimind.load()
-chats = minimind.read_conversations(path)
+chats = minimind.read_conversations("chats.jsonl")
 examples = [minimind.encode_conversation(chat, tokenizer) for chat in chats]
 steps = minimind.make_steps(examples, tokens_per_step=2048, epochs=10)
 for result in minimind.train(model, steps):
@@ -13,13 +13,13 @@ from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Example
 from minimind.data.errors import DataError
 from minimind.data.masking import encode_conversation
-from minimind.data.packing import Batch
+from minimind.data.packing import Batch, Step
 from minimind.data.plan import Steps, make_steps
 from minimind.data.reader import read_conversations
 from minimind.model.config import ModelConfig
 from minimind.model.pretrained import load, save
 from minimind.model.transformer import Transformer
-from minimind.sampler import SampleConfig, generate, reply, stream_reply
+from minimind.sampler import Ending, SampleConfig, generate, reply, stream_reply
 from minimind.tokenizer import Tokenizer
 from minimind.training.loop import StepResult, TrainConfig, TrainState, train
 from minimind.version import __version__
@@ -28,10 +28,12 @@ __all__ = [
     "Batch",
     "Conversation",
     "DataError",
+    "Ending",
     "Example",
     "Message",
     "ModelConfig",
     "SampleConfig",
+    "Step",
     "StepResult",
     "Steps",
     "Tokenizer",

@@ -1,4 +1,4 @@
-"""Write files that are complete on the disk or absent, and lock a folder for one run."""
+"""Write tensors with clear errors, wait until files are on the disk, and lock a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write contiguous tensors on the CPU to a safetensors file; text goes to its header.
+    """Write contiguous tensors on the CPU to a safetensors file; `metadata` goes into its header.
 
     Raises:
         OSError: the disk is full, or fails; the file is incomplete.

@@ -30,6 +30,5 @@ class Documents:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Documents:
-        """Documents of these lengths."""
         ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         return cls(tuple(lengths), ends.to(device), max(lengths, default=0))

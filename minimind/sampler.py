@@ -25,12 +25,10 @@ from minimind.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing's own is newer than Python 3.10
 
-SORTED_FIRST = 256  # tokens; of a trained model's, top-p and min-p mostly keep fewer
+SORTED_FIRST = 256  # top-p and min-p of a trained model usually keep fewer tokens than this
 
 
-class SampleOptions(TypedDict, total=False):
-    """The fields of SampleConfig, as keywords."""
-
+class SampleOptions(TypedDict, total=False):  # the fields of SampleConfig, as keywords
     temperature: float
     top_k: int
     top_p: float
@@ -50,7 +48,7 @@ class SampleConfig:
         top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
         min_p: drop what is less likely than this share of the best token; 0 drops nothing.
         repetition_penalty: above 1 makes tokens of the prompt and the answer less likely.
-        max_new_tokens: the longest answer; it also ends where the model's context does.
+        max_new_tokens: the most tokens of an answer; the model's context is a limit, too.
         seed: the same seed gives the same tokens; None draws from PyTorch's global generator.
 
     Raises:
@@ -86,7 +84,7 @@ class SampleConfig:
 
 
 class Ending(NamedTuple):
-    """How an answer ended: at a stop id or by length; and its tokens, the stop id counted."""
+    """How an answer ended: at a stop id or by length; and its tokens, the stop id included."""
 
     finish_reason: Literal["stop", "length"]
     tokens: int
@@ -115,11 +113,15 @@ def generate(
         The ids of the answer, with the stop id that ended it, if one did.
 
     Raises:
-        TypeError: an option is unknown.
+        TypeError: an option is unknown, or `config` isn't a SampleConfig.
         ValueError: an option is out of range or beside a config, the prompt is empty, too long or
             has an id that the model has no row for, or (at that token) the logits aren't finite.
     """
-    config = _make_config(config, options)
+    if not isinstance(config, SampleConfig | None):
+        raise TypeError(f"config is {config!r}; give a SampleConfig, or options by their names")
+    if config and options:
+        raise ValueError("config: given beside other options; put all of them in the config")
+    config = config or SampleConfig(**options)
     steps = _decode(model, [_check_prompt(model, input_ids)], config, frozenset(stop_ids))
     return (token for step in steps for _, token in step)
 
@@ -154,7 +156,7 @@ def reply(
 
         [{"role": "user", "content": "1 + 1 = ?"}]   ->   "2."
 
-    Args and Raises: as `stream_reply`.
+    Returns the answer's text. Arguments and errors are those of `stream_reply`.
     """
     return "".join(stream_reply(model, tokenizer, messages, config, **options))
 
@@ -181,7 +183,7 @@ def stream_reply(
         Text, never empty.
 
     Returns:
-        To `yield from`: how it ended.
+        An Ending, as the generator's return value (`yield from` gives it).
 
     Raises:
         DataError: the messages aren't a legal conversation.
@@ -266,7 +268,7 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     probabilities = (logits / config.temperature).softmax(-1)  # (R, V or top_k)
     if config.top_p == 1 and config.min_p == 0:
         return probabilities, ids
-    # Sorting a whole vocabulary is slow: sort all of it only if a row keeps every one of the first.
+    # Sorting the full vocabulary is slow: do it only if a row keeps every one of the first.
     for count in (SORTED_FIRST, probabilities.size(-1)):
         likeliest, order = probabilities.topk(min(count, probabilities.size(-1)))
         dropped = likeliest < config.min_p * likeliest[:, :1]
@@ -309,11 +311,3 @@ def _check_prompt(model: Transformer, input_ids: Sequence[int] | Tensor) -> Tens
             "use the model's own tokenizer"
         )
     return prompt.to(model.device)
-
-
-def _make_config(config: SampleConfig | None, options: SampleOptions) -> SampleConfig:
-    if not isinstance(config, SampleConfig | None):
-        raise TypeError(f"config is {config!r}; give a SampleConfig, or options by their names")
-    if config and options:
-        raise ValueError("config: given beside other options; put all of them in the config")
-    return config or SampleConfig(**options)

@@ -1,3 +1,3 @@
-"""The version, in its own file so that any module can name it without importing the package."""
+"""The version; pyproject.toml reads it from here."""
 
 __version__ = "0.2.0"

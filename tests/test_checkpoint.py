@@ -280,7 +280,7 @@ def test_a_damaged_newest_is_passed_over_with_a_message(name, damage, tmp_path) 
     other_model, other_state = fresh()
     extra, (message,) = load_newest(tmp_path, other_model, other_state)
     assert message.startswith(f"{newest}: ")
-    assert message.endswith("; passed over for the one before it")
+    assert message.endswith("; using the one before it")
     assert extra == EXTRA
     assert other_state.step == 1
     assert same(other_model.state_dict(), old)

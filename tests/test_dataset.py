@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimind.data.conversation import Conversation, Message
-from minimind.data.dataset import COLUMNS, Dataset, Example, zero_columns
+from minimind.data.dataset import COLUMNS, Dataset, Example
 from minimind.data.masking import encode_conversation, encode_rows
 from minimind.data.storage import hash_of
 from minimind.tokenizer import Tokenizer
@@ -102,7 +102,7 @@ def test_what_goes_in_comes_out(rows: list[Conversation], tokenizer: Tokenizer) 
 
 def numbered(rows: int) -> Dataset:
     """Every column counts its rows, each from another number on."""
-    columns = zero_columns(rows)
+    columns = {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
     for first, name in enumerate(COLUMNS):
         columns[name][:] = np.arange(rows) + 100 * first
     return Dataset(np.zeros(0, np.uint16), np.zeros(0, np.bool_), None, columns)

@@ -326,8 +326,8 @@ def test_ranks_never_disagree(tmp_path) -> None:
             "--shard is 3 and there are 2 processes; use a number that divides them",
             "standard input can't be read by several processes; name a file",
             "--minutes is measured by one process; give several --tokens or --epochs",
-            "error: another process of this run is gone, torchrun names it (Connection closed by "
-            "peer); resume the run from its last checkpoint",
+            "error: another process of this run ended; torchrun's output names it (Connection "
+            "closed by peer); resume the run from its last checkpoint",
         ],
         "lost": [True, False],
     }

@@ -139,7 +139,7 @@ def test_rows_left_out_for_the_validation_file_are_told_as_sft_does(data, tmp_pa
     held_back.write_text(json.dumps(ROWS[1]) + "\n", encoding="utf-8")
     assert main(data, "--val-data", held_back) == 0
     printed = capsys.readouterr().out
-    assert f"1 rows left out of training: their prompts stand in {held_back}" in printed
+    assert f"1 rows left out of training: their prompts are in {held_back}" in printed
 
 
 def test_a_pipe_that_is_closed_early_ends_without_a_word_and_with_the_page(data, tmp_path) -> None:

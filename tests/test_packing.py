@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minimind.data import plan as plan_module
 from minimind.data.conversation import Message
-from minimind.data.dataset import Dataset, Example, zero_columns
+from minimind.data.dataset import COLUMNS, Dataset, Example
 from minimind.data.masking import encode_conversation
 from minimind.data.packing import IGNORE_INDEX, Batch, cut, make_batch
 from minimind.data.plan import Batches, Steps, make_steps
@@ -37,7 +37,7 @@ def rows_of(lengths: Lengths) -> list[Example]:
 
 def only_lengths(lengths: Lengths) -> Dataset:
     """Millions of rows for planning; all of them read the same few tokens."""
-    table = zero_columns(len(lengths))  # all start at 0
+    table = {name: np.zeros(len(lengths), dtype) for name, dtype in COLUMNS.items()}
     table["input_length"][:] = lengths
     table["length"][:] = table["input_length"] + 1
     table["supervised"][:] = 1

@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_run_ends_the_same(
     (newest / "manifest.json").unlink()
     assert fitting().finished
     assert f"{newest}: is damaged (" in fitting.said[0]
-    assert fitting.said[0].endswith("; passed over for the one before it")
+    assert fitting.said[0].endswith("; using the one before it")
     assert_same_end(fitting.out, whole)
 
 
@@ -334,7 +334,7 @@ def test_where_no_checkpoint_is_whole_the_run_is_not_begun_again_over_its_result
     for path in (fitting.out / "checkpoints").glob("step-*"):
         (path / "manifest.json").unlink()
     before = (fitting.out / "model.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match="none of its checkpoints is whole; restore one"):
+    with pytest.raises(TrainingError, match="none of its checkpoints is complete; restore one"):
         fitting()
     assert (fitting.out / "model.safetensors").read_bytes() == before
     assert (fitting.out / "metrics.jsonl").read_bytes()

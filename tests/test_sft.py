@@ -271,7 +271,7 @@ def test_validation_prompts_are_never_trained(
     held.write_text("".join(data.read_text(encoding="utf-8").splitlines(keepends=True)[:3]))
     options = ("--model", base, "--max-steps", 1, "--val-data", held)
     assert run(data, *options) == 0
-    assert f"3 rows left out of training: their prompts stand in {held}" in capsys.readouterr().out
+    assert f"3 rows left out of training: their prompts are in {held}" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
@@ -462,7 +462,7 @@ def test_data_without_anything_to_train_is_an_error_before_the_first_step(
     remedy = "check --val-data, --val-fraction, --max-length and --train-on"
     for arguments, count in [
         ((masked,), "dropped: 30 rows with nothing to train on"),
-        ((data, "--max-length", 4), "(30 of them wholly); raise --max-length to keep them"),
+        ((data, "--max-length", 4), "(30 of them are dropped); raise --max-length to keep them"),
         ((data, "--limit", 1, "--val-fraction", 0.999999), "rows: 30 read"),
     ]:
         assert run(*arguments, "--model", base) == EXIT_DATA

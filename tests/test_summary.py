@@ -63,7 +63,7 @@ def test_the_summary_names_every_loss(tokenizer: Tokenizer) -> None:
     assert "rejected: 5 unknown_role; listed in rejected.jsonl" in text
     assert "unusual turns, kept: 2 trailing_prompt" in text
     assert "dropped: 2 rows with nothing to train on" in text
-    assert "truncated: 3 rows lose 70 supervised tokens (1 of them wholly)" in text
+    assert "truncated: 3 rows lose 70 supervised tokens (1 of them are dropped)" in text
     trained = 4 * sum(encode_conversation(CHAT, tokenizer).loss_mask)
     assert f"training: 4 rows, {4 * len(dataset[0])} tokens, {trained} supervised" in text
     assert "validation: 1 rows" in text

@@ -91,7 +91,7 @@ def test_of_many_rows_few_are_shown_and_the_extremes_are_right(tokenizer) -> Non
 def test_of_few_rows_too_those_drawn_are_not_the_first(tokenizer) -> None:
     rows = numbered(chat(f"question {n}", "yes " * (n % 9 + 1)) for n in range(100))
     found = survey(rows, tokenizer, DataOptions())
-    drawn = [row.number for row in found.shown if "drawn by chance" in row.reasons]
+    drawn = [row.number for row in found.shown if "random sample" in row.reasons]
     assert len(drawn) == SAMPLE_ROWS_SHOWN
     assert max(drawn) > 50
 

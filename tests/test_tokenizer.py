@@ -634,7 +634,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         (b'{"version": ', r"tokenizer.json: not JSON \(.*\); fetch the file again"),
         (b"\xff\xfe", r"tokenizer.json: not JSON"),
         (b"[]", r"tokenizer.json: holds no JSON object; fetch the file again"),
-        (b"{}", r"tokenizer.json: has no model with a vocabulary; give a file of tokenizers"),
+        (b"{}", r"tokenizer.json: has no model with a vocabulary; give a tokenizer.json"),
         (
             b'{"model": {"vocab": {"a": 0}, "type": "BPE"}}',
             r"tokenizers can't read it \(.*\); fetch",

@@ -74,7 +74,7 @@ def too_short(conversation: Conversation, limits: Thresholds) -> str | None:
     """An answer with fewer letters than `min_answer`.
 
     One word may answer a question in full, so that the default is low. Raise `min_answer` for data
-    whose answers ought to explain.
+    whose answers should explain.
     """
     for answer in _answers(conversation):
         letters = _letters(answer)

@@ -25,7 +25,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class OptionError(ValueError):
-    """An option of a command that can't be followed."""
+    """An option's value can't be used."""
 
 
 def run_command(
@@ -66,7 +66,7 @@ def run_command(
         return fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and distributed.is_loss_of_another(error):
-            fact = f"another process of this run is gone, torchrun names it ({error})"
+            fact = f"another process of this run ended; torchrun's output names it ({error})"
             return fail(EXIT_FAILED, f"{fact}; resume the run from its last checkpoint")
         ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
@@ -98,7 +98,6 @@ def following_options() -> Iterator[None]:
 
 
 def fail(code: int, error: object) -> int:
-    """Print what went wrong, and return the exit code."""
     where = "" if distributed.is_main_process() else f" in process {distributed.rank()}"
     print(f"error{where}: {error}", file=sys.stderr)
     return code
@@ -118,7 +117,7 @@ def new_folder(name: str, root: Path = Path("runs")) -> Path:
 
 
 def write_record(out: Path, command: list[str], **facts: Any) -> dict[str, Any]:
-    """Write run.json and return what is in it; `command` is what stood after `-m`."""
+    """Write run.json and return what is in it; `command`: the words after `-m`."""
     command = [*distributed.launcher(), "-m", *command]
     record = {**facts, "versions": versions(), "command": command}
     text = json.dumps(record, default=str, ensure_ascii=False, indent=1)

@@ -58,7 +58,7 @@ _VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 
 
 def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
-    """A whole HTML document; `body` is HTML whose texts have been through `escape`.
+    """A complete HTML document; `body` is HTML whose texts have been through `escape`.
 
     `style` may use the page's colours: --paper, --ink, --faint, --line, --panel, --accent, --good
     and --bad, each with a light and a dark value. `script` runs after the body is there.

@@ -26,7 +26,7 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
     if report.truncated:
         lines.append(
             f"truncated: {report.truncated:,} rows lose {report.tokens_lost:,} supervised tokens "
-            f"({report.dropped_long:,} of them wholly); raise --max-length to keep them"
+            f"({report.dropped_long:,} of them are dropped); raise --max-length to keep them"
         )
     return lines
 
@@ -37,7 +37,7 @@ def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
         lines += describe_rows(report, folder / REJECTED)
     if selection.removed:
         lines.append(
-            f"{selection.removed} rows left out of training: their prompts stand in {val_data}"
+            f"{selection.removed} rows left out of training: their prompts are in {val_data}"
         )
     return lines
 

@@ -45,8 +45,8 @@ class DataOptions(RowOptions):
 
     Attributes:
         max_length: tokens of a row; longer ones are truncated.
-        truncation: what becomes of longer rows: turns drops their last whole turns, tokens cuts
-            wherever the limit is, drop leaves them out.
+        truncation: of longer rows: turns drops whole trailing turns, tokens cuts at the limit, drop
+            leaves out rows whose trained tokens don't all fit.
         train_on: every assistant message, or the last one.
     """
 

@@ -3,7 +3,8 @@
 Row shapes, mixed freely. The first shape whose keys are all there is taken; a null key counts as
 missing:
 
-    {PROMPT: ..., ANSWER: ...}                     any two keys by name; as prompt and completion
+    {PROMPT: ..., ANSWER: ...}                     any two keys, named by prompt_key and
+                                                   answer_key; read as prompt and completion
     {"messages": [{"role": ..., "content": ...}]}  OpenAI; content may be a list of text parts,
                                                    which are joined; "weight" scales the loss
     {"conversations": [...]}                       MiniMind's role and content, ShareGPT's from and
@@ -46,7 +47,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn.
+    """One turn. `parse_conversation` checks what is said here, constructing a Message doesn't.
 
     Attributes:
         role: one of system, user, assistant and tool.
@@ -94,8 +95,8 @@ def parse_conversation(
 
     Args:
         row: a dict or another mapping. Lists in it may also be tuples or arrays.
-        prompt_key: with `answer_key`, two keys that are looked for before every other shape.
-        answer_key: see `prompt_key`.
+        prompt_key: with `answer_key`: the key of the question; both are tried before other shapes.
+        answer_key: the key of the answer.
         system: becomes the first message if the row has no system message.
         questions: also accept rows that have a question and no answer.
         path: the row's file, for the Conversation and for errors.
@@ -103,8 +104,8 @@ def parse_conversation(
         text: the JSON that `row` was read from, for an error's excerpt.
 
     Raises:
-        DataError: the row has none of the shapes above, or a message or the order of turns is
-            illegal.
+        DataError: the row has none of the shapes in docs/data.md, or a message or the order of
+            turns is illegal.
         ValueError: only one of `prompt_key` and `answer_key` is given.
     """
     if (prompt_key is None) != (answer_key is None):
@@ -244,9 +245,6 @@ def _read_row(row: object, shapes: dict[str, _Shape]) -> tuple[str, list[Message
     raise DataError("unknown_shape", fact if found else "the row is {}", remedy)
 
 
-# Messages
-
-
 def _read_messages(items: object, key: str, label: str = "message") -> list[Message]:
     if not isinstance(items, list):
         fact = f'"{printable(key)}" is {show(items)}'
@@ -297,7 +295,7 @@ def _join(parts: list[object]) -> str:
 
 
 def _field(row: JsonObject, key: str, role: str = "system", of: str = "the row") -> Message:
-    """The message whose whole content stands under a key of its own."""
+    """The message whose content is under a key of its own."""
     try:
         return Message(role, _check_text(row.get(key), key, role))
     except DataError as error:
@@ -317,7 +315,7 @@ def _check_text(text: object, key: str, role: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         fact = f"has half a surrogate pair, {printable(text[error.start])}, in {name}"
-        remedy = "it stands for no character; write the whole pair or remove it"
+        remedy = "it is half a character; write both halves or remove it"
         raise DataError("lone_surrogate", fact, remedy) from None
     return text
 

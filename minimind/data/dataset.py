@@ -38,8 +38,7 @@ class Example:
     Attributes:
         input_ids: (tokens,) token ids.
         loss_mask: (tokens,) True where the token is trained (predicted from those before it).
-        weights: (tokens,) the loss's factor, 0 where a token isn't trained; None where every
-            trained token counts 1.
+        weights: (tokens,) the loss's factor, 0 where untrained; None if trained tokens count 1.
 
     Raises:
         ValueError: they differ in length.
@@ -60,10 +59,6 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-
-def zero_columns(rows: int) -> dict[str, Array]:
-    return {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
 
 
 class Dataset(Sequence[Example]):
@@ -97,7 +92,7 @@ class Dataset(Sequence[Example]):
         cls, input_ids: Array, loss_mask: Array, weights: Array | None, ends: Array
     ) -> Dataset:
         """Rows that lie end to end; `ends` is (rows,) where each one ends."""
-        columns = zero_columns(len(ends))
+        columns = {name: np.zeros(len(ends), dtype) for name, dtype in COLUMNS.items()}
         lengths = np.diff(ends, prepend=0)
         starts = ends - lengths
         marked = np.flatnonzero(loss_mask)
@@ -112,7 +107,6 @@ class Dataset(Sequence[Example]):
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example]) -> Dataset:
-        """Copy Examples into memory."""
         rows = list(examples)
         if wrong := [row for row in rows if not isinstance(row, Example)]:
             kind = type(wrong[0]).__name__

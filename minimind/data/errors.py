@@ -22,7 +22,7 @@ class DataError(ValueError):
         path: the file, "-" for standard input, "row" or "messages" for what a caller gave, or "".
         line: the line in the file, or the row's number where `path` is empty, from 1; or 0.
         excerpt: at most 80 printable characters of the input, or "".
-        row: the whole row as it stands in the file, if it could be read so far, or "".
+        row: the row's text in the file, or "" where it couldn't be read.
     """
 
     def __init__(

@@ -52,7 +52,8 @@ def encode_conversation(
             of messages, each a `{"role": ..., "content": ...}` or a Message.
         tokenizer: decides the ids.
         max_length: tokens to keep at most; None keeps all.
-        truncation: see `truncate`.
+        truncation: of longer rows, "turns" drops whole trailing turns, "tokens" cuts at the
+            limit, "drop" leaves out rows whose trained tokens don't all fit.
         train_on: "all" assistant messages, or the "last" one only.
 
     Returns:
@@ -61,6 +62,7 @@ def encode_conversation(
     Raises:
         DataError: it isn't a legal conversation.
         TypeError: it is none of the above.
+        ValueError: `max_length` isn't positive, or `truncation` or `train_on` is unknown.
     """
     if isinstance(conversation, Mapping):
         conversation = parse_conversation(conversation)
@@ -83,7 +85,7 @@ def encode_prompt(
 def encode_rows(
     conversations: Iterable[Conversation], tokenizer: Tokenizer, *, train_on: TrainOn = "all"
 ) -> Dataset:
-    """Encode conversations, whole, with one call of the tokenizer for all their contents."""
+    """Encode conversations, untruncated, with one call of the tokenizer."""
     return _lay_out([render(row.messages, train_on) for row in conversations], tokenizer)
 
 

@@ -1,7 +1,7 @@
 """Lay rows end to end: the batches of one optimizer step.
 
 rows      a a a | b b | c c c c | d d        cut into groups of at most 5 tokens
-    batches   a a a b b     c c c c d d          no padding; the grouping changes no loss
+batches   a a a b b     c c c c d d          no padding; the grouping changes no loss
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows end to end: what a model is given at once.
+    """Rows end to end: what a model is given at once. T tokens, S of them supervised.
 
         row            a  a  a  b  b
         input_ids      5  7  2  5  9
@@ -62,7 +62,7 @@ class Batch:
         return len(self.supervised)
 
     def tensors(self) -> list[Tensor]:
-        """Everything that `to` moves."""
+        """The tensors of the batch, those of `documents` included."""
         tensors = (self.input_ids, self.positions, self.labels, self.supervised, self.weights)
         return [x for x in (*tensors, self.documents.cu_seqlens) if x is not None]
 
@@ -87,12 +87,12 @@ class Batch:
 
 
 class Step(list[Batch]):
-    """The micro-batches of one optimizer step, or one rank's share of them.
+    """A list of the micro-batches of one optimizer step, or of one rank's share of them.
 
     Attributes:
-        rows: indices of the whole step's examples, over all ranks.
-        tokens: read by the model in the whole step.
-        supervised: tokens in the whole step's loss.
+        rows: indices of the complete step's examples, over all ranks.
+        tokens: inputs of the step, after the cut at each row's last trained token.
+        supervised: tokens in the complete step's loss.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Step(list[Batch]):
 
     @classmethod
     def of(cls, batches: list[Batch]) -> Step:
-        """A plain list of batches is a whole step."""
+        """Take a plain list of batches as a complete step."""
         if isinstance(batches, Step):
             return batches
         rows = tuple(row for batch in batches for row in batch.rows)
@@ -163,4 +163,4 @@ def cut(rows: Ints, lengths: Ints, budget: int, world_size: int = 1) -> list[Int
             members[group].append(index)
         else:
             return [rows[sorted(group)] for group in members]
-    raise AssertionError("a row longer than the budget was let through")
+    raise AssertionError("a row is longer than the budget")

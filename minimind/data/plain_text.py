@@ -33,7 +33,7 @@ BLOCK = 2**17  # characters tokenized at once, or one document's
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text and where it stands: the line in its file, 0 where the file is the document."""
+    """A text, its file, and its line there (0 if the file is the document)."""
 
     text: str
     path: str
@@ -47,7 +47,7 @@ def holds_rows(name: str) -> bool:
 def read_documents(file: PathLike, name: str | None = None) -> Iterator[Document]:
     """Yield a file's documents; those of rows may be empty.
 
-    `name`, by default the file's, tells rows from text by its ending; errors show it.
+    The ending of `name`, by default the file's, decides whether it is rows or text; errors show it.
 
     Raises:
         DataError: the file can't be used, or a row of it: not JSON, not UTF-8, no "text" string.

@@ -22,10 +22,15 @@ BLOCK_ROWS = 2**16
 
 
 class Steps(Sequence[Step]):
-    """The optimizer steps of a whole run; `steps[i]` builds the micro-batches of step i.
+    """The optimizer steps of a complete run; `steps[i]` builds the micro-batches of step i.
 
-    Indexing costs the same anywhere, so a run resumes without reading what it had trained before.
-    A slice is a plan of fewer steps.
+    `make_steps` makes them. Indexing costs the same anywhere, so a run resumes without reading what
+    it had trained before. A slice is a plan of fewer steps.
+
+    Attributes:
+        steps_per_epoch: steps in one epoch.
+        tokens_per_epoch: inputs in one epoch, after the cut at each row's last trained token.
+        rows: (rows,) indices of the examples that have a trained token.
     """
 
     def __init__(
@@ -136,9 +141,10 @@ def make_steps(
         tokens_per_step: tokens of one optimizer step, on average.
         tokens_per_batch: tokens of one micro-batch, at most: bounds memory, changes nothing else.
             Default: a whole step.
-        epochs: how often to go over all rows.
+        epochs: passes over the rows.
         seed: decides the order.
-        mix: a weight per file: its share of an epoch's tokens, in place of each row once.
+        mix: a weight per file: its share of an epoch's tokens, in place of each row once. Only
+            the Datasets that the commands build know files; Examples are all of one file.
 
     Returns:
         A sequence of steps, each a list of Batch.
@@ -168,7 +174,8 @@ def make_steps(
 class Batches(Iterable[Batch]):
     """All rows with a trained token once, in batches of at most `tokens_per_batch` tokens.
 
-    A block of rows is cut at a time, so that memory doesn't grow with rows. False without rows.
+    A block of rows is cut at a time, so that memory doesn't grow with rows. Its truth value is
+    False if there are no rows.
     """
 
     def __init__(self, dataset: Dataset, tokens_per_batch: int) -> None:
@@ -205,7 +212,6 @@ def _check_longest(dataset: Dataset, tokens_per_batch: int) -> None:
 
 
 def _shares(dataset: Dataset, mix: Sequence[float]) -> list[float]:
-    """The weights of a mix as shares of 1."""
     tokens = np.bincount(dataset.column("file"), dataset.column("input_length"), len(mix))
     if len(tokens) > len(mix):
         raise ValueError(f"the mix has {len(mix)} weights for {len(tokens)} files; give each one")

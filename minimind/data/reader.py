@@ -6,7 +6,7 @@ What is in a file decides how it is read, not its name: gzip is unpacked, a file
     JSON Lines   streamed; memory is bounded by the longest line, at most MAX_LINE bytes
     JSON array   read whole; a row's line is the one on which it starts
 
-Text is UTF-8 in any locale. A byte order mark may open a file, but no other row. Lines end with LF
+Text is UTF-8 in any locale. A byte order mark may only start a file. Lines end with LF
 or CRLF, and blank lines are skipped.
 """
 
@@ -64,6 +64,7 @@ def read_conversations(
             row. Without it the first error is raised.
 
     Raises:
+        ValueError: while iterating, if only one of `prompt_key` and `answer_key` is given.
         DataError: at once, whatever `on_error` is, if there is nothing to read or a file can't be
             opened; while iterating, if something is wrong with a row and `on_error` is None.
         TypeError: `source` is neither paths nor rows.
@@ -90,9 +91,9 @@ def read_conversations(
 
 @dataclass(slots=True)
 class Row:
-    """What is on a line, in an array, or given by a caller: then it has a number, and no path.
+    """A row of a file or of a caller. A caller's row has a number in `line`, and no path.
 
-    `text` is its JSON; `raw` its bytes: the whole line with its line end, or a part of the array.
+    `text` is its JSON; `raw` its bytes: the full line with its line end, or a part of the array.
     """
 
     value: object
@@ -130,9 +131,6 @@ def read_rows(source: PathsOrRows) -> Iterator[Row | DataError]:
     )
 
 
-# Files
-
-
 def _refuse_unopenable(path: str) -> None:
     if path == "-":
         return
@@ -157,7 +155,7 @@ def _unreadable(path: str, reason: object) -> DataError:
 
 @contextmanager
 def open_bytes(path: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
-    """Open a file or standard input ("-"); what goes wrong there, then or later, is a DataError."""
+    """Open a file or standard input ("-"); errors, then or while reading, become DataErrors."""
     _refuse_unopenable(path)
     try:
         with nullcontext(_standard_input()) if path == "-" else open(path, "rb") as stream:
@@ -201,7 +199,6 @@ def refuse_foreign(start: bytes, path: str, format: str = "JSON Lines") -> None:
 
 
 def _rows_of_file(path: str) -> Iterator[Row | DataError]:
-    """Yield what is in a file; what can't become a row is a DataError."""
     number, empty = 0, True
     try:
         with open_bytes(path) as stream:

@@ -5,7 +5,7 @@ CACHE/KEY/             KEY is a hash of the files' content and of all settings
     loss_mask.bin
     weights.bin        only if some weights aren't 0 or 1
     table.NAME.bin     its columns
-    report.json        what became of the rows; written last: a folder that has it is complete
+    report.json        counts of the rows; written last: a folder that has it is complete
 CACHE/building-*       work in progress
 """
 
@@ -45,7 +45,7 @@ def cache_directory() -> Path:
 
 @contextmanager
 def readable_again(names: Sequence[str], root: Path) -> Iterator[list[str]]:
-    """The same files, with copies in the folder `root` of standard input and pipes."""
+    """Yield names that can be read several times; standard input and pipes are copied to `root`."""
     files = list(names)
     streams = [index for index, name in enumerate(names) if _is_stream(name)]
     with working_folder(root) if streams else nullcontext(root) as scratch:
@@ -90,7 +90,7 @@ def build_once(
     """The folder in `root` for what is in files, filled by `write` if it isn't there yet.
 
     It appears complete or not at all, whatever other processes do. The key is a hash of FORMAT,
-    `settings` (JSON values) and the files' content. Each file stands beside its name in errors.
+    `settings` (JSON values) and the files' content; `files` has (path, name in errors) pairs.
 
     Raises:
         DataError: a file changed meanwhile.
@@ -156,7 +156,7 @@ class DatasetWriter:
 
 
 def read_dataset(folder: Path) -> tuple[Dataset, dict[str, Any]]:
-    """Map what a DatasetWriter wrote; and its report."""
+    """Map a DatasetWriter's dataset, and return it with its report."""
     head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
     dataset = Dataset(
         _map(folder / "input_ids.bin", head["dtype"]),

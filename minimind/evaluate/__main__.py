@@ -69,14 +69,14 @@ class EvaluateOptions:
     show: int = 10
     """How many of the first rows to print, with question and answers."""
     limit: int | None = None
-    """Use only the first rows, this many."""
+    """Use only the first N rows."""
     rows: Annotated[RowOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=RowOptions)
     tokens_per_batch: int = 4096
     """Tokens scored at once; changes results in their last bits only."""
     rows_per_batch: int = 16
     """Rows answered at once."""
     compile: bool = False
-    """Compile the decoder first: half a minute for faster answers."""
+    """Compile the decoder first: takes half a minute, then answers come faster."""
     device: str = "auto"
     """auto, cpu or cuda."""
     sampling: Annotated[SampleConfig, tyro.conf.OmitArgPrefixes] = field(

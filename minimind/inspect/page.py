@@ -70,7 +70,7 @@ def inspection_page(
         *(_table(title, table) for title, table in counts.items()),
         "</div>",
         "<h2>Rows, token by token</h2>",
-        "<p>Shaded tokens are trained; a line stands where a token begins.</p>",
+        "<p>Shaded tokens are trained; a vertical line marks each token's start.</p>",
         row_filter("every reason", {reason: reason for reason in reasons}),
         *(_row(row, tokenizer) for row in found.shown),
         '<div id="token" role="status">Point at a token to see its id and bytes.</div>',

@@ -26,9 +26,9 @@ class Check:
     """What a check found.
 
     Attributes:
-        name: what ought to hold.
-        outcome: whether it does.
-        fact: what was looked at, or the first place where it doesn't hold.
+        name: the property checked.
+        outcome: its result.
+        fact: the evidence, or the first row that breaks it.
         consequence: what training would do to the model then, or "".
     """
 
@@ -45,8 +45,6 @@ def check_data(found: Survey, report: DataReport, tokenizer: Tokenizer) -> Itera
         found: the files' rows, looked over.
         report: what became of them.
         tokenizer: the one that is saved with the model.
-
-    Source: this project's acceptance tests 1 and 2; 6 and 19; 15; 8 and 15, in this order.
     """
     yield _decoding(found)
     yield _supervision(report)

@@ -25,10 +25,10 @@ from minimind.tokenizer import Tokenizer
 
 BLOCK_ROWS = 512
 ROWS_PER_REASON = 3  # shown
-SAMPLE_ROWS = 200  # drawn by chance
+SAMPLE_ROWS = 200  # of the random sample
 SAMPLE_ROWS_SHOWN = 5
 MAX_TOKENS_SHOWN = 5000  # of a row; more would make the page too large for a browser
-HARMLESS = ("chosen", "longest", "shortest", "drawn by chance")  # reasons to show a sound row
+HARMLESS = ("chosen", "longest", "shortest", "random sample")  # reasons to show a sound row
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Survey:
         duplicates: rows with the same messages as an earlier row.
         mismatches: rows whose trained ids decode to something else than the answers.
         first_mismatch: place and fact of the first of them.
-        sample: rows drawn by chance.
+        sample: a random sample of the rows.
         shown: rows to look at, in the order of the files.
     """
 
@@ -207,7 +207,7 @@ def _message_hash(conversation: Conversation) -> int:
 
 
 class _Picks:
-    """A few rows for each reason, the longest and the shortest, and some drawn by chance."""
+    """A few rows for each reason, the longest and the shortest, and a random sample."""
 
     def __init__(self, chosen: set[str]) -> None:
         self._chosen = chosen
@@ -239,7 +239,7 @@ class _Picks:
     def rows(self) -> list[ShownRow]:
         """All of them, each once, with all reasons."""
         shown = self._random.sample(self.sample, min(SAMPLE_ROWS_SHOWN, len(self.sample)))
-        self._by_reason["drawn by chance"] = shown
+        self._by_reason["random sample"] = shown
         found: dict[int, ShownRow] = {}
         for reason, rows in self._by_reason.items():
             for row in rows:

@@ -1,4 +1,4 @@
-"""Causal attention. The only file that knows kernels.
+"""Causal attention: packed documents, and one new token against a cache.
 
     documents     a a a b b c c c c          lengths 3, 2, 4
     cu_seqlens    0     3   5       9

@@ -64,7 +64,6 @@ class KVCache:
         return packed_attention(q, k, v, documents)
 
     def begin_step(self) -> DecodeStep:
-        """Prepare a pass of one token per row."""
         positions = torch.tensor(self.lengths, device=self.device)
         rows = torch.arange(len(self.lengths), device=self.device)
         kv_len = max(self.lengths) + 1

@@ -1,4 +1,4 @@
-"""Describe a decoder of the Llama, Qwen2 or Qwen3 family. Knows no tensors and no files.
+"""Describe a decoder of the Llama, Qwen2 or Qwen3 family.
 
 The field names are Hugging Face's. Where the families differ, the difference is a field here and a
 column of `FAMILIES`; no other code asks for a family's name.
@@ -103,8 +103,10 @@ class ModelConfig:
         model_type: the family it is saved as; see `FAMILIES`.
         vocab_size: rows of the embedding and of the head.
         hidden_size, intermediate_size: widths of the residual stream and of the SwiGLU.
+        num_hidden_layers: decoder layers.
         num_attention_heads, num_key_value_heads: query heads, and the heads they share (GQA).
         head_dim: width of one head; need not be hidden_size / num_attention_heads.
+        rms_norm_eps: what each RMSNorm adds to the mean square.
         rope_theta: base of the rotary frequencies. rope_scaling: None is plain RoPE.
         max_position_embeddings: the longest context, in tokens.
         tie_word_embeddings: the head is the embedding.
@@ -112,7 +114,9 @@ class ModelConfig:
         qk_norm: RMSNorm over each head's queries and keys.
 
     Raises:
-        ValueError: a size is absurd, or the family cannot be described so.
+        ValueError: a value is out of range, or this family has no such biases or q/k norm.
+
+    Source: the configuration files of Llama, Qwen2 and Qwen3 in transformers.
     """
 
     model_type: ModelType
@@ -238,7 +242,7 @@ def _refuse_unsupported(data: Mapping[str, Any]) -> None:
 
 
 def _read_rope(data: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:
-    """(rope_theta, scaling) from either form, with transformers' precedence where both stand."""
+    """(rope_theta, scaling) from either form, with transformers' precedence if both are given."""
     rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_scaling is {rope!r}; use an object or null")

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 # Shape letters: R rows, I input features, O output features, B blocks of a weight.
 
 FEW_ROWS = 16  # above, F.linear is as fast
-BLOCK = 192  # at most so many of a weight's rows are a block: it stays in a core's cache
+BLOCK = 192  # rows of a weight per block, at most: a block fits a core's cache
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, computed by `linear`."""
-
     def forward(self, x: Tensor) -> Tensor:
         """(R, I) -> (R, O)"""
         return linear(x, self.weight, self.bias)
@@ -30,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out among the cores. The weight isn't copied.
     """
     (outputs, inputs), count = weight.shape, 1
-    # Python's own time counts here: the cheapest check that mostly decides comes first.
+    # Python's time counts here: the cheapest check that usually decides comes first.
     decodes_on_cpu = (
         not torch.is_grad_enabled() and x.ndim == 2 and x.size(0) <= FEW_ROWS and x.is_cpu
     )

@@ -1,4 +1,4 @@
-"""Read and write a model directory in Hugging Face's layout. Knows no training and no unpickling.
+"""Read and write a model directory in Hugging Face's layout.
 
     config.json                 ModelConfig, token ids, dtype
     model.safetensors           the weights (or shards that model.safetensors.index.json lists)
@@ -52,18 +52,20 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Transformer, Tokenizer]:
-    """Load a pretrained model, onto `device` and in `dtype`, and its tokenizer.
+    """Load and return a pretrained model, on `device` and in `dtype`, and its tokenizer.
 
         load()                                    the base that is part of this package
         load("runs/sft-1")                        a directory
-        load("HuggingFaceTB/SmolLM2-135M")        a hub name, kept in Hugging Face's cache
+        load("HuggingFaceTB/SmolLM2-135M")        a hub name: fetched into the cache
 
     Tokens of ChatML that the base lacks are added, each with the mean of the existing rows, and
-    a UserWarning says so.
+    a UserWarning says so. A hub name's newest version is fetched; with HF_HUB_OFFLINE=1 the cached
+    one is used. Nothing is ever unpickled.
 
     Raises:
         FileNotFoundError: no such directory or hub name, or a file is missing there.
         ValueError: the config asks for what `Transformer` can't do, or the weights don't fit it.
+        RuntimeError, AssertionError: PyTorch can't use `device`.
     """
     directory = _locate(path_or_name)
     path = directory / "config.json"
@@ -80,7 +82,6 @@ def load(
 
 
 def load_tokenizer(path_or_name: str | Path | None = None) -> Tokenizer:
-    """Load only the tokenizer of what `load` loads."""
     return Tokenizer.load(_locate(path_or_name))
 
 
@@ -90,11 +91,12 @@ def save(
     tokenizer: Tokenizer,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a directory in Hugging Face's layout: `load` and transformers open it as it is.
+    """Write a directory in Hugging Face's layout: `load` and transformers can read it unchanged.
 
     The files are written to a folder inside the directory, synced, and moved to their places at
     the end. If saving is cut off at any point, the directory holds the old model or the new one, or
-    (where the old one was another model) no weights; never a mix of two. The chat template is ours.
+    (where the old one was another model) no weights; never a mix of two. The chat template is ours;
+    where the base's own differs, a UserWarning says that it is replaced.
 
     Args:
         directory: is made if absent; what a model directory consists of is replaced in it.

@@ -1,4 +1,4 @@
-"""Rotary frequencies: plain, llama3 and yarn. Knows no queries, no keys and no positions."""
+"""Rotary frequencies: plain, llama3 and yarn."""
 
 from __future__ import annotations
 

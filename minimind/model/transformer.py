@@ -33,9 +33,9 @@ AttendLayer = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # the layer's ind
 
 
 class Transformer(nn.Module):
-    """The whole model: `model.*` is the decoder, `lm_head` the product with the vocabulary.
+    """The model that `config` describes: `model.*` is the decoder, `lm_head` gives the logits.
 
-    `model(input_ids)` gives logits. A tied head has no parameter of its own; `head_weight` is the
+    `model(input_ids)` returns logits. A tied head has no parameter of its own; `head_weight` is the
     embedding then.
 
     Source: the modeling files of Llama, Qwen2 and Qwen3 in transformers, for names and formulas.
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights, which inputs must be on, too."""
         return self.head_weight.device
 
     def initialize(self, seed: int = 0, std: float = 0.02) -> Transformer:
@@ -79,13 +79,13 @@ class Transformer(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Score every next token of a rectangular batch, causally.
+        """Logits of each next token, for rows of equal length.
 
         Args:
             input_ids: (batch, tokens) int64
 
         Returns:
-            (batch, tokens, V)
+            (batch, tokens, V), of the weights' dtype.
 
         Raises:
             ValueError: `input_ids` isn't of two dimensions.
@@ -156,9 +156,9 @@ class Transformer(nn.Module):
         return linear(self.model.norm(x), self.head_weight)
 
     def compile_training(self) -> None:
-        """Compile what training does token by token, when it is first used.
+        """Compile each layer's q/k/v projections and MLP with torch.compile, at their first use.
 
-        Attention, the only part that sees where documents end, stays as it is.
+        Attention, the only part that sees where documents end, isn't compiled.
         """
         # One compiled function of each serves all layers.
         project, feed = compiled(Attention.project), compiled(MLP.forward)
@@ -299,8 +299,6 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Scale to unit root mean square, times a weight."""
-
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))

@@ -64,7 +64,7 @@ class PretrainOptions:
     mix: tuple[float, ...] = ()
     """A weight per file, its share of the tokens trained; default: as much as there is of each."""
     epochs: int | None = None
-    """Train as many tokens as all files have, this often; the default, once."""
+    """Train for this many times the tokens of all files; default: once."""
     tokens: int | None = None
     """Train this many tokens, a part of the text or several rounds of it."""
     minutes: float | None = None
@@ -153,7 +153,8 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
     with following_options():
         device = choose_device(options.device)
         tokenizer, model = prepare(options, device)
-    quiet = None if distributed.is_main_process() else True  # None: where there is no terminal
+    # None: tqdm shows no bar where there is no terminal.
+    quiet = None if distributed.is_main_process() else True
     with (
         distributed.main_process_first(),
         tqdm(desc="reading, twice", unit="documents", file=sys.stderr, disable=quiet) as bar,

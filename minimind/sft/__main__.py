@@ -112,7 +112,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         print(f"stopped after step {result.steps} of {len(steps)}; resume with:")
         print(f"    {resume_command(options, arguments)}")
         return
-    print(f"\nthree rows{' that were held back' * bool(len(validation))}, answered:")
+    print(f"\nthree {'validation' if len(validation) else 'training'} rows, answered:")
     _answer_some(out, validation if len(validation) else training, device)
     print(f"\nchat with it:\n    python -m minimind.chat --model {out}")
 
@@ -132,7 +132,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def resume_command(options: SFTOptions, arguments: list[str]) -> str:
-    """The command that resumes the run of this one."""
     kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
     if not any(argument.partition("=")[0] == "--out" for argument in kept):
         kept += ["--out", str(options.out)]

@@ -34,7 +34,7 @@ class SFTOptions:
     out: Path | None = None
     """The run's folder; default: a new runs/NAME-N."""
     epochs: int = 10
-    """How often to go over all rows."""
+    """Passes over the rows."""
     max_steps: int | None = None
     """Stop the schedule after this many optimizer steps, whatever --epochs says."""
     tokens_per_step: int | None = None

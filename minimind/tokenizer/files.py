@@ -47,12 +47,10 @@ class TokenizerFiles:
         return self._parsed.get(name, {})
 
     def write(self, name: str, value: Object) -> None:
-        """Replace a file in memory."""
         self.contents[name] = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
         self._parsed[name] = value
 
     def pop_chat_template(self) -> str | None:
-        """Remove the chat template from the files that hold one, and return it."""
         config = self.read(CONFIG)
         template = config.get("chat_template")
         if template is not None:

@@ -24,7 +24,7 @@ _NO_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
 class _Piece(NamedTuple):
     text: str
     kind: int = 1
-    kind_at: int = 0  # where in the file its kind stands
+    kind_at: int = 0  # byte offset of its kind
 
 
 def read_model(files: TokenizerFiles) -> Vocabulary:

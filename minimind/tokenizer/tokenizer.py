@@ -35,7 +35,7 @@ class Tokenizer:
         start_id: the id of `<|im_start|>`.
         end_id: the id of `<|im_end|>`.
         stop_ids: where an answer ends: `end_id`, then the base's own end of text.
-        end_of_text_id: what stands between documents: `<|endoftext|>`, else the base's own.
+        end_of_text_id: what separates documents: `<|endoftext|>`, else the base's own.
         pad_id: the base's own; if it has none, or an answer could stop at it, an unused token.
         control_ids: every added token, marked special or not. `encode` never yields one of them,
             except the base's "unknown" for a character that its vocabulary can't write.
@@ -43,6 +43,9 @@ class Tokenizer:
         notice: a sentence on how they were added; None if none was.
         base_chat_template: the base's own chat template, which `save` doesn't write.
         fingerprint: a hash over all that decides ids.
+
+    Source: BPE, Sennrich et al. 2016 (arXiv:1508.07909); sentencepiece, Kudo & Richardson 2018
+        (1808.06226).
     """
 
     @classmethod
@@ -105,6 +108,7 @@ class Tokenizer:
 
         Raises:
             ValueError: the text has a lone surrogate, which UTF-8 can't write.
+            TypeError: it isn't a str.
         """
         return self.encode_batch([text])[0]
 
@@ -112,7 +116,7 @@ class Tokenizer:
         """Encode many texts at once: the same ids, faster.
 
         Raises:
-            ValueError: as `encode`.
+            ValueError, TypeError: as `encode`.
         """
         texts = list(texts)
         try:
@@ -170,7 +174,7 @@ class Tokenizer:
         return self._token_bytes[id] if id < self.vocab_size else _NO_TOKEN
 
     def stream_decoder(self, skip_control: bool = False) -> StreamDecoder:
-        """Start to decode id by id."""
+        """Return a decoder that takes one id at a time."""
         return StreamDecoder(self, skip_control)
 
     def save(self, directory: str | Path) -> None:

@@ -1,7 +1,7 @@
 """Read Hugging Face's `tokenizer.json`: byte-level BPE, and sentencepiece's BPE and Unigram.
 
 Two things are taken out of it before text is encoded: the added tokens, so that no text can become
-one, and the space that sentencepiece puts before a document, since our texts stand inside one.
+one, and the space that sentencepiece puts before a document, since our texts are parts of one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def read_json(files: TokenizerFiles) -> Vocabulary:
     if isinstance(words, list):  # Unigram's: [["piece", score], ...]
         words = {entry[0]: id for id, entry in enumerate(words)}
     if not isinstance(model, dict) or not isinstance(words, dict):
-        raise ValueError(
-            f"{files.place}: has no model with a vocabulary; give a file of tokenizers"
-        )
+        raise ValueError(f"{files.place}: has no model with a vocabulary; give a tokenizer.json")
     added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
     control = collect_control_tokens(files, words, added)
     plain = {

@@ -33,7 +33,7 @@ class Vocabulary:
     control: Mapping[str, int]  # the control tokens
     bos_id: int | None  # what the base puts before a text
     unknown: str | None  # the control token for what can't be written
-    eos: str | None  # what ends a text, as far as the main file tells
+    eos: str | None  # ends a text, according to the main file
 
     @property
     def size(self) -> int:

@@ -8,8 +8,8 @@
         step-00000240/
 
 A folder is written beside its place under another name, synced and renamed: one that has its final
-name is whole. Nothing is ever unpickled. Whatever the number of processes, the first one writes
-whole tensors, and any number of processes can resume from them.
+name is complete. Nothing is ever unpickled. Whatever the number of processes, the first one writes
+complete tensors, and any number of processes can resume from them.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `state.step` steps and drop all but the newest `keep` checkpoints.
 
-    Later ones, which this run went back from, are dropped too. Every process must call it. `extra`
-    is JSON values to find again on loading. Returns the new checkpoint's folder.
+    Newer ones, which this run passed over as damaged, are dropped, too. Every process must call it.
+    `extra` is JSON values to find again on loading. Returns the new checkpoint's folder.
 
     Raises:
-        OSError: there is no room for it, or the disk fails; the earlier ones are whole.
+        OSError: there is no room for it, or the disk fails; the earlier ones are complete.
     """
     target = folder / f"step-{state.step:08d}"
     tensors, plain = _gather(model, state)
@@ -77,7 +77,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest whole checkpoint, or None; its `extra`; a sentence for each newer, damaged one."""
+    """The newest complete checkpoint, or None; its `extra`; a sentence for each damaged one."""
     passed_over: list[str] = []
     for path in reversed(_checkpoints(folder)):
         try:
@@ -88,7 +88,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any], list[s
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             return path, state["extra"], passed_over
         except (OSError, ValueError, KeyError, TypeError) as error:
-            passed_over.append(f"{path}: is damaged ({error}); passed over for the one before it")
+            passed_over.append(f"{path}: is damaged ({error}); using the one before it")
     return None, {}, passed_over
 
 
@@ -116,10 +116,7 @@ def load_checkpoint(path: Path, model: Transformer, state: TrainState) -> None:
 
 
 def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything a run consists of between two steps: tensors on the CPU, and JSON values.
-
-    Weights and moments are the main process's alone.
-    """
+    """Tensors on the CPU (weights and moments on the main process only), and JSON values."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

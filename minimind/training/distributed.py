@@ -1,4 +1,4 @@
-"""Train with the processes that torchrun started. The only place that knows ranks.
+"""Train with the processes that torchrun started.
 
 Each process trains its share of a step's batches. Weights, gradients and moments are sharded over
 processes by FSDP2 (`fully_shard`); `size` processes hold one copy, so that there are
@@ -8,8 +8,8 @@ world_size / size copies:
     size = 1            one each: what DDP does; least communication, for models that fit
     between             one in each group of `size`, such as a node's GPUs
 
-Gradients are sums over processes, not means: the loss was divided by all tokens of the step before.
-With one process nothing here does anything.
+Gradients are summed over processes, not averaged: each loss is already divided by the supervised
+tokens of the complete step. With one process these functions change nothing.
 """
 
 from __future__ import annotations
@@ -104,7 +104,6 @@ def main_process_first() -> Iterator[None]:
 
 
 def broadcast(value: _T) -> _T:
-    """The main process's value, in every process."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values)
@@ -132,9 +131,9 @@ def is_loss_of_another(error: RuntimeError) -> bool:
 def shard(model: Transformer, precision: Precision, size: int | None = None) -> None:
     """Shard a model's weights in place, a layer at a time; with one process do nothing.
 
-    A layer's weights are whole while it computes, in the precision it computes in. Embedding, final
-    norm and head are whole in float32 from the beginning of `Transformer.hidden_states` to the end
-    of the backward pass, so that a loss can use the head.
+    A layer's weights are gathered while it computes, in the precision it computes in. Embedding,
+    final norm and head are gathered in float32 from the beginning of `Transformer.hidden_states` to
+    the end of the backward pass, so that a loss can use the head.
 
     Args:
         model: on its device, the same in all processes.

@@ -14,7 +14,9 @@ from minimind.version import __version__
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU; under torchrun, this process's own GPU.
+    """Turn a name into a device, and switch on TF32 if it is CUDA.
+
+    "auto" is CUDA where there is one, else the CPU; under torchrun, this process's own GPU.
 
     Raises:
         ValueError: the device isn't there.

@@ -56,7 +56,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     """How many checkpoints to keep, the newest."""
     max_minutes: float | None = None
-    """Stop after this long, with a checkpoint to resume from; the schedule stays what it is."""
+    """Stop after this many minutes, with a checkpoint to resume; the schedule isn't shortened."""
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the weights written for use; checkpoints are always float32."""
     shard: int | None = None
@@ -80,7 +80,7 @@ class RunResult:
     last_loss: float | None
     best_step: int
     finished: bool  # False if a signal or the time limit stopped it
-    supervised_per_second: float  # tokens, while this call trained; validating and saving left out
+    supervised_per_second: float  # of this call's training, without validating and saving
     skipped: int  # steps of this call that changed nothing, since fp16 gradients overflowed
     precision: Precision  # what "auto" chose
 

@@ -26,7 +26,7 @@ from minimind.training.prefetch import prefetch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How to train. The defaults are those of MiniMind's guide to fine-tuning.
+    """How to train. README.md says where each default comes from.
 
     Attributes:
         learning_rate: the peak; for the embedded base, minimind.sft takes 2e-4 if none is given.
@@ -36,7 +36,7 @@ class TrainConfig:
         warmup_ratio: share of the steps over which the learning rate rises.
         min_lr_ratio: the last step's learning rate as a share of the peak.
         precision: of the matrix products; weights and moments stay float32.
-        compile: compile the parts that work token by token.
+        compile: compile each layer's q/k/v projections and MLP with torch.compile, at first use.
         activation_checkpointing: compute layers again in the backward pass, to save memory.
 
     Raises:
@@ -75,10 +75,11 @@ class StepResult:
 
     Attributes:
         step: from 1.
-        loss: mean over the step's supervised tokens; a scalar on the device.
+        loss: nats, summed with the messages' weights and divided by the number of supervised
+            tokens; a scalar on the device.
         grad_norm: before clipping; a scalar on the device.
         learning_rate: of this step; of the optimizer's first group, where there are several.
-        tokens: read by the model.
+        tokens: inputs of the step, after the cut at each row's last trained token.
         supervised: tokens in the loss.
         rows: indices of the step's examples.
     """
@@ -98,6 +99,11 @@ class StepResult:
 
 class TrainState:
     """Everything besides the weights that a run consists of between two steps.
+
+        torch.save((model.state_dict(), state.state_dict()), "run.pt")
+        weights, saved = torch.load("run.pt")  # in another process; then:
+        model.load_state_dict(weights)
+        state.load_state_dict(saved)  # train(..., state=state) continues
 
     Args:
         model: its weights are float32.
@@ -151,7 +157,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned; without "optimizer" that one stays as it is."""
+        """Continue from what `state_dict` returned; if it has no "optimizer", ours is kept."""
         self.step = state["step"]
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -173,8 +179,8 @@ def train(
         steps: lists of micro-batches; its length is the schedule's.
         config: how; default `TrainConfig()`.
         optimizer: any PyTorch optimizer over the model's parameters; default AdamW. Each of its
-            groups keeps its own learning rate as its peak: `config.learning_rate`, `betas` and
-            `weight_decay` aren't used then.
+            groups keeps its own learning rate as its peak, in `initial_lr`, and has its `lr`
+            changed at each step: `config.learning_rate`, `betas` and `weight_decay` aren't used.
         state: where to continue; default the beginning. It has an optimizer of its own.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Cross-entropy of supervised positions, a few rows of logits at a time. Knows no batches.
+"""Cross-entropy of supervised positions, a few rows of logits at a time.
 
 Full logits would be (tokens, vocabulary): gigabytes for a large vocabulary. Here a chunk of rows
 is scored, its loss and its gradients are taken at once, and its logits are thrown away.
@@ -58,7 +58,7 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """The gradient of a sum is known before the sum is used: take it while the logits are there.
+    """Take the gradients in the forward pass, chunk by chunk; the backward pass only scales them.
 
     d loss / d logits = softmax(logits) - onehot(label), times the position's weight.
     """

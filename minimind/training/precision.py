@@ -24,7 +24,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """The context in which matrix products run in `precision`."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 

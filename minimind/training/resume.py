@@ -41,7 +41,7 @@ def run_fingerprint(
     identity      by name, what must be equal to resume; the command adds its own
     options       of the command, by name, to say which of them changed the identity
     environment   what may change, though the last bits may change with it
-    steps         of the whole run; there may be more when it is resumed
+    steps         of the complete run; there may be more when it is resumed
     """
     on_cuda = model.device.type == "cuda"
     values = {
@@ -85,7 +85,7 @@ def rows_hash(steps: Steps, step: int) -> str:
 def resume(
     out: Path, model: Transformer, state: TrainState, steps: Steps, ours: Mapping[str, Any]
 ) -> dict[int, float]:
-    """Load the newest whole checkpoint of the run in `out`, if it has one, and say so.
+    """Load the newest complete checkpoint of the run in `out`, if it has one, and say so.
 
     `ours` is this run's `run_fingerprint`. Returns the validation losses so far, by step.
 
@@ -98,8 +98,8 @@ def resume(
     if path is None:
         if passed_over:  # a run from the beginning would overwrite its results
             raise TrainingError(
-                f"{out}: none of its checkpoints is whole; restore one, or start again in another "
-                "--out"
+                f"{out}: none of its checkpoints is complete; restore one, or start again in "
+                "another --out"
             )
         return {}
     precision = state.precision
@@ -131,7 +131,7 @@ def resume(
             "there; use the NumPy and the minimind that it was made with, or another --out"
         )
     print(f"resuming from step {state.step} of {len(steps)}")
-    if distributed.world_size() > 1 and state.precision != precision:  # weights are gathered in it
+    if distributed.world_size() > 1 and state.precision != precision:  # FSDP was set up for this
         inexact.append(f"precision was {state.precision} and is {precision}")
         state.set_precision(precision)
     for change in inexact:

@@ -39,6 +39,8 @@ class Scores:
         correct: how many of them are the model's likeliest token.
         text_nats: as `nats`, without control tokens such as the one that ends an answer.
         text_bytes: UTF-8 bytes of the tokens in `text_nats`.
+
+    Source: bits per byte, Gao et al. 2020 (The Pile), arXiv:2101.00027.
     """
 
     nats: Floats
@@ -83,6 +85,8 @@ def score(
     precision: Precision = "fp32",
 ) -> Scores:
     """Score a model on the supervised tokens of examples; the weights of messages aren't used.
+
+    Rows longer than the model's context are scored at positions that it wasn't trained on.
 
     Args:
         model: on any device.

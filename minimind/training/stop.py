@@ -20,7 +20,7 @@ def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], boo
 
     with stop_requests(max_minutes=30) as requested:
         for step in steps:
-            if requested():  # by a signal, or so long after `with` was entered
+            if requested():  # by a signal, or this long after `with`
                 save and leave
     """
     deadline = time.monotonic() + (math.inf if max_minutes is None else 60 * max_minutes)
@@ -35,7 +35,7 @@ def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], boo
         signalled = True
 
     main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()  # others get no signals
+    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()  # only it may set handlers
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield lambda: signalled or time.monotonic() > deadline
