@@ -276,7 +276,7 @@ def candidates(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
             likelier = likeliest.cumsum(-1, dtype=torch.float64) - likeliest
             dropped |= likelier >= config.top_p
         kept = likeliest.masked_fill(dropped, 0)
-        if not bool((kept[:, -1] > 0).any()):
+        if count >= probabilities.size(-1) or not bool((kept[:, -1] > 0).any()):
             break
     return kept, ids.gather(1, order)
 

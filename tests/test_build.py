@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -551,6 +552,31 @@ def test_a_missing_file_is_named_and_leaves_no_dataset(
     for on_bad_row in ("stop", "skip"):
         with pytest.raises(DataError, match=r"absent\.jsonl: there is no such file"):
             build(tmp_path / "absent.jsonl", tokenizer, on_bad_row=on_bad_row)
+    assert list(cache_directory().iterdir()) == []
+
+
+UNREADABLE = {
+    "parquet.jsonl": (b"PAR1 and more", "is a Parquet file"),
+    "empty.jsonl": (b"", "has no rows"),
+    "cut.jsonl.gz": (
+        gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99)[:-9],
+        "breaks off",
+    ),
+    "array.json": (b'[{"prompt": "a", "completion": "b"}, {"prompt": ', "nothing after it is read"),
+    "cp949.json": (b'[{"prompt": "a", "completion": "\xb0\xa1"}]', "byte 0xb0 at column 33"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_cannot_be_read_to_its_end_is_never_skipped(
+    name: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    content, message = UNREADABLE[name]
+    (tmp_path / name).write_bytes(content)
+    good = write(tmp_path / "good.jsonl", [exchange("q", "a")])
+    for paths in ([good, tmp_path / name], [tmp_path / name, good]):
+        with pytest.raises(DataError, match=f"{re.escape(name)}.*{message}"):
+            build_dataset(paths, tokenizer, DataOptions(on_bad_row="skip"))
     assert list(cache_directory().iterdir()) == []
 
 

@@ -6,6 +6,7 @@ import errno
 import gzip
 import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -218,6 +219,7 @@ def test_rejected_rows_of_an_array_are_listed_whole(tmp_path) -> None:
     [
         ("cut.gz", gzip.compress("".join(GOOD).encode())[:-9], "breaks off after line"),
         ("array.json", b'[{"prompt": "a", "completion": "b"}, {"prompt": ', "nothing after it"),
+        ("cp949.json", b'[{"prompt": "a", "completion": "\xb0\xa1"}]', "byte 0xb0 at column 33"),
         ("data.parquet", b"PAR1 and so on", "is a Parquet file"),
         ("empty.jsonl", b"", "has no rows"),
     ],
@@ -269,7 +271,7 @@ def test_a_link_stays_one_and_each_file_is_made_where_it_will_stay(data, tmp_pat
     ("error", "code", "message"),
     [
         (lambda: OSError(errno.ENOSPC, "No space left"), 1, "can't be written (No space left)"),
-        (KeyboardInterrupt, 130, "interrupted; nothing is written"),
+        (KeyboardInterrupt, 130, "out.jsonl is unchanged"),
     ],
 )
 def test_a_run_that_breaks_off_leaves_what_was_there(
@@ -286,6 +288,34 @@ def test_a_run_that_breaks_off_leaves_what_was_there(
     assert message in capsys.readouterr().err
     assert out.read_text() == "precious"
     assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "data.jsonl"}
+
+
+def test_if_only_the_second_file_can_not_be_replaced_the_error_says_so(
+    data, tmp_path, monkeypatch, capsys
+) -> None:
+    out, listed = tmp_path / "out.jsonl", tmp_path / "bad.jsonl"
+    out.write_text("precious")
+
+    def replace(source: Path, target: Path) -> None:
+        if target == out:
+            raise OSError(errno.EIO, "Input/output error")
+        source.rename(target)
+
+    monkeypatch.setattr("minimind.clean.cleaning.os.replace", replace)
+    assert main(data, "--out", out, "--rejected", listed, "--overwrite") == 1
+    assert f"it is unchanged, and {listed} is unchanged or complete" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+    assert len(listed.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_old_working_folders_of_killed_runs_are_removed_and_nothing_else(data, tmp_path) -> None:
+    names = [".minimind-clean-old", ".minimind-clean-new", "building-mine", ".cleaning-mine"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        if not name.endswith("new"):
+            os.utime(tmp_path / name, (0, 0))
+    assert main(data, "--out", tmp_path / "out.jsonl") == 0
+    assert [name for name in names if (tmp_path / name).exists()] == names[1:]
 
 
 def test_without_datasketch_near_duplicates_are_told_not_to_be_checked(

@@ -115,6 +115,21 @@ def test_a_file_that_breaks_off_leaves_nothing_behind(tmp_path: Path, tokenizer:
     assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == []
 
 
+def test_a_killed_run_leaves_only_folders_that_the_next_one_removes(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    cache, seen = tmp_path / "cache", set()
+    build_corpus(
+        [write(tmp_path / "a.jsonl", many(3))],
+        tokenizer,
+        64,
+        cache,
+        lambda _: seen.update(path.name for path in cache.iterdir()),
+    )
+    assert len(seen) >= 2
+    assert {name.partition("-")[0] for name in seen} == {"building"}
+
+
 def test_held_back_are_the_same_whole_documents_whatever_else_there_is(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

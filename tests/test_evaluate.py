@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -148,6 +149,9 @@ def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) ->
     assert "rows.jsonl:4: the row's shape is unknown" in capsys.readouterr().err
     assert main([*common, "--on-bad-row", "skip"]) == 0
     assert "1 rows skipped; the first: " in capsys.readouterr().err
+    rows.write_bytes(gzip.compress(rows.read_bytes())[:-9])
+    assert main([*common, "--on-bad-row", "skip", "--overwrite"]) == 3
+    assert "the gzip data is damaged or breaks off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,15 @@ def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) ->
         (["--limit", "0"], 2, "--limit is 0; use a positive number"),
         (["--show", "-1"], 2, "--show is -1; use 0 or more"),
         (["--model", "a", "--model", "a"], 2, "--model names a model twice; name each once"),
-        (["--documents", "--metrics", "exact"], 2, "--documents scores whole texts; leave out"),
+        *(
+            (["--documents", *ignored], 2, "--documents scores whole texts; leave out")
+            for ignored in (
+                ["--metrics", "exact"],
+                ["--prompt-key", "q", "--answer-key", "a"],
+                ["--on-bad-row", "skip"],
+                ["--compile"],
+            )
+        ),
         (["--temperature", "-1"], 2, "temperature is -1.0"),
         (["--model", "no/such/folder/here"], 2, "no/such/folder/here"),
     ],

@@ -170,6 +170,37 @@ def test_rows_come_from_standard_input_too(data, capsys, monkeypatch) -> None:
     assert "-:3 (content spells <|im_end|>" in capsys.readouterr().out
 
 
+def test_a_bad_row_of_standard_input_is_named_and_skipped_under_one_key(
+    data, capsys, monkeypatch
+) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"prompt": 1}\n')
+
+    def feed(*arguments: str) -> tuple[int, str, str]:
+        with data.open(encoding="utf-8") as file:
+            monkeypatch.setattr("sys.stdin", file)
+            return main("-", *arguments), *capsys.readouterr()
+
+    code, _, error = feed()
+    assert code == 3
+    assert "<stdin>:46: " in error
+    listed = {re.search(r"listed in (\S+)", feed("--on-bad-row", "skip")[1])[1] for _ in range(2)}
+    assert len(listed) == 1
+    assert json.loads(Path(listed.pop()).read_text(encoding="utf-8"))["path"] == "-"
+
+
+def test_the_split_decides_the_hash_and_numbers_of_rows_alone_as_the_help_says(
+    data, capsys
+) -> None:
+    found = facts(capsys, data, "--limit", "9", "--val-fraction", "0", "--rows", "40")
+    assert any(sentence.startswith("training: 9 rows, ") for sentence in found["sentences"])
+    assert found["rows"] == len(ROWS)
+    assert any(row["place"].endswith(":40") for row in found["shown"])
+    assert main("--help") == 0
+    told = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "are of all usable rows of the files, trained or not" in told
+
+
 def test_ctrl_c_ends_with_its_own_exit_code(data, monkeypatch, capsys) -> None:
     monkeypatch.setattr(inspect, "survey", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(data) == 130

@@ -177,6 +177,25 @@ def test_minutes_fix_the_number_of_steps_once(
     )
 
 
+def test_a_resumed_run_reads_its_checkpoint_for_its_hash_once(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    options = [*files, *SMALL, *shape, "--minutes", "3", "--max-minutes", "0", "--out", str(out)]
+    monkeypatch.setattr("minimind.pretrain.trial.seconds_per_step", lambda *_: 9.0)
+    assert main(options) == 0
+    (newest,) = (out / "checkpoints").glob("step-*")
+    opened, opens = [], Path.open
+
+    def counted(path: Path, *arguments: object, **keywords: object) -> object:
+        opened.append(path)
+        return opens(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", counted)
+    assert main(options) == 0
+    assert opened.count(newest / "tensors.safetensors") == 1
+
+
 def test_a_trial_before_a_run_changes_nothing_of_it(
     files: list[str], shape: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

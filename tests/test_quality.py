@@ -138,6 +138,31 @@ def test_marks_of_templates_are_found_in_every_role(mark) -> None:
         assert rules_of(row) == {"control_tokens"}
 
 
+@pytest.mark.parametrize("limit", [2, 9, 10, 11, 30])
+def test_as_many_repetitions_as_the_threshold_are_too_many(limit) -> None:
+    limits = replace(DEFAULT, repeated_unit=limit)
+    for count in (limit, limit - 1):
+        row = planted.chat("?", f"no {'ab' * count}.")
+        found = check_conversation(row, ["repeated_characters"], limits)
+        expected = f"'ab' {limit} times in a row"
+        assert [verdict.evidence for verdict in found] == [expected] * (count == limit)
+    none = replace(DEFAULT, repeated_unit=10**12)
+    assert check_conversation(row, ["repeated_characters"], none) == []
+
+
+def test_a_long_repeated_unit_is_found_though_a_short_one_is_in_it() -> None:
+    row = planted.chat("?", ("a" * 12 + "b") * 20)
+    (found,) = check_conversation(row, ["repeated_characters"])
+    assert found.evidence == "'aaaaaaaaaaaab' 20 times in a row"
+
+
+def test_a_conversation_may_be_a_row_and_is_no_text() -> None:
+    row = {"prompt": "Why?", "completion": "..."}
+    assert [verdict.rule for verdict in check_conversation(row)] == ["empty_answer"]
+    with pytest.raises(TypeError, match="is not a list; give a list such as"):
+        check_conversation("Hello")
+
+
 def test_messages_that_are_no_conversation_are_refused() -> None:
     with pytest.raises(DataError, match='has role "bot"'):
         check_conversation([{"role": "bot", "content": "Hi"}])
@@ -193,6 +218,7 @@ def test_sound_answers_that_look_odd_are_let_be(question, answer) -> None:
             planted.chat("?", "a b c d e f g h i j " * 6),
         ),
         ("repeated_characters", {"repeated_unit": 10}, planted.chat("?", "ha" * 12)),
+        ("repeated_characters", {"repeated_unit": 3}, planted.chat("?", "ha" * 3)),
         ("other_language", {"other_language": 3}, planted.chat("안녕?", "Hello")),
     ],
 )

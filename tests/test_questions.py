@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -85,11 +86,21 @@ def test_an_answer_to_nothing_is_refused(tmp_path) -> None:
 
 
 def test_a_text_file_that_is_missing_or_not_text_is_refused(tmp_path) -> None:
-    with pytest.raises(DataError, match=r"no\.txt: can't be read"):
+    with pytest.raises(DataError, match=r"no\.txt: there is no such file"):
         list(read_questions([str(tmp_path / "no.txt")]))
     (tmp_path / "cp949.txt").write_bytes("가\n".encode() + "나".encode("cp949"))
-    with pytest.raises(DataError, match=r"cp949\.txt:2: byte 0xb3 is not UTF-8"):
+    with pytest.raises(DataError, match=r"cp949\.txt:2: byte 0xb3 at column 1 is not"):
         list(read_questions([str(tmp_path / "cp949.txt")]))
+
+
+def test_a_text_file_may_be_gzipped_and_utf16_is_named(tmp_path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(gzip.compress("안녕?\n".encode()))
+    (question,) = read_questions([str(path)])
+    assert asked(question) == [("user", "안녕?")]
+    path.write_bytes("안녕?\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"prompts\.txt: is UTF-16 text; write it as text in UTF-8"):
+        list(read_questions([str(path)]))
 
 
 def test_bad_rows_can_be_passed_over(tmp_path) -> None:

@@ -186,7 +186,7 @@ def test_any_json_gives_conversations_or_data_errors_and_each_value_is_accounted
     rows = [json.dumps(value, indent=1 if spread else None) for value in values]
     path.write_bytes(("[" + ",".join(rows) + "]" if array else "\n".join(rows)).encode())
     found, errors = read(path)
-    rest_unread = errors and errors[-1].remedy.endswith(reader.REST_UNREAD)
+    rest_unread = errors and errors[-1].rest_unread
     if array and values and not rest_unread:
         assert len(found) + len(errors) == len(values)
     assert found or errors

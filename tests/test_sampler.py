@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -189,6 +191,18 @@ def test_the_smallest_and_the_largest_draw_take_a_token_that_was_not_dropped(
         assert token.item() in allowed
 
 
+class Counts(TorchDispatchMode):
+    """Counts the calls of each of PyTorch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_token_that_cannot_be_is_not_taken_even_if_it_is_first() -> None:
     logits, config = torch.tensor([[-1e4, 0.0]]), SampleConfig(temperature=1.0, top_p=1.0)
     assert choose(logits, config, torch.zeros(1, dtype=torch.float64)).item() == 1
@@ -199,6 +213,12 @@ def test_more_tokens_are_kept_than_the_first_look_sees_where_they_are_all_likely
     logits = torch.zeros(1, 4 * SORTED_FIRST)
     kept, _ = candidates(logits, SampleConfig(temperature=1.0, top_p=top_p))
     assert (kept > 0).sum() >= 0.998 * logits.numel()
+
+
+def test_a_vocabulary_that_is_kept_at_the_first_look_is_sorted_once() -> None:
+    with Counts() as counts:
+        candidates(torch.zeros(1, SORTED_FIRST), SampleConfig(temperature=1.0, top_p=0.999999))
+    assert counts.calls["topk"] == 1
 
 
 def test_a_penalty_divides_positive_logits_and_multiplies_negative_ones() -> None:

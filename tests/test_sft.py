@@ -459,7 +459,7 @@ def test_data_without_anything_to_train_is_an_error_before_the_first_step(
         row["messages"][1]["weight"] = 0
     masked = tmp_path / "masked.jsonl"
     masked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    remedy = "check --val-data, --val-fraction, --max-length and --train-on"
+    remedy = "check --val-data, --val-fraction, --max-length, --train-on"
     for arguments, count in [
         ((masked,), "dropped: 30 rows with nothing to train on"),
         ((data, "--max-length", 4), "(30 of them are dropped); raise --max-length to keep them"),

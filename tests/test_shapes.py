@@ -39,5 +39,8 @@ def test_a_wrong_name_is_told_the_right_ones(tmp_path: Path) -> None:
         shape_named("huge", 8192)
     path = tmp_path / "shape.json"
     path.write_text("layers: 3")
-    with pytest.raises(ValueError, match=r"shape\.json: isn't JSON \(.*write it like a config"):
+    with pytest.raises(ValueError, match=r"shape\.json: not JSON \("):
+        shape_named(str(path), 8192)
+    path.write_text("[3]")
+    with pytest.raises(ValueError, match=r"shape\.json: holds no JSON object"):
         shape_named(str(path), 8192)

@@ -92,8 +92,9 @@ def run(options: CleanOptions) -> None:
         try:
             report = clean_rows(files, cleaning, out, rejected, bar.update, names)
         except OSError as error:
-            fact = f"can't be written ({error.strerror or error}), and nothing there is changed"
-            raise OSError(f"{out}: {fact}; make room, or name another place") from None
+            fact = f"can't be written ({error.strerror or error})"
+            left = f"it is unchanged, and {rejected} is unchanged or complete"
+            raise OSError(f"{out}: {fact}: {left}; make room, or name another place") from None
     if options.json:
         print(json.dumps(vars(report), ensure_ascii=False))
         return
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         partial(parse_options, "minimind.clean", CleanOptions),
         run,
-        interrupted=lambda _: "interrupted; nothing is written",
+        interrupted=lambda options: f"interrupted; {options.out} is unchanged",
     )
 
 

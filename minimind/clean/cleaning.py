@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -27,11 +25,13 @@ from minimind.clean.diversity import Diversity
 from minimind.clean.rules import Rule, Thresholds, Verdict, judge
 from minimind.data.conversation import Conversation, parse_conversation
 from minimind.data.errors import DataError, one_line
-from minimind.data.reader import REST_UNREAD, Row, read_rows
+from minimind.data.reader import Row, read_rows
+from minimind.data.storage import working_folder
 from minimind.text.near_duplicates import DuplicateFinder, Ints, minhash_available
 
 UNUSABLE, DUPLICATE, NEAR_DUPLICATE = "unusable", "duplicate", "near_duplicate"
 DATASET_RULES = (DUPLICATE, NEAR_DUPLICATE)  # rules that one row alone can't break
+_WORKING = ".minimind-clean-"
 DIVERSITY_ROWS = 100_000  # at most; of more rows every n-th is taken
 
 
@@ -88,8 +88,9 @@ def clean_rows(
 ) -> CleaningReport:
     """Write the good rows of some files to one file, and the others to another.
 
-    Both files appear whole at the end, or not at all. Until then, about a kilobyte a row and the
-    rows themselves are kept in temporary folders beside them.
+    At the end each file appears complete or not at all, `rejected` first: if `out` then can't be
+    replaced, only `rejected` is new. Until then, about a kilobyte a row and the rows themselves are
+    kept in temporary folders beside them.
 
     Args:
         files: each is read twice.
@@ -110,13 +111,16 @@ def clean_rows(
         report.not_checked[NEAR_DUPLICATE] = "needs datasketch: pip install 'minimind-sft[clean]'"
     names = names or {}
     out, rejected = out.resolve(), rejected.resolve()  # a symbolic link stays one
-    with _scratch(out.parent) as folder, _scratch(rejected.parent) as beside:
+    with (  # in their file systems, so that the files can be moved
+        working_folder(out.parent, _WORKING) as folder,
+        working_folder(rejected.parent, _WORKING) as beside,
+    ):
         with (
             DuplicateFinder(folder, near) as finder,
             (folder / "verdicts").open("w", encoding="utf-8") as file,
         ):
             for row in _read(files, names):
-                if isinstance(row, DataError) and _rest_is_unread(row):
+                if isinstance(row, DataError) and row.rest_unread:
                     raise row
                 found, conversation = _judge(row, cleaning)
                 finder.add(None if found else conversation)
@@ -136,23 +140,10 @@ def clean_rows(
     return report
 
 
-@contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    """A temporary folder in the file system of `parent`, so that its files can be moved there."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".cleaning-") as name:
-        yield Path(name)
-
-
 def _read(files: Sequence[str], names: Mapping[str, str]) -> Iterator[Row | DataError]:
     for row in read_rows(files):
         row.path = names.get(row.path, row.path)
         yield row
-
-
-def _rest_is_unread(error: DataError) -> bool:
-    """Whether the rows after an error are lost, so that the kept rows would only look complete."""
-    return not error.line or error.kind == "unreadable" or error.remedy.endswith(REST_UNREAD)
 
 
 def _judge(row: Row | DataError, cleaning: Cleaning) -> tuple[list[Verdict], Conversation | None]:

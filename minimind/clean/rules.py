@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minimind.data.conversation import Conversation, Message, irregularities, parse_messages
+from minimind.data.conversation import (
+    Conversation,
+    Message,
+    irregularities,
+    parse_conversation,
+    parse_messages,
+)
 from minimind.data.errors import excerpt
 from minimind.text.look_alike import LOOK_ALIKE
 from minimind.text.mojibake import broken_text
@@ -153,7 +159,8 @@ def repeated_ngrams(conversation: Conversation, limits: Thresholds) -> str | Non
 def repeated_characters(conversation: Conversation, limits: Thresholds) -> str | None:
     """A character, syllable or word many times in a row, in text without spaces too."""
     for answer in _answers(conversation):
-        for found in _UNIT.finditer(answer[:LONGEST]):
+        least = min(limits.repeated_unit, LONGEST)  # `re` takes no number that is much larger
+        for found in re.finditer(_UNIT % (least - 1), answer[:LONGEST], re.DOTALL):
             count = len(found[0]) // len(found[1])
             if count >= limits.repeated_unit and any(map(str.isalpha, found[1])):
                 return f"{found[1]!r} {count} times in a row"
@@ -248,7 +255,7 @@ RULES: dict[str, Rule] = {
 
 
 def check_conversation(
-    conversation: Conversation | Iterable[Message | Mapping[str, object]],
+    conversation: Conversation | Mapping[str, object] | Iterable[Message | Mapping[str, object]],
     rules: Iterable[str | Rule] | None = None,
     thresholds: Thresholds = DEFAULT,
 ) -> list[Verdict]:
@@ -258,7 +265,8 @@ def check_conversation(
         ->   [Verdict("empty_answer", "the answer is '...'")]
 
     Args:
-        conversation: a Conversation, or a list of `{"role", "content"}` dicts.
+        conversation: a Conversation, a row of any accepted shape, or a list of
+            `{"role", "content"}` dicts.
         rules: names out of RULES, or functions like them; None for all of RULES.
         thresholds: of the rules.
 
@@ -266,12 +274,15 @@ def check_conversation(
         A Verdict for each rule that the conversation breaks.
 
     Raises:
-        DataError: the messages aren't a legal conversation.
+        DataError: it isn't a legal conversation.
+        TypeError: it is none of the above.
         ValueError: no rule has that name, two have the same, or a rule fails, or returns neither
             evidence nor None.
     """
-    if not isinstance(conversation, Conversation):
-        conversation = Conversation(parse_messages(list(conversation)))
+    if isinstance(conversation, Mapping):
+        conversation = parse_conversation(conversation)
+    elif not isinstance(conversation, Conversation):
+        conversation = Conversation(parse_messages(conversation))
     return judge(conversation, _named_rules(RULES if rules is None else rules), thresholds)
 
 
@@ -310,7 +321,7 @@ def _named_rules(rules: Iterable[str | Rule]) -> dict[str, Rule]:
 MIN_LINES, MIN_WORDS = 6, 50
 TOP_NGRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-_UNIT = re.compile(r"(.{1,20}?)\1{9,}", re.DOTALL)
+_UNIT = r"(.{1,20}?)\1{%d,}"
 _SYLLABLE = re.compile("[가-힣\u4e00-\u9fff]")
 _FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
 _ASKS_FOR_LANGUAGE = re.compile(

@@ -82,22 +82,25 @@ def build_dataset(
     tokenizer: Tokenizer,
     options: DataOptions,
     cache: Path | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[Dataset, DataReport, Path]:
     """Tokenize files once; the second time, map what the first time wrote.
 
     The third value is the dataset's folder in the cache, with rejected.jsonl if rows were bad. Its
-    key is made of the files' content, the tokenizer, the template and the options.
+    key is made of the files' content, the tokenizer, the template and the options. Errors and
+    rejected.jsonl call the files by `names`, by default their paths.
 
     Raises:
         DataError: a file can't be used or changes meanwhile; or, unless `options.on_bad_row` is
             "skip", a row can't be used.
     """
-    names = [os.fspath(path) for path in paths]
+    files = [os.fspath(path) for path in paths]
+    names = list(names or files)
     root = cache or cache_directory()
     settings: list[Any] = [CHAT_TEMPLATE, tokenizer.fingerprint, asdict(options)]
     if options.on_bad_row == "skip":
         settings.append(names)  # rejected.jsonl has them
-    with readable_again(names, root) as files:
+    with readable_again(files, root) as files:
         named = list(zip(files, names, strict=True))
         folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
     dataset, report = read_dataset(folder)
@@ -137,7 +140,7 @@ def _write(
 
         def on_error(error: DataError) -> None:
             error.path = names[error.path]
-            if options.on_bad_row == "stop":
+            if options.on_bad_row == "stop" or error.rest_unread:
                 raise error
             report.bad[error.kind] += 1
             keys = ("path", "line", "kind", "fact", "remedy", "excerpt", "row")

@@ -17,9 +17,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 from minimind.data.conversation import Message
-
-START = "<|im_start|>"
-END = "<|im_end|>"
+from minimind.tokenizer.vocabulary import END, START
 
 TrainOn = Literal["all", "last"]
 _TRAIN_ON = get_args(TrainOn)

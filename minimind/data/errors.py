@@ -23,6 +23,7 @@ class DataError(ValueError):
         line: the line in the file, or the row's number where `path` is empty, from 1; or 0.
         excerpt: at most 80 printable characters of the input, or "".
         row: the row's text in the file, or "" where it couldn't be read.
+        rest_unread: whether the rows after it are lost: it ended the reading of its file.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class DataError(ValueError):
         self.line = line
         self.excerpt = excerpt
         self.row = ""
+        self.rest_unread = False
 
     def __str__(self) -> str:
         place = "<stdin>" if self.path == "-" else printable(_utf8_name(self.path))

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from minimind.data.chatml import END, START, Segment, TrainOn, render, render_prompt
+from minimind.data.chatml import Segment, TrainOn, render, render_prompt
 from minimind.data.conversation import (
     ROLES,
     Conversation,
@@ -31,6 +31,7 @@ from minimind.data.conversation import (
 )
 from minimind.data.dataset import Dataset, Example, flat
 from minimind.tokenizer import Tokenizer
+from minimind.tokenizer.vocabulary import END, START
 
 Truncation = Literal["turns", "tokens", "drop"]
 _POLICIES = get_args(Truncation)

@@ -31,7 +31,6 @@ from minimind.data.strict_json import SPACE, JsonText
 
 MAX_LINE = 64 * 2**20  # bytes, the line feed included
 _NOTHING = object()
-REST_UNREAD = " (nothing after it is read)"  # ends the remedy of the last error in an array
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 PathsOrRows: TypeAlias = "PathLike | Iterable[PathLike] | Iterable[Mapping[str, object]]"
@@ -220,12 +219,13 @@ def _rows_of_file(path: str) -> Iterator[Row | DataError]:
                     line = stream.readline(MAX_LINE + 1)  # the rest of a line that is too long
                 line = stream.readline(MAX_LINE + 1)
             if empty:
-                yield DataError("empty_file", "has no rows", "check that it was written", path)
+                raise DataError("empty_file", "has no rows", "check that it was written", path)
             if _stamp(path, stream) != before:
                 raise changed_file(path)
     except DataError as error:
         if error.kind == "bad_gzip":
             error.fact += f" after line {number}"
+        error.rest_unread = True
         yield error
 
 
@@ -278,7 +278,7 @@ def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row]:
                 raise json.syntax_error(end)
         json.expect_end(end + 1, "array")
     except DataError as error:
-        error.remedy += REST_UNREAD
+        error.remedy += " (nothing after it is read)"
         raise
 
 

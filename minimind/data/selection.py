@@ -1,6 +1,6 @@
 """Choose what is trained and what is validated on, from files.
 
-What fine-tuning trains is what inspection shows: both call `select_rows`.
+Inspection gives the hash of what fine-tuning trains: both call `select_rows`.
 """
 
 from __future__ import annotations
@@ -58,23 +58,26 @@ def split_by_prompt(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset
 
 
 def select_rows(
-    files: Sequence[str], tokenizer: Tokenizer, options: DataOptions, split: SplitOptions
+    files: Sequence[str],
+    tokenizer: Tokenizer,
+    options: DataOptions,
+    split: SplitOptions,
+    names: Sequence[str] | None = None,
 ) -> Selection:
-    """Read and tokenize files, and separate training from validation.
+    """Read and tokenize files, called by `names` in errors, and separate training from validation.
 
     Raises:
         DataError: a file or a row can't be used, or `split.val_data` has no row to validate on.
     """
-    dataset, report, folder = build_dataset(files, tokenizer, options)
+    dataset, report, folder = build_dataset(files, tokenizer, options, names=names)
     if split.limit:
         dataset = dataset.select(np.arange(min(split.limit, len(dataset))))
     if split.val_data is None:
         return Selection(*split_by_prompt(dataset, split.val_fraction), [report], [folder])
     validation, val_report, val_folder = build_dataset([split.val_data], tokenizer, options)
     if not len(validation):
-        raise DataError(
-            "no_rows", "no row has an answer that can be scored", "use other rows", split.val_data
-        )
+        fact = "no row has an answer that can be scored"
+        raise DataError("no_rows", fact, "use other rows", split.val_data)
     training = dataset.select(~np.isin(dataset.column("key"), validation.column("key")))
     removed = len(dataset) - len(training)
     return Selection(training, validation, [report, val_report], [folder, val_folder], removed)

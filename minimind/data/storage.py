@@ -57,20 +57,19 @@ def readable_again(names: Sequence[str], root: Path) -> Iterator[list[str]]:
 
 
 def _is_stream(name: str) -> bool:
-    if name == "-":
-        return True
-    return os.path.exists(name) and not (os.path.isfile(name) or os.path.isdir(name))
+    there = os.path.exists(name)
+    return name == "-" or (there and not os.path.isfile(name) and not os.path.isdir(name))
 
 
 @contextmanager
-def working_folder(root: Path) -> Iterator[Path]:
+def working_folder(root: Path, prefix: str = _BUILDING) -> Iterator[Path]:
     """A new folder in `root`, removed at the end; so are old ones that killed processes left."""
     root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob(f"{_BUILDING}*"):
+    for left in root.glob(f"{prefix}*"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(dir=root, prefix=_BUILDING) as folder:
+    with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as folder:
         yield Path(folder)
 
 

@@ -94,9 +94,11 @@ class EvaluateOptions:
             raise ValueError("--no-generate and --no-score leave nothing to do; drop one of them")
         if len(set(self.model)) < len(self.model):
             raise ValueError("--model names a model twice; name each once")
-        if self.documents and (self.metrics or self.limit or self.rows.system or not self.score):
+        of_rows = self.metrics or self.limit or self.compile or self.rows != RowOptions()
+        if self.documents and (of_rows or not self.score):
             raise ValueError(
-                "--documents scores whole texts; leave out --metrics, --limit, --system, --no-score"
+                "--documents scores whole texts; leave out --metrics, --limit, --system, "
+                "--prompt-key, --answer-key, --on-bad-row, --compile, --no-score"
             )
 
     @property
@@ -180,7 +182,7 @@ def _read_questions(names: dict[str, str], options: EvaluateOptions) -> Iterator
 
     def on_error(error: DataError) -> None:
         error.path = names.get(error.path, error.path)
-        if options.rows.on_bad_row == "stop":
+        if options.rows.on_bad_row == "stop" or error.rest_unread:
             raise error
         skipped.append(error)
 

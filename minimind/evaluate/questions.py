@@ -13,11 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.errors import DataError, excerpt
-from minimind.data.reader import Row, read_rows
+from minimind.data.reader import BOM, Row, decode_utf8, open_bytes, read_rows, refuse_foreign
 from minimind.data.row_options import RowOptions
 
 PATTERN_FLAGS = re.IGNORECASE | re.DOTALL
@@ -76,19 +75,15 @@ def read_questions(
 
 
 def _prompts(path: str) -> Iterator[Row | DataError]:
-    try:
-        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-    except OSError as error:
-        raise DataError(
-            "unreadable", f"can't be read ({error.strerror})", "check its name", path
-        ) from None
-    for number, line in enumerate(lines, start=1):
+    with open_bytes(path) as stream:
+        data = stream.read().removeprefix(BOM)
+    refuse_foreign(data, path, "text")
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
-            if text := line.decode().strip():
+            if text := decode_utf8(line, number, path).strip():
                 yield Row({"prompt": text}, path, number, text, line)
-        except UnicodeDecodeError as error:
-            fact = f"byte 0x{line[error.start]:02x} is not UTF-8"
-            yield DataError("bad_utf8", fact, "save the file as UTF-8", path, number)
+        except DataError as error:
+            yield error
 
 
 def _question(conversation: Conversation, row: Row) -> Question:

@@ -35,8 +35,10 @@ from minimind.tokenizer import Tokenizer
 class InspectOptions:
     """See what fine-tuning would train on these files: counts, suspicious rows, every token.
 
-    Give --model, --limit and the data options that you give to minimind.sft. Then the rows shown
-    are the rows trained, and the hash is the one that minimind.sft prints.
+    Give --model and the data options that you give to minimind.sft. Then the hash and the numbers
+    of training and validation rows are the ones that minimind.sft prints. --limit, --val-data and
+    --val-fraction decide only these: the other counts, the rows shown and the checks are of all
+    usable rows of the files, trained or not.
 
     Exit codes: 0 done, 1 a check or the run failed, 2 a wrong option, 3 data that can't be used,
     130 interrupted.
@@ -82,7 +84,7 @@ def run(options: InspectOptions) -> bool:
     with following_options():
         tokenizer = load_tokenizer(options.model)
     with readable_again(options.files, cache_directory()) as files:
-        selection = select_rows(files, tokenizer, options.data, options.split)
+        selection = select_rows(files, tokenizer, options.data, options.split, options.files)
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minimind.data.build import DataReport
-from minimind.data.chatml import END
 from minimind.data.conversation import Conversation, Message
 from minimind.data.masking import encode_prompt, encode_rows
 from minimind.inspect.survey import Survey
 from minimind.model.pretrained import save_tokenizer
 from minimind.tokenizer import Tokenizer
+from minimind.tokenizer.vocabulary import END
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,14 @@ from itertools import compress, islice
 from typing import Any
 
 from minimind.data.build import DataOptions, DataReport
-from minimind.data.chatml import END, TrainOn
+from minimind.data.chatml import TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import Example
 from minimind.data.masking import encode_rows, truncate
 from minimind.text.look_alike import LOOK_ALIKE
 from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer
+from minimind.tokenizer.vocabulary import END
 
 BLOCK_ROWS = 512
 ROWS_PER_REASON = 3  # shown

@@ -23,7 +23,7 @@ from minimind.data.errors import DataError
 from minimind.data.plan import Steps, make_steps
 from minimind.data.selection import split_by_prompt
 from minimind.data.storage import hash_of
-from minimind.model.pretrained import load
+from minimind.model.pretrained import load, load_tokenizer
 from minimind.model.transformer import Transformer
 from minimind.pretrain.corpus import build_corpus, scripts_of
 from minimind.pretrain.shapes import shape_named
@@ -37,8 +37,6 @@ from minimind.training.fit import Measure, RunConfig, fit
 from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision, resolve_precision
 from minimind.training.scoring import score
-
-BASE = Path(__file__).parents[1] / "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,8 @@ class PretrainOptions:
     """A Hugging Face folder or hub name to start from; default: random weights of --config."""
     config: str | None = None
     """A new model's shape: tiny, small (the default), medium, or a JSON file like a config.json."""
-    tokenizer: Path | None = None
-    """A folder with a new model's tokenizer; default: the embedded base's."""
+    tokenizer: str | None = None
+    """A folder or hub name with a new model's tokenizer; default: the embedded base's."""
     mix: tuple[float, ...] = ()
     """A weight per file, its share of the tokens trained; default: as much as there is of each."""
     epochs: int | None = None
@@ -127,7 +125,7 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
         )
     files = {path.name for path in options.out.glob("*")}
     killed_early = "metrics.jsonl" in files and "run.json" not in files
-    checkpoint, *_ = newest_checkpoint(options.out / "checkpoints")
+    checkpoint, *_ = newest_checkpoint(options.out / "checkpoints", hash_tensors=False)
     if "model.safetensors" in files and checkpoint is None and not killed_early:
         raise ValueError(
             f"{options.out} holds a model, but no checkpoint to resume from; name another --out"
@@ -143,7 +141,7 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
 def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
     if options.model is not None:
         return load(options.model)
-    tokenizer = Tokenizer.load(options.tokenizer or BASE)
+    tokenizer = load_tokenizer(options.tokenizer)
     shape = shape_named(options.config or "small", tokenizer.vocab_size)
     return Transformer(shape).initialize(options.seed), tokenizer
 
@@ -250,7 +248,7 @@ def _plan(
         return steps.with_length(max(1, round(share * steps.steps_per_epoch)))
     if options.minutes is None:
         return steps.with_length((options.epochs or 1) * steps.steps_per_epoch)
-    _, extra, _ = newest_checkpoint(options.out / "checkpoints")
+    _, extra, _ = newest_checkpoint(options.out / "checkpoints", hash_tensors=False)
     saved = extra.get("fingerprint")
     if saved and saved["options"].get("--minutes") == options.minutes:
         return steps.with_length(saved["steps"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress, groupby, islice, tee
@@ -28,6 +27,7 @@ from minimind.data.storage import (
     cache_directory,
     read_dataset,
     readable_again,
+    working_folder,
 )
 from minimind.text.near_duplicates import DuplicateFinder, minhash_available
 from minimind.text.scripts import main_script
@@ -87,8 +87,8 @@ def build_corpus(
         named = list(zip(files, names, strict=True))
 
         def write(folder: Path) -> None:
-            with tempfile.TemporaryDirectory(dir=root) as scratch:
-                report, kept = _without_repeats(named, Path(scratch), done)
+            with working_folder(root) as scratch:
+                report, kept = _without_repeats(named, scratch, done)
             writer = DatasetWriter(folder, tokenizer.vocab_size)
             _tokenize(compress(_documents(named, done), kept), tokenizer, max_length, writer)
             writer.finish(asdict(report))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from minimind.model.config import ModelConfig
+from minimind.tokenizer.files import parse_object
 
 
 def qwen3_shape(
@@ -56,10 +56,7 @@ def shape_named(name: str, vocab_size: int) -> ModelConfig:
         return replace(SHAPES[name], vocab_size=vocab_size)
     if not Path(name).is_file():
         raise ValueError(f"{name}: no such shape; use {', '.join(SHAPES)} or a JSON file")
-    try:
-        shape = ModelConfig.from_hf(json.loads(Path(name).read_text(encoding="utf-8")), name)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: isn't JSON ({error}); write it like a config.json") from None
+    shape = ModelConfig.from_hf(parse_object(Path(name).read_bytes(), Path(name)), name)
     if vocab_size > shape.vocab_size:
         raise ValueError(
             f"{name}: vocab_size is {shape.vocab_size} and the tokenizer has {vocab_size} ids; "

@@ -175,12 +175,9 @@ def _prepare_folder(out: Path, options: SFTOptions, rejected: list[Path]) -> Non
 def _plan(selection: Selection, options: SFTOptions, tokens_per_batch: int, context: int) -> Steps:
     training = selection.training
     if not len(training):
-        raise DataError(
-            "no_rows",
-            "no row is left to train on",
-            "see the counts above; check --val-data, --val-fraction, --max-length and --train-on",
-            ", ".join(options.files),
-        )
+        fact = "no row is left to train on"
+        remedy = "see the counts above; check --val-data, --val-fraction, --max-length, --train-on"
+        raise DataError("no_rows", fact, remedy, ", ".join(options.files))
     parts = (training, selection.validation)
     longest = max(part.column("input_length").max(initial=0) for part in parts)
     if longest > context:
