@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -421,3 +422,15 @@ def test_an_excerpt_shows_what_stands_around_its_index() -> None:
     assert excerpt(text, 150) == "…" + text[130:208] + "…"
     assert excerpt(text, 290) == "…" + text[270:]
     assert excerpt("짧다\r\n") == "짧다"
+
+
+def test_nan_from_a_frame_counts_as_missing_anywhere() -> None:
+    message = {"role": "assistant", "content": "b", "weight": math.nan, "tool_calls": math.nan}
+    row = {"messages": [{"role": "user", "content": "a"}, message], "system": math.nan}
+    assert parse_conversation(row).messages == (Message("user", "a"), Message("assistant", "b"))
+
+
+def test_an_alpaca_answer_is_a_text() -> None:
+    row = {"instruction": "a", "output": [{"role": "assistant", "content": "b"}]}
+    with pytest.raises(DataError, match='the row has a list of 1 for "output"; it takes a text'):
+        parse_conversation(row)

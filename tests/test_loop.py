@@ -315,6 +315,34 @@ def test_with_any_optimizer_a_step_that_is_not_finite_changes_nothing(name) -> N
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+def test_fused_momentum_survives_a_first_step_that_is_not_finite() -> None:
+    runs = []
+    for fused in (True, False):
+        model, rows = new_model(), ragged_rows(2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
+        rows.weights = np.full(len(rows.input_ids), np.inf, np.float32)
+        bad, good = make_batch(rows, np.arange(2)), make_batch(ragged_rows(2), np.arange(2))
+        list(train(model, [[bad], [good], [good]], FP32, optimizer))
+        runs.append(weights_of(model))
+    for name, weight in runs[0].items():
+        assert torch.allclose(weight, runs[1][name], atol=1e-6), name
+
+
+def test_a_groups_peak_may_come_later_and_the_configs_may_change() -> None:
+    model, steps = new_model(), make_steps(ragged_rows(8), tokens_per_step=60, epochs=2)
+    first, *others = model.parameters()
+    optimizer = torch.optim.SGD([first], lr=0.1)
+    flat = replace(FP32, min_lr_ratio=1.0, warmup_ratio=0.0)
+    for result in train(model, steps, flat, optimizer):
+        if result.step == 1:
+            optimizer.add_param_group({"params": others, "lr": 0.02})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
+    state = TrainState(model, flat)
+    for config in (flat, replace(flat, learning_rate=5e-6)):
+        state.step = 0
+        assert next(train(model, steps, config, state=state)).learning_rate == config.learning_rate
+
+
 def test_an_optimizer_of_some_weights_leaves_the_others_and_their_gradients_alone() -> None:
     model = new_model()
     head = list(model.model.norm.parameters())

@@ -543,6 +543,11 @@ def test_a_mix_gives_files_their_shares_to_within_half_a_point_at_any_length() -
         assert tokens.sum() == pytest.approx(8192 * count, rel=0.02)
 
 
+def test_a_slice_is_lengthened_from_its_first_step() -> None:
+    steps = make_steps(only_lengths([10] * 20), tokens_per_step=50, epochs=2)
+    assert [step.rows for step in steps[3:6].with_length(2)] == [steps[3].rows, steps[4].rows]
+
+
 def test_a_mix_resumed_anywhere_goes_on_as_it_would_have() -> None:
     files = files_of(realistic_lengths(60), realistic_lengths(20, 1))
     mix = {"tokens_per_step": 2000, "mix": [1, 3], "seed": 4}

@@ -660,3 +660,20 @@ def test_a_list_of_nothing_is_no_rows() -> None:
         read_conversations([None])
     with pytest.raises(DataError, match="there is nothing to read"):
         read_conversations([])
+
+
+def test_a_fault_whose_end_is_known_ends_no_array(tmp_path: Path) -> None:
+    good = '{"prompt": "a", "completion": "b"}'
+    rows = [good, good[:-1] + ', "x": NaN}', good, '{"prompt": "a", "prompt": "c"}', good]
+    path = tmp_path / "rows.json"
+    path.write_text(f"[{', '.join(rows)}]")
+    errors: list[DataError] = []
+    assert len(list(read_conversations(path, on_error=errors.append))) == 3
+    assert [error.kind for error in errors] == ["not_finite", "duplicate_key"]
+    assert [error.row for error in errors] == [rows[1], rows[3]]
+    assert not any(error.rest_unread for error in errors)
+
+
+def test_an_open_file_is_refused() -> None:
+    with pytest.raises(TypeError, match="source: neither paths nor rows, but StringIO"):
+        read_conversations(io.StringIO('{"prompt": "a", "completion": "b"}'))

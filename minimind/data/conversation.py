@@ -117,10 +117,8 @@ def parse_conversation(
         if questions:
             named[prompt_key] = {prompt_key: _question}
         shapes = named | shapes
-    if not text:  # from Python, where a frame has NaN for a key that a row lacks
+    if not text:  # from Python
         row = _plain(row)
-        if isinstance(row, dict):
-            row = {k: None if isinstance(v, float) and isnan(v) else v for k, v in row.items()}
     try:
         name, messages = _read_row(row, shapes)
         if system and messages[0].role != "system":
@@ -163,11 +161,16 @@ def irregularities(conversation: Conversation) -> list[str]:
 
 
 def _plain(value: object) -> Any:
-    """Mappings as dicts; tuples and arrays (of pandas, Parquet, NumPy) as lists."""
+    """Mappings as dicts; tuples and arrays (of pandas, Parquet, NumPy) as lists; NaN as None.
+
+    A frame has NaN, or pandas' NA, for a key that a row lacks.
+    """
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # an array; or one of NumPy's numbers, which becomes Python's
         value = value.tolist()
+    if (isinstance(value, float) and isnan(value)) or type(value).__name__ == "NAType":
+        return None
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -208,10 +211,14 @@ def _alpaca_question(row: JsonObject, key: str) -> list[Message]:
     return [*messages, Message("user", "\n".join(parts))]
 
 
+def _alpaca_answer(row: JsonObject, key: str) -> list[Message]:
+    return [_field(row, key, "assistant")]
+
+
 _SHAPES: dict[str, _Shape] = {
     "messages": {"messages": _turns},
     "conversations": {"conversations": _turns},
-    "instruction/output": {"instruction": _alpaca_question, "output": _answer},
+    "instruction/output": {"instruction": _alpaca_question, "output": _alpaca_answer},
     "prompt/completion": {"prompt": _question, "completion": _answer},
 }
 _QUESTIONS: dict[str, _Shape] = {

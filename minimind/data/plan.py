@@ -91,10 +91,11 @@ class Steps(Sequence[Step]):
         )
 
     def with_length(self, count: int) -> Steps:
-        """The same plan for `count` steps, over as many epochs as that takes."""
+        """The same plan for `count` steps from its first, over as many epochs as that takes."""
+        first = self._indices[0] if self._indices else 0
         out = copy.copy(self)
-        out.epochs = -(-count // self.steps_per_epoch)
-        out._indices = range(count)
+        out.epochs = -(-(first + count) // self.steps_per_epoch)
+        out._indices = range(first, first + count)
         return out
 
     def of_rank(self, rank: int, world_size: int) -> Steps:

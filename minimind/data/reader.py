@@ -110,7 +110,7 @@ def read_rows(source: PathsOrRows) -> Iterator[Row | DataError]:
     items: Iterator[object] | None = None
     if isinstance(source, (str, os.PathLike)):
         items = iter([source])
-    elif not isinstance(source, (bytes, Mapping)) and not hasattr(source, "iterrows"):
+    elif not isinstance(source, (bytes, Mapping, io.IOBase)) and not hasattr(source, "iterrows"):
         with suppress(TypeError):
             items = iter(source)
     first = source if items is None else next(items, _NOTHING)
@@ -258,8 +258,8 @@ def _row_of_line(line: bytes, number: int, path: str) -> Row:
     return Row(value, path, number, text, line)
 
 
-def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row]:
-    """Read `[row, ...]`, which starts on `line`, up to the first fault in its JSON."""
+def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row | DataError]:
+    """Read `[row, ...]`, which starts on `line`, up to a fault after which no row can be found."""
     text = decode_utf8(data, line, path)
     del data
     json = JsonText(text, path, line)
@@ -268,9 +268,16 @@ def _rows_of_array(data: bytes, line: int, path: str) -> Iterator[Row]:
         raise DataError("empty_file", "has no rows", "check that it was written", path)
     try:
         while not text.startswith("]", end):
-            value, end = json.value(at)
-            source = text[at:end]
-            yield Row(value, path, json.line_at(at), source, source.encode())
+            try:
+                value, end = json.value(at)
+                source = text[at:end]
+                yield Row(value, path, json.line_at(at), source, source.encode())
+            except DataError as error:
+                if json.fault_end is None:
+                    raise
+                end = json.fault_end
+                error.row = text[at:end]
+                yield error
             end = json.skip_space(end)
             if text.startswith(",", end):
                 at = json.skip_space(end + 1)

@@ -20,9 +20,16 @@ class JsonText:
     def __init__(self, text: str, path: str, line: int) -> None:
         self.text, self._path = text, path
         self._line, self._counted = line, 0
+        self.fault_end: int | None = None
 
     def value(self, at: int) -> tuple[object, int]:
-        """The value that starts at index `at`, and the index after it. Raises DataError."""
+        """The value that starts at index `at`, and the index after it.
+
+        Raises:
+            DataError: it isn't JSON, or is but isn't allowed; `fault_end` is then the index after
+                it where it is known, else None.
+        """
+        self.fault_end = None
         try:
             return _raw_decode(self.text, at)
         except json.JSONDecodeError as error:
@@ -31,6 +38,7 @@ class JsonText:
             fact = "the JSON is nested too deeply to read"
             raise self._error(at, "too_deep", fact, "flatten it") from None
         except DataError as error:
+            _, self.fault_end = _lenient_decode(self.text, at)
             raise self._error(at, error.kind, error.fact, error.remedy) from None
 
     def expect_end(self, at: int, what: str) -> None:
@@ -109,3 +117,11 @@ def _integer(digits: str) -> int | float:
 _raw_decode = json.JSONDecoder(
     object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer
 ).raw_decode
+
+
+def _lenient_decode(text: str, at: int) -> tuple[object, int | None]:
+    """As Python reads it; no end where it isn't JSON after all."""
+    try:
+        return json.JSONDecoder(parse_int=_integer).raw_decode(text, at)
+    except (json.JSONDecodeError, RecursionError):
+        return None, None

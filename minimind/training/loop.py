@@ -134,12 +134,22 @@ class TrainState:
             )
         self.step = 0
         self.device = model.device
+        self.has_own_rates = optimizer is not None
         self.optimizer = optimizer or make_optimizer(
             model, config.learning_rate, config.betas, config.weight_decay
         )
-        for group in self.optimizer.param_groups:  # the peak; PyTorch's schedulers name it so
-            group.setdefault("initial_lr", float(group["lr"]))
+        if not isinstance(self.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            # Fused SGD's momentum starts from garbage after a first step that it skipped itself.
+            self.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        self.keep_peaks(config)
         self.set_precision(resolve_precision(config.precision, model.device))
+
+    def keep_peaks(self, config: TrainConfig) -> None:
+        """Note each group's peak learning rate as `initial_lr`, as PyTorch's schedulers do."""
+        for group in self.optimizer.param_groups:
+            if not self.has_own_rates:
+                group["initial_lr"] = config.learning_rate
+            group.setdefault("initial_lr", float(group["lr"]))
 
     def set_precision(self, precision: Precision) -> None:
         """Continue in a precision that may differ from the one before."""
@@ -221,6 +231,7 @@ def _train(
     warmup_steps = min(round(config.warmup_ratio * len(steps)), len(steps) - 1)
     model.train()
     while state.step < len(steps):
+        state.keep_peaks(config)  # again: a caller may add groups between two steps
         factor = schedule_at(state.step, len(steps), warmup_steps, config.min_lr_ratio)
         yield train_step(model, steps[state.step], config, state, factor)
 
