@@ -234,6 +234,22 @@ def test_a_models_training_goes_on_where_it_ended(
     assert "--model" in capsys.readouterr().err
 
 
+def test_a_tokenizer_may_be_named_as_on_the_hub(
+    files: list[str], shape: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, out = write_base(tmp_path / "base"), tmp_path / "run"
+    fetched = []
+
+    def download(name: str, **_: object) -> str:
+        fetched.append(name)
+        return str(base)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    budget = ["--tokens", "300", "--tokenizer", "org/name", "--out", str(out)]
+    assert main([*files, *SMALL, *shape, *budget]) == 0
+    assert fetched == ["org/name"]
+
+
 def test_a_models_own_folder_is_not_trained_over(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
