@@ -424,9 +424,13 @@ def test_an_excerpt_shows_what_stands_around_its_index() -> None:
     assert excerpt("짧다\r\n") == "짧다"
 
 
-def test_nan_from_a_frame_counts_as_missing_anywhere() -> None:
-    message = {"role": "assistant", "content": "b", "weight": math.nan, "tool_calls": math.nan}
-    row = {"messages": [{"role": "user", "content": "a"}, message], "system": math.nan}
+class NAType:
+    """As pandas' NA is called."""
+
+
+@pytest.mark.parametrize("missing", [math.nan, np.float64("nan"), NAType()])
+def test_what_a_frame_has_for_a_missing_key_counts_as_missing(missing: object) -> None:
+    row = {"instruction": "a", "output": "b", "system": missing, "messages": missing}
     assert parse_conversation(row).messages == (Message("user", "a"), Message("assistant", "b"))
 
 

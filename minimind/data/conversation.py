@@ -117,8 +117,10 @@ def parse_conversation(
         if questions:
             named[prompt_key] = {prompt_key: _question}
         shapes = named | shapes
-    if not text:  # from Python
+    if not text:  # from Python, where a frame has NaN or pandas' NA for a key that a row lacks
         row = _plain(row)
+        if isinstance(row, dict):
+            row = {key: None if _is_nan(value) else value for key, value in row.items()}
     try:
         name, messages = _read_row(row, shapes)
         if system and messages[0].role != "system":
@@ -161,17 +163,16 @@ def irregularities(conversation: Conversation) -> list[str]:
 
 
 def _plain(value: object) -> Any:
-    """Mappings as dicts; tuples and arrays (of pandas, Parquet, NumPy) as lists; NaN as None.
-
-    A frame has NaN, or pandas' NA, for a key that a row lacks.
-    """
+    """Mappings as dicts; tuples and arrays (of pandas, Parquet, NumPy) as lists."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # an array; or one of NumPy's numbers, which becomes Python's
         value = value.tolist()
-    if (isinstance(value, float) and isnan(value)) or type(value).__name__ == "NAType":
-        return None
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_nan(value: object) -> bool:
+    return (isinstance(value, float) and isnan(value)) or type(value).__name__ == "NAType"
 
 
 # Shapes: the keys that a row of the shape has, in order, and what reads the messages under each.
