@@ -28,7 +28,7 @@ from minimind.training.loop import TrainConfig
 from minimind.training.optim import schedule_at
 from minimind.training.resume import TrainingError
 from tests.support.tiny import CONFIG
-from tests.test_run import examples
+from tests.test_fit import examples
 
 FP32 = TrainConfig(precision="fp32", learning_rate=1e-3)
 FIRST = 5  # the step that is interrupted

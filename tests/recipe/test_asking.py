@@ -14,7 +14,7 @@ from minimind.base.recipe.grammar import read_sections
 from minimind.base.recipe.questions import SIGNS, Asker, Options, command, main
 from minimind.base.recipe.statements import FOLDER
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FACTS = ROOT / "tests" / "data" / "facts.jsonl"
 APART = (
     ROOT / "benchmarks" / "data" / "held_out.jsonl",
