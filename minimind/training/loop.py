@@ -113,6 +113,7 @@ class TrainState:
     Attributes:
         step: optimizer steps done.
         optimizer: its moments are part of the state.
+        has_own_rates: its groups keep their own peaks; else the peak is the config's.
         scaler: scales the loss in fp16; does nothing in other precisions.
         precision: of the matrix products; what "auto" was resolved to.
         device: where the model is.
@@ -242,7 +243,7 @@ def train_step(
     """One optimizer step over this rank's micro-batches, at `factor` of the peak learning rate.
 
     The loss is divided once by all the step's supervised tokens. Where it or a gradient isn't
-    finite, weights and moments stay what they were. With a fused optimizer, such as the default,
+    finite, weights and moments stay what they were. With the default optimizer
     nothing here waits for the device.
     """
     step = Step.of(batches)

@@ -31,8 +31,8 @@ def make_optimizer(
 def step_if_finite(ok: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One optimizer step if `ok`; otherwise weights and moments stay what they were.
 
-    A fused optimizer decides on the device: it takes the flag that GradScaler hands it, and the
-    host needn't wait. With another optimizer the host waits for `ok`, a bool scalar.
+    Fused Adam and AdamW decide on the device: they take the flag that GradScaler hands them, and
+    the host needn't wait. With another optimizer the host waits for `ok`, a bool scalar.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         if ok:
