@@ -44,8 +44,9 @@ from minimind.data.build import DataOptions, build_dataset
 from minimind.data.packing import cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.training.environment import choose_device
-from minimind.training.loop import TrainConfig, TrainState, train_step
+from minimind.training.loop import train_step
 from minimind.training.precision import DTYPES, Precision, resolve_precision
+from minimind.training.state import TrainConfig, TrainState
 
 PER_STEP = 16  # conversations
 OURS = {"ours": 4096, "ours, 1,024 a micro-batch": 1024}  # tokens of a micro-batch, at most

@@ -21,7 +21,8 @@ from minimind.model.pretrained import load, save
 from minimind.model.transformer import Transformer
 from minimind.sampler import Ending, SampleConfig, generate, reply, stream_reply
 from minimind.tokenizer import Tokenizer
-from minimind.training.loop import StepResult, TrainConfig, TrainState, train
+from minimind.training.loop import StepResult, train
+from minimind.training.state import TrainConfig, TrainState
 from minimind.version import __version__
 
 __all__ = [

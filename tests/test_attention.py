@@ -165,7 +165,7 @@ def test_flash_is_asked_only_for_what_it_takes(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
-    assert attention._flash_serves(query) is serves
+    assert attention.flash_serves(query) is serves
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -181,7 +181,7 @@ def test_the_exact_call_of_varlen_attn(heads, kv_heads, dtype, monkeypatch) -> N
         return block_diagonal_attention(lengths, q.float(), k.float(), v.float()).to(dtype)
 
     record.__signature__ = inspect.signature(VARLEN_ATTN)  # of this version
-    monkeypatch.setattr(attention, "_flash_serves", lambda q: True)
+    monkeypatch.setattr(attention, "flash_serves", lambda q: True)
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", record)
     q, k, v = (x.detach().to(dtype) for x in draw(9, heads, kv_heads))
     documents = Documents.of(lengths)
@@ -218,7 +218,7 @@ class Calls(TorchDispatchMode):
 
 def test_pytorch_takes_our_call_for_a_causal_one(monkeypatch) -> None:
     """On meta tensors PyTorch's own function runs without the kernel: its checks and its shapes."""
-    monkeypatch.setattr(attention, "_flash_serves", lambda q: True)
+    monkeypatch.setattr(attention, "flash_serves", lambda q: True)
     lengths = [3, 1, 5]
     q, k, v = (x.detach().half().to("meta").requires_grad_() for x in draw(9))
     with Calls() as calls:

@@ -20,7 +20,8 @@ from minimind.data.plan import make_steps
 from minimind.model.transformer import Transformer
 from minimind.training import checkpoint
 from minimind.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from minimind.training.loop import TrainConfig, TrainState, train
+from minimind.training.loop import train
+from minimind.training.state import TrainConfig, TrainState
 from tests.support.faults import (
     BROKEN,
     NO_SPACE,

@@ -19,7 +19,8 @@ from minimind.data.packing import Batch, make_batch
 from minimind.model import compiling
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate_batch
-from minimind.training.loop import TrainConfig, train
+from minimind.training.loop import train
+from minimind.training.state import TrainConfig
 from tests.support.ragged import new_model, ragged_rows
 
 EAGER = TrainConfig(precision="fp32", learning_rate=1e-3)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from minimind.training.prefetch import prefetch
 
 from minimind.data.packing import make_batch
 from minimind.documents import Documents
-from minimind.model.attention import _flash_serves, _sdpa_by_document, packed_attention
-from minimind.training.loop import TrainConfig, TrainState, train_step
-from minimind.training.prefetch import prefetch
+from minimind.model.attention import _sdpa_by_document, flash_serves, packed_attention
+from minimind.training.loop import train_step
+from minimind.training.state import TrainConfig, TrainState
 from tests.support.ragged import new_model, ragged_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -39,7 +40,7 @@ def test_flash_attention_is_the_documents_own_attention(kv_heads, dtype) -> None
     lengths = [3, 1, 70, 26]
     shapes = [(100, 4, 64), (100, kv_heads, 64), (100, kv_heads, 64)]
     inputs = [torch.randn(s, device=CUDA, dtype=dtype, requires_grad=True) for s in shapes]
-    if not _flash_serves(inputs[0]):
+    if not flash_serves(inputs[0]):
         pytest.skip("this GPU has no flash attention")
     documents = Documents.of(lengths, CUDA)
     fast = packed_attention(*inputs, documents)

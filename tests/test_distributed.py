@@ -35,11 +35,13 @@ from minimind.model.transformer import Transformer
 from minimind.pretrain import __main__ as pretrain
 from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
-from minimind.training import distributed, loop
+from minimind.training import distributed
 from minimind.training import fit as run_module
+from minimind.training import step as step_module
 from minimind.training.checkpoint import TENSORS, save_checkpoint
 from minimind.training.fit import validation_loss
-from minimind.training.loop import TrainConfig, TrainState, train
+from minimind.training.loop import train
+from minimind.training.state import TrainConfig, TrainState
 from tests.support.ragged import new_model, ragged_rows
 from tests.support.tiny import write_base
 from tests.test_checkpoint import load_newest
@@ -111,7 +113,7 @@ def run_case(case: Case) -> Found:
     distributed.shard(model, case.config.precision, case.size)
     state = TrainState(model, case.config)
     gradients: list[dict[str, Tensor]] = []
-    clip = loop.clip_gradients
+    clip = step_module.clip_gradients
 
     def note_and_clip(parameters, max_norm):
         if not gradients:
@@ -121,7 +123,7 @@ def run_case(case: Case) -> Found:
 
     place = distributed.rank(), distributed.world_size()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
+        monkeypatch.setattr(step_module, "clip_gradients", note_and_clip)
         run = train(model, case.plan().of_rank(*place), case.config, state=state)
         results = list(islice(run, case.steps))
     losses, norms = ([float(getattr(r, name)) for r in results] for name in ("loss", "grad_norm"))
@@ -254,14 +256,14 @@ def disagree(folder: Path) -> dict[str, object]:
     model = new_model()
     distributed.shard(model, "fp32")
     steps = make_steps(ragged_rows(16), tokens_per_step=100, epochs=2).of_rank(rank, 2)
-    batch_loss, losses, weights = loop.batch_loss, [], []
+    batch_loss, losses, weights = step_module.batch_loss, [], []
     with pytest.MonkeyPatch.context() as monkeypatch:
 
         def bad(*arguments: Any) -> Tensor:
             loss = batch_loss(*arguments)
             return loss * float("nan") if len(losses) == 1 and rank == 1 else loss
 
-        monkeypatch.setattr(loop, "batch_loss", bad)
+        monkeypatch.setattr(step_module, "batch_loss", bad)
         for result in islice(train(model, steps, FP32), 3):
             losses.append(float(result.loss))
             weights.append(distributed.full_tensor(model.model.norm.weight.detach()).clone())
@@ -438,7 +440,9 @@ def fit_in_turns(out: Path) -> tuple[list[tuple[bool, int]], list[str]]:
     fitting = Fitting(out, Tokenizer.load(BASE), config=AUTO)
     with pytest.MonkeyPatch.context() as monkeypatch:  # as if each had measured something else
         measured = ("fp32", "fp16")[distributed.rank()]
-        monkeypatch.setattr(run_module, "resolve_precision", lambda wanted, device: measured)
+        monkeypatch.setattr(
+            run_module, "resolve_precision", lambda wanted, model, lengths: measured
+        )
         first = fitting(max_minutes=0 if distributed.rank() == 1 else None)
         last = fitting()
         measured = replace(fitting, out=out.with_name("measured"), measure=sum_of_norm, epochs=1)()
@@ -453,7 +457,7 @@ def test_one_rank_that_wants_to_stop_stops_all_and_what_is_not_exact_is_said(
     out = tmp_path / "run"
     alone = Fitting(out, tokenizer, config=AUTO)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "resolve_precision", lambda wanted, device: "bf16")
+        patch.setattr(run_module, "resolve_precision", lambda *_: "bf16")
         assert alone(max_minutes=0).precision == "bf16"
     first, second = start(2, tmp_path, fit_in_turns, out)
     assert first == second

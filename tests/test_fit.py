@@ -20,11 +20,12 @@ from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import fit as module
 from minimind.training import loop
+from minimind.training import step as step_module
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import Measure, RunConfig, RunResult, fit, validation_loss
-from minimind.training.loop import TrainConfig
 from minimind.training.metrics import StepLogger
 from minimind.training.resume import TrainingError
+from minimind.training.state import TrainConfig
 from tests.support.tiny import CONFIG
 
 
@@ -117,7 +118,7 @@ def train_with_a_bad_step(
     steps = make_steps(examples(12), tokens_per_step=60)
     assert len(steps) > bad
     seen: list[dict[str, torch.Tensor]] = []
-    train_step, batch_loss = loop.train_step, loop.batch_loss
+    train_step, batch_loss = loop.train_step, step_module.batch_loss
 
     def loss_of_a_bad_step(*arguments: object) -> torch.Tensor:
         loss = batch_loss(*arguments)
@@ -128,7 +129,7 @@ def train_with_a_bad_step(
         seen.append({name: x.detach().clone() for name, x in model.state_dict().items()})
         return result
 
-    monkeypatch.setattr(loop, "batch_loss", loss_of_a_bad_step)
+    monkeypatch.setattr(step_module, "batch_loss", loss_of_a_bad_step)
     monkeypatch.setattr(loop, "train_step", note)
     first, last = steps.rows_of(bad - 1)[[0, -1]]
     named = f"^step {bad}: the loss is nan .*its rows are row {first}, .*row {last}\\. Lower"

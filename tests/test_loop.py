@@ -19,8 +19,10 @@ from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import Batch, make_batch
 from minimind.data.plan import make_steps
 from minimind.model.transformer import Transformer
-from minimind.training import loop
-from minimind.training.loop import TrainConfig, TrainState, batch_loss, train, train_step
+from minimind.training import step as step_module
+from minimind.training.loop import train, train_step
+from minimind.training.state import TrainConfig, TrainState
+from minimind.training.step import batch_loss
 from tests.support.ragged import new_model, ragged_rows
 
 FP32 = TrainConfig(precision="fp32", learning_rate=1e-3)
@@ -41,14 +43,14 @@ def step_gradients(batches: list[Batch], dtype: torch.dtype = torch.float32) -> 
     state = TrainState(model, FP32)
     model.to(dtype)
     seen: dict[str, Tensor] = {}
-    clip = loop.clip_gradients
+    clip = step_module.clip_gradients
 
     def note_and_clip(parameters, max_norm):
         seen.update({name: p.grad.clone() for name, p in model.named_parameters()})
         return clip(parameters, max_norm)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(loop, "clip_gradients", note_and_clip)
+        monkeypatch.setattr(step_module, "clip_gradients", note_and_clip)
         train_step(model, batches, FP32, state, factor=1.0)
     return seen
 

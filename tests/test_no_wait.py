@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minimind.data.packing import Batch, make_batch
 from minimind.model import attention
 from minimind.model.transformer import Transformer
-from minimind.training.loop import TrainConfig, TrainState, train_step
+from minimind.training.loop import train_step
+from minimind.training.state import TrainConfig, TrainState
 from tests.support.ragged import CONFIG, ragged_rows
 
 FLASH = torch.ops.torch_attn._varlen_attn.default
@@ -54,7 +55,7 @@ class Seen(TorchDispatchMode):
 def flash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision takes CUDA's kernel, as on a GPU."""
     half = (torch.float16, torch.bfloat16)
-    monkeypatch.setattr(attention, "_flash_serves", lambda q: q.dtype in half)
+    monkeypatch.setattr(attention, "flash_serves", lambda q: q.dtype in half)
 
 
 @pytest.mark.usefixtures("flash")

@@ -21,12 +21,13 @@ from minimind.atomic_io import folder_lock
 from minimind.data.plan import Batches, Steps, make_steps
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
-from minimind.training import environment, loop
+from minimind.training import environment
 from minimind.training import resume as module
+from minimind.training import step as step_module
 from minimind.training.fit import RunConfig, RunResult, fit
-from minimind.training.loop import TrainConfig
 from minimind.training.optim import schedule_at
 from minimind.training.resume import TrainingError
+from minimind.training.state import TrainConfig
 from tests.support.tiny import CONFIG
 from tests.test_fit import examples
 
@@ -102,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
 def during(step: int, blow: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Call `blow` in the middle of a step, after its first micro-batch."""
     seen = []
-    batch_loss = loop.batch_loss
+    batch_loss = step_module.batch_loss
     batches = [len(micro) for micro in islice(plan(), step)]
     assert batches[-1] > 1
     calls = sum(batches[:-1]) + 1
@@ -113,7 +114,7 @@ def during(step: int, blow: Callable[[], None], monkeypatch: pytest.MonkeyPatch)
             blow()
         return batch_loss(*arguments)
 
-    monkeypatch.setattr(loop, "batch_loss", note)
+    monkeypatch.setattr(step_module, "batch_loss", note)
 
 
 def fail() -> None:

@@ -8,7 +8,7 @@ import torch
 from minimind.data.plan import make_steps
 from minimind.pretrain import trial
 from minimind.pretrain.trial import MEASURED, WARM_UP, seconds_per_step, steps_within
-from minimind.training.loop import TrainConfig
+from minimind.training.state import TrainConfig
 from tests.support.ragged import new_model, ragged_rows
 
 CONFIG = TrainConfig(precision="fp32")

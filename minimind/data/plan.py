@@ -60,7 +60,7 @@ class Steps(Sequence[Step]):
         self.steps_per_epoch = max(1, steps_per_epoch)
         self._planned: tuple[int, Array, Ints] | None = None  # epoch, its rows, each step's end
         self._indices = range(epochs * self.steps_per_epoch)
-        self._rank, self._world_size = 0, 1
+        self._rank, self.world_size = 0, 1
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -82,9 +82,9 @@ class Steps(Sequence[Step]):
             return out
         rows = self.rows_of(index)
         lengths = self.lengths[rows].astype(np.int64)
-        groups = cut(rows, lengths, self.tokens_per_batch, self._world_size)
+        groups = cut(rows, lengths, self.tokens_per_batch, self.world_size)
         return Step(
-            [make_batch(self.dataset, group) for group in groups[self._rank :: self._world_size]],
+            [make_batch(self.dataset, group) for group in groups[self._rank :: self.world_size]],
             rows=tuple(rows.tolist()),
             tokens=int(lengths.sum()),
             supervised=int(self.dataset.take("supervised", rows).sum()),
@@ -101,7 +101,7 @@ class Steps(Sequence[Step]):
     def of_rank(self, rank: int, world_size: int) -> Steps:
         """The same plan, of each step only one rank's micro-batches; each rank has equally many."""
         out = copy.copy(self)
-        out._rank, out._world_size = rank, world_size
+        out._rank, out.world_size = rank, world_size
         return out
 
     def rows_of(self, index: int) -> Ints:
@@ -183,7 +183,7 @@ class Batches(Iterable[Batch]):
         self.dataset, self.tokens_per_batch = dataset, tokens_per_batch
         self.rows = np.flatnonzero(dataset.column("input_length"))
         _check_longest(dataset, tokens_per_batch)
-        self._rank, self._world_size = 0, 1
+        self._rank, self.world_size = 0, 1
 
     def __bool__(self) -> bool:
         return len(self.rows) > 0
@@ -192,14 +192,14 @@ class Batches(Iterable[Batch]):
         for first in range(0, len(self.rows), BLOCK_ROWS // 4):
             rows = self.rows[first : first + BLOCK_ROWS // 4]
             lengths = self.dataset.take("input_length", rows).astype(np.int64)
-            groups = cut(rows, lengths, self.tokens_per_batch, self._world_size)
-            for group in groups[self._rank :: self._world_size]:
+            groups = cut(rows, lengths, self.tokens_per_batch, self.world_size)
+            for group in groups[self._rank :: self.world_size]:
                 yield make_batch(self.dataset, group)
 
     def of_rank(self, rank: int, world_size: int) -> Batches:
         """The batches of one rank; each rank has equally many."""
         out = copy.copy(self)
-        out._rank, out._world_size = rank, world_size
+        out._rank, out.world_size = rank, world_size
         return out
 
 

@@ -8,9 +8,12 @@ A token attends to itself and to the earlier tokens of its own document.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minimind.documents import Documents
 from minimind.model.torch_versions import varlen_attention
@@ -19,12 +22,16 @@ from minimind.model.torch_versions import varlen_attention
 # L tokens of one document, S tokens of a cache.
 
 FLASH_MAX_HEAD_DIM = 256
+HALF = (torch.float16, torch.bfloat16)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
     """Attend causally inside each document: (T, H, D), (T, K, D), (T, K, D) -> (T, H, D)"""
-    if _flash_serves(q):
+    if flash_serves(q):
         return varlen_attention(q, k, v, documents)
+    if q.is_cpu and q.dtype in HALF and torch.is_grad_enabled():
+        out: Tensor = _HalfAttention.apply(q, k, v, documents.lengths)  # type: ignore[no-untyped-call]
+        return out
     return _sdpa_by_document(q, k, v, documents)
 
 
@@ -40,12 +47,12 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     return out.squeeze(2)
 
 
-def _flash_serves(q: Tensor) -> bool:
-    """Whether `varlen_attn` takes this input; it raises where one of these doesn't hold."""
+def flash_serves(q: Tensor) -> bool:
+    """Whether the flash kernel takes this input; it raises where one of these doesn't hold."""
     return (
         q.is_cuda
         and torch.backends.cuda.is_flash_attention_available()
-        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.dtype in HALF
         and q.size(-1) <= FLASH_MAX_HEAD_DIM
         and q.size(-1) % 8 == 0
         and torch.cuda.get_device_capability(q.device) >= (8, 0)
@@ -60,7 +67,53 @@ def _sdpa_by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> 
 
 def _causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(L, H, D), (L, K, D), (L, K, D) -> (L, H, D)"""
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # (1, heads, L, D)
+    q, k, v = (_by_head(x) for x in (q, k, v))
     gqa = q.size(1) != k.size(1)
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-    return out.squeeze(0).transpose(0, 1)
+    return _by_token(out)
+
+
+class _HalfAttention(torch.autograd.Function):
+    """On a CPU, in half precision forward and in float32 backward.
+
+    There PyTorch's flash kernel is faster in bf16 than in float32 forward, and slower backward
+    (benchmarks/RESULTS.md). The log-sum-exp, which both need, is float32 in either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+        results = [_flash_forward(*(_by_head(x) for x in part), 0.0, True) for part in parts]
+        out = torch.cat([_by_token(o) for o, _ in results])
+        ctx.save_for_backward(q, k, v, out, *(lse for _, lse in results))
+        ctx.lengths = lengths
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out, *lse = ctx.saved_tensors
+        parts = zip(*(x.float().split(ctx.lengths) for x in (grad, q, k, v, out)), strict=True)
+        results = [
+            _flash_backward(*(_by_head(x) for x in part), sums, 0.0, True)
+            for part, sums in zip(parts, lse, strict=True)
+        ]
+        dq, dk, dv = (
+            torch.cat([_by_token(x) for x in grads]).to(q.dtype)
+            for grads in zip(*results, strict=True)
+        )
+        return dq, dk, dv, None
+
+
+_flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(L, heads, D) -> (1, heads, L, D)"""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """(1, heads, L, D) -> (L, heads, D)"""
+    return x.squeeze(0).transpose(0, 1)

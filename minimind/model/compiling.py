@@ -1,4 +1,4 @@
-"""Compile a module's function for inputs of any number of tokens."""
+"""Compile a module's function for inputs of fixed sizes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimind.model.torch_versions import leave_size_open
+MOST_SIZES = 64  # for which one function may be compiled; PyTorch's own limit is 8
 
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled at its first call that needs gradients; other calls run eagerly.
 
-    It takes a module, then tensors whose first size is the number of tokens. This number is left
-    open, so that nothing is compiled again. Where compiling fails, a warning says why, and this and
-    all later calls run eagerly.
+    It takes a module, then tensors, and is compiled again for tensors of other sizes. Where
+    compiling fails, a warning says why, and this and all later calls run eagerly.
     """
     fast: Callable[..., Any] | None = None
     failed = False
@@ -31,8 +30,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-                fast = fast or torch.compile(function, dynamic=True)
-                leave_size_open(tensors, "tokens")
+                if fast is None:
+                    config = torch._dynamo.config
+                    config.recompile_limit = max(config.recompile_limit, MOST_SIZES)
+                    fast = torch.compile(function, dynamic=False)
                 return fast(module, *tensors)
         except torch._dynamo.exc.TorchDynamoException as error:
             failed = True

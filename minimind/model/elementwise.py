@@ -14,17 +14,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     """Scale x, (..., width), to unit root mean square, times a weight, (width,).
+
+    The result has `dtype`, by default x's.
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
-    weight = weight.to(x.dtype)
-    if torch.compiler.is_compiling() or x.is_cuda or x.dtype in (torch.bfloat16, torch.float16):
-        return F.rms_norm(x, weight.shape, weight, eps)
+    dtype = dtype or x.dtype
+    if torch.compiler.is_compiling() or x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(dtype)
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x, weight = x.float(), weight.float()
     if not torch.is_grad_enabled():
-        return (x * _norm_scale(x, eps)).mul_(weight)
-    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return (x * _norm_scale(x, eps)).mul_(weight).to(dtype)
+    out: Tensor = _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -53,19 +57,20 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         scale = _norm_scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return (x * scale).mul_(weight).to(dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
+        grad = grad.to(x.dtype)
         width = x.size(-1)
         products = grad * x
         along = (products.reshape(-1, width) @ weight).view_as(scale)
         along.mul_(scale.pow(3)).div_(-width)
         # `sum` adds pairwise: its error stays near 1e-6 for any number of rows.
         d_weight = products.mul_(scale).sum(tuple(range(x.ndim - 1)))
-        return (grad * weight).mul_(scale).addcmul_(x, along), d_weight, None
+        return (grad * weight).mul_(scale).addcmul_(x, along), d_weight, None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from inspect import Parameter, signature
 from typing import Any
@@ -23,15 +23,6 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> T
     out = varlen_attn(q, k, v, ends, ends, longest, longest, **options)
     assert isinstance(out, Tensor)
     return out
-
-
-def leave_size_open(tensors: Sequence[Tensor], name: str) -> None:
-    """Tell the compiler that the tensors' first size, one and the same, may be any but 0."""
-    from torch._dynamo.decorators import mark_unbacked  # takes a second to import
-
-    least = {"min": 1} if _takes(mark_unbacked, "min") else {}  # not in 2.11
-    for tensor in tensors:
-        mark_unbacked(tensor, 0, shape_id=name, **least)
 
 
 @cache

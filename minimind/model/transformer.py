@@ -156,16 +156,23 @@ class Transformer(nn.Module):
         return linear(self.model.norm(x), self.head_weight)
 
     def compile_training(self) -> None:
-        """Compile each layer's q/k/v projections and MLP with torch.compile, at their first use.
+        """Compile what each layer does before and after attention, at first use for fixed sizes.
 
         Attention, the only part that sees where documents end, isn't compiled.
         """
         # One compiled function of each serves all layers.
-        project, feed = compiled(Attention.project), compiled(MLP.forward)
+        before = compiled(DecoderLayer.before_attention)
+        after = compiled(DecoderLayer.after_attention)
         for layer in self.model.layers:
             assert isinstance(layer, DecoderLayer)
-            layer.self_attn.project = MethodType(project, layer.self_attn)  # type: ignore[method-assign]
-            layer.mlp.forward = MethodType(feed, layer.mlp)  # type: ignore[method-assign]
+            layer.before_attention = MethodType(before, layer)  # type: ignore[method-assign]
+            layer.after_attention = MethodType(after, layer)  # type: ignore[method-assign]
+
+    def uncompile_training(self) -> None:
+        """Undo `compile_training`."""
+        for layer in self.model.layers:
+            for name in ("before_attention", "after_attention"):
+                layer.__dict__.pop(name, None)
 
     @torch.inference_mode()
     def compile_decoding(self, rows: int = 1) -> None:
@@ -244,10 +251,19 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, keep: Tensor | None = None
     ) -> Tensor:
-        """(T, C) -> (T, C), or (S, C) of the tokens in `keep`"""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        """(T, C) -> (T, C), or (S, C) of the tokens in `keep`; `attend` sees what it chooses."""
+        attended = attend(*self.before_attention(x, cos, sin))  # (T, H, D)
         if keep is not None:  # in the last layer: nothing reads the other tokens any more
-            x = x.index_select(0, keep)
+            x, attended = x.index_select(0, keep), attended.index_select(0, keep)
+        return self.after_attention(x, attended)
+
+    def before_attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """(T, C) -> queries (T, H, D), keys (T, K, D), values (T, K, D)"""
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """(S, C), (S, H, D) -> (S, C)"""
+        x = x + self.self_attn.o_proj(attended.flatten(1))
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -267,12 +283,6 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if config.qk_norm else nn.Identity()
         self.head_dim = head_dim
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """(T, C) -> (T, C); `attend` chooses what the queries may see."""
-        attended = attend(*self.project(x, cos, sin))  # (T, H, D)
-        out: Tensor = self.o_proj(attended.flatten(1))
-        return out
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, C) -> queries (T, H, D), keys (T, K, D), both rotated, and values (T, K, D)"""
@@ -303,10 +313,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.dtype: torch.dtype | None = None  # of the result; None: the input's
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps, self.dtype)
 
 
 def decode_layer(

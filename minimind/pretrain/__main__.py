@@ -34,9 +34,9 @@ from minimind.training import distributed
 from minimind.training.checkpoint import newest_checkpoint
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import Measure, RunConfig, fit
-from minimind.training.loop import TrainConfig
 from minimind.training.precision import Precision, resolve_precision
 from minimind.training.scoring import score
+from minimind.training.state import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,7 @@ def _plan(
     saved = extra.get("fingerprint")
     if saved and saved["options"].get("--minutes") == options.minutes:
         return steps.with_length(saved["steps"])
-    precision = resolve_precision(options.training.precision, model.device)
+    precision = resolve_precision(options.training.precision, model)
 
     def validate() -> None:
         if measure:

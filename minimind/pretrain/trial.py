@@ -12,7 +12,8 @@ import torch
 
 from minimind.data.plan import Steps
 from minimind.model.transformer import Transformer
-from minimind.training.loop import TrainConfig, train
+from minimind.training.loop import train
+from minimind.training.state import TrainConfig
 
 WARM_UP, MEASURED = 2, 7  # steps
 

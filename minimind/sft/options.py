@@ -14,7 +14,7 @@ from minimind.cli.options import check_least, option_names, parse_options, refus
 from minimind.data.build import DataOptions
 from minimind.data.selection import SplitOptions
 from minimind.training.fit import RunConfig
-from minimind.training.loop import TrainConfig
+from minimind.training.state import TrainConfig
 
 BASE_LEARNING_RATE = 2e-4  # for the embedded base: measured, see benchmarks/RESULTS.md
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from minimind.atomic_io import sha256_of, sync, write_tensors
 from minimind.model.transformer import Transformer
 from minimind.training.distributed import is_main_process, world_size
-from minimind.training.loop import TrainState
+from minimind.training.state import TrainState
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 SPARE_BYTES = 2**20  # for what isn't tensors

@@ -32,12 +32,13 @@ from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import save_checkpoint
-from minimind.training.loop import TrainConfig, TrainState, supervised_states, train
+from minimind.training.loop import train
 from minimind.training.loss import token_scores
 from minimind.training.metrics import NonFinite, StepLogger
 from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
-from minimind.training.prefetch import prefetch
 from minimind.training.resume import TrainingError, resume, rows_hash, run_fingerprint
+from minimind.training.state import TrainConfig, TrainState
+from minimind.training.step import supervised_states
 from minimind.training.stop import stop_requests
 
 NON_FINITE = "non_finite_rows.jsonl"
@@ -116,7 +117,8 @@ def fit(
     """
     distributed.init_distributed(model.device)
     rank, world_size = distributed.rank(), distributed.world_size()
-    precision = distributed.broadcast(resolve_precision(config.precision, model.device))
+    lengths = steps.lengths[steps.rows_of(0)].tolist()  # a typical batch's
+    precision = distributed.broadcast(resolve_precision(config.precision, model, lengths))
     distributed.shard(model, precision, run.shard)
     state = TrainState(model, replace(config, precision=precision))
     fingerprint = run_fingerprint(model, tokenizer, steps, config, identity, options)
@@ -215,7 +217,8 @@ def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Pre
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=model.device)  # losses, tokens
     with torch.no_grad(), autocast(precision, model.device):
-        for batch in prefetch(batches, model.device):
+        for batch in batches:
+            batch = batch.to(model.device)
             states, labels = supervised_states(model, batch)
             losses, _ = token_scores(states, model.head_weight, labels)
             weighted = losses if batch.weights is None else losses * batch.weights

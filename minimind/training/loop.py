@@ -6,67 +6,24 @@ caller's, between two steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minimind.data.packing import Batch, Step
+from minimind.data.padding import shape_of_run
 from minimind.data.plan import Steps
 from minimind.model.transformer import Transformer
 from minimind.training import distributed
-from minimind.training.loss import summed_cross_entropy
-from minimind.training.optim import clip_gradients, make_optimizer, schedule_at, step_if_finite
-from minimind.training.precision import Precision, autocast, resolve_precision
-from minimind.training.prefetch import prefetch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How to train. README.md says where each default comes from.
-
-    Attributes:
-        learning_rate: the peak; for the embedded base, minimind.sft takes 2e-4 if none is given.
-        betas: AdamW's decay rates of the moments.
-        weight_decay: on matrices only.
-        max_grad_norm: gradients are clipped to this joint L2 norm.
-        warmup_ratio: share of the steps over which the learning rate rises.
-        min_lr_ratio: the last step's learning rate as a share of the peak.
-        precision: of the matrix products; weights and moments stay float32.
-        compile: compile each layer's q/k/v projections and MLP with torch.compile, at first use.
-        activation_checkpointing: compute layers again in the backward pass, to save memory.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    warmup_ratio: float = 0.03
-    min_lr_ratio: float = 0.1
-    precision: Precision = "auto"
-    compile: bool = False
-    activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        are_shares = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        checks = {
-            "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
-            "betas": (are_shares, "two numbers from 0 to below 1"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
-            "max_grad_norm": (self.max_grad_norm > 0, "a positive number, inf for no clipping"),
-            "warmup_ratio": (0 <= self.warmup_ratio <= 1, "a share of the steps, 0 to 1"),
-            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a share of the peak, 0 to 1"),
-            "precision": (self.precision in get_args(Precision), "auto, fp32, bf16 or fp16"),
-        }
-        for name, (ok, remedy) in checks.items():
-            if not ok:
-                raise ValueError(f"{name} is {getattr(self, name)}; use {remedy}")
+from minimind.training.compile_trial import CompileTrial
+from minimind.training.graphs import StepGraphs, why_not_captured
+from minimind.training.optim import schedule_at
+from minimind.training.state import TrainConfig, TrainState
+from minimind.training.step import forward_backward, to_device, update
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,85 +52,6 @@ class StepResult:
     def as_dict(self) -> dict[str, Any]:
         """The same as plain numbers, for a log; waits until the step is done on the device."""
         return asdict(self) | {"loss": float(self.loss), "grad_norm": float(self.grad_norm)}
-
-
-class TrainState:
-    """Everything besides the weights that a run consists of between two steps.
-
-        torch.save((model.state_dict(), state.state_dict()), "run.pt")
-        weights, saved = torch.load("run.pt")  # in another process; then:
-        model.load_state_dict(weights)
-        state.load_state_dict(saved)  # train(..., state=state) continues
-
-    Args:
-        model: its weights are float32.
-        config: how to train.
-        optimizer: default: AdamW as `config` says.
-
-    Attributes:
-        step: optimizer steps done.
-        optimizer: its moments are part of the state.
-        has_own_rates: its groups keep their own peaks; else the peak is the config's.
-        scaler: scales the loss in fp16; does nothing in other precisions.
-        precision: of the matrix products; what "auto" was resolved to.
-        device: where the model is.
-
-    Raises:
-        ValueError: the weights aren't float32.
-    """
-
-    def __init__(
-        self,
-        model: Transformer,
-        config: TrainConfig,
-        optimizer: torch.optim.Optimizer | None = None,
-    ) -> None:
-        if wrong := {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}:
-            raise ValueError(
-                f"the model's weights are {', '.join(sorted(wrong))}; load it with "
-                "dtype=torch.float32 (precision='bf16' computes in bfloat16 all the same)"
-            )
-        self.step = 0
-        self.device = model.device
-        self.has_own_rates = optimizer is not None
-        self.optimizer = optimizer or make_optimizer(
-            model, config.learning_rate, config.betas, config.weight_decay
-        )
-        if not isinstance(self.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-            # Fused SGD's momentum starts from garbage after a first step that it skipped itself.
-            self.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        self.keep_peaks(config)
-        self.set_precision(resolve_precision(config.precision, model.device))
-
-    def keep_peaks(self, config: TrainConfig) -> None:
-        """Note each group's peak learning rate as `initial_lr`, as PyTorch's schedulers do."""
-        for group in self.optimizer.param_groups:
-            if not self.has_own_rates:
-                group["initial_lr"] = config.learning_rate
-            group.setdefault("initial_lr", float(group["lr"]))
-
-    def set_precision(self, precision: Precision) -> None:
-        """Continue in a precision that may differ from the one before."""
-        self.precision = precision
-        # Small fp16 gradients vanish: the loss is scaled up, and overflowing steps are skipped.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as tensors and plain values."""
-        return {
-            "step": self.step,
-            "precision": self.precision,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned; if it has no "optimizer", ours is kept."""
-        self.step = state["step"]
-        if "optimizer" in state:
-            self.optimizer.load_state_dict(state["optimizer"])
-        self.set_precision(state["precision"])
-        self.scaler.load_state_dict(state["scaler"])
 
 
 def train(
@@ -227,14 +105,20 @@ def train(
 def _train(
     model: Transformer, steps: Sequence[list[Batch]], config: TrainConfig, state: TrainState
 ) -> Iterator[StepResult]:
-    if config.compile:
-        model.compile_training()
+    if state.device.type == "cuda" or config.compile == "on":
+        state.shape = shape_of_run(steps)
+    if config.compile == "off" and state.compiled:
+        state.compile(False)
+    if config.compile == "on" and not state.compiled:
+        state.compile()
+    trial = CompileTrial(config, state, len(steps))
     warmup_steps = min(round(config.warmup_ratio * len(steps)), len(steps) - 1)
     model.train()
     while state.step < len(steps):
         state.keep_peaks(config)  # again: a caller may add groups between two steps
         factor = schedule_at(state.step, len(steps), warmup_steps, config.min_lr_ratio)
         yield train_step(model, steps[state.step], config, state, factor)
+        trial.after_step()
 
 
 def train_step(
@@ -252,51 +136,54 @@ def train_step(
             f"step {state.step + 1} has no supervised token; leave out rows without one"
         )
     _check_length(max(batch.documents.max_seqlen for batch in step), model)
-    total = torch.zeros((), device=model.device)
-    for number, batch in enumerate(prefetch(step, model.device), 1):
-        distributed.announce_backward(model, last=number == len(step))
-        loss = batch_loss(model, batch, config, state.precision) / step.supervised
-        state.scaler.scale(loss).backward()
-        total += loss.detach()
-    total = distributed.all_reduce_sum(total)
-
-    state.scaler.unscale_(state.optimizer)
+    state.working.refresh()
     groups = state.optimizer.param_groups
-    norm = clip_gradients([p for group in groups for p in group["params"]], config.max_grad_norm)
     for group in groups:
         group["lr"] = group["initial_lr"] * factor
-    if state.scaler.is_enabled():  # it has seen every gradient itself
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+    if graphs := _graphs(step, config, state):
+        total, norm = graphs.run(step, [group["lr"] for group in groups])
     else:
-        step_if_finite(torch.isfinite(total + norm), state.optimizer)
-    model.zero_grad()
+        total, norm = _eager_step(step, config, state)
     state.step += 1
     rate = float(groups[0]["lr"])
     return StepResult(state.step, total, norm, rate, step.tokens, step.supervised, step.rows)
 
 
-def batch_loss(
-    model: Transformer, batch: Batch, config: TrainConfig, precision: Precision
-) -> Tensor:
-    """The loss summed over a batch's supervised tokens."""
-    with autocast(precision, model.device):
-        states, labels = supervised_states(model, batch, config.activation_checkpointing)
-        return summed_cross_entropy(states, model.head_weight, labels, batch.weights)
+def _eager_step(step: Step, config: TrainConfig, state: TrainState) -> tuple[Tensor, Tensor]:
+    """The step's loss and the gradients' norm; the slow twin of `StepGraphs.run`."""
+    total = torch.zeros((), device=state.device)
+    for number, batch in enumerate(step, 1):
+        distributed.announce_backward(state.model, last=number == len(step))
+        fits = not state.compiled or state.fixed_shape(batch) is not None
+        with nullcontext() if fits else torch.compiler.set_stance("force_eager"):
+            forward_backward(to_device(batch, state), step.supervised, total, config, state)
+    total = distributed.all_reduce_sum(total)
+    norm = update(total, config, state)
+    state.model.zero_grad()
+    return total, norm
 
 
-def supervised_states(
-    model: Transformer, batch: Batch, activation_checkpointing: bool = False
-) -> tuple[Tensor, Tensor]:
-    """What the head reads at a batch's supervised positions, (S, C), and the labels there, (S,)."""
-    states = model.hidden_states(
-        batch.input_ids,
-        batch.positions,
-        batch.documents,
-        keep=batch.supervised,
-        activation_checkpointing=activation_checkpointing,
-    )
-    return states, batch.labels.index_select(0, batch.supervised)
+def _graphs(step: Step, config: TrainConfig, state: TrainState) -> StepGraphs | None:
+    """The state's graphs, captured at its first step; None where they can't be."""
+    if state.graphs is not None and state.graphs.serves(config):
+        return state.graphs
+    if state.shape is None or not state.may_capture:
+        return None
+    reason = why_not_captured(config, state)
+    first = next(filter(state.shape.holds, step), None)
+    if reason is None and first is None:
+        return None  # a later step may have one that fits
+    if reason is None:
+        assert first is not None
+        try:
+            state.graphs = StepGraphs(config, state, first)
+            return state.graphs
+        except RuntimeError as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            state.model.zero_grad()
+    state.may_capture = False
+    state.notes.append(f"without CUDA graphs: {reason}")
+    return None
 
 
 def _check_length(longest: int, model: Transformer) -> None:

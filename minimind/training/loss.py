@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 # Shape letters: S supervised positions, C hidden size, V vocabulary.
 
+FP16_SCALE = 16.0
 CHUNK_BYTES = 128 * 2**20  # of float32 logits alive at once; measured in benchmarks/RESULTS.md
 
 
@@ -75,7 +76,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
             rows, head = states.to(dtype), weight.to(dtype)
             exact = torch.promote_types(dtype, torch.float32)  # float64 stays
             d_states = torch.empty_like(rows)
-            d_weight = torch.zeros_like(weight, dtype=exact)
+            d_weight = None  # of a frozen head
+            if ctx.needs_input_grad[1]:
+                d_weight = torch.zeros_like(weight, dtype=exact)
             loss = states.new_zeros((), dtype=exact)
             for chunk in _chunks(len(labels), len(weight)):
                 logits = (rows[chunk] @ head.t()).to(exact)
@@ -93,20 +96,23 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 d_logits.scatter_add_(1, target, -one.to(exact))
                 d_logits = d_logits.to(dtype)
                 torch.mm(d_logits, head, out=d_states[chunk])
+                if d_weight is None:
+                    continue
                 if dtype == exact:
                     d_weight.addmm_(d_logits.t(), rows[chunk])
                 elif dtype != torch.float16:
                     d_weight += d_logits.t() @ rows[chunk]
-                elif states.is_cuda:  # in float32: a frequent label's sum could overflow float16
-                    d_weight += torch.mm(d_logits.t(), rows[chunk], out_dtype=torch.float32)
-                else:
-                    d_weight += d_logits.t().float() @ rows[chunk].float()
-        ctx.save_for_backward(d_states.to(states.dtype), d_weight.to(weight.dtype))
+                else:  # a frequent label's sum could overflow float16
+                    d_weight.add_(d_logits.t() @ (rows[chunk] / FP16_SCALE), alpha=FP16_SCALE)
+        if d_weight is not None:
+            d_weight = d_weight.to(weight.dtype)
+        ctx.save_for_backward(d_states.to(states.dtype), d_weight)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         d_states, d_weight = ctx.saved_tensors
         # Multiplied into new tensors: a second backward over a kept graph must find them unchanged.
-        return d_states * grad.to(d_states.dtype), d_weight * grad.to(d_weight.dtype), None, None
+        d_states = d_states * grad.to(d_states.dtype)
+        return d_states, None if d_weight is None else d_weight * grad, None, None

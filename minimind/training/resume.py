@@ -18,7 +18,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import load_checkpoint, newest_checkpoint
 from minimind.training.environment import processor, versions
-from minimind.training.loop import TrainConfig, TrainState
+from minimind.training.state import TrainConfig, TrainState
 
 HARMLESS = ("python", "tokenizers", "safetensors", "numpy")  # the last bits don't depend on them
 FREE = ("activation_checkpointing", "compile")  # a run may be resumed with or without them

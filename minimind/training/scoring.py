@@ -20,9 +20,9 @@ from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import Ints, cut, make_batch
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
-from minimind.training.loop import supervised_states
 from minimind.training.loss import token_scores
 from minimind.training.precision import Precision, autocast, resolve_precision
+from minimind.training.step import supervised_states
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def score(
         raise ValueError(
             f"none of {len(dataset)} rows has a supervised token; check that answers fit max_length"
         )
-    precision = resolve_precision(precision, model.device)
+    precision = resolve_precision(precision, model)
     budget = max(tokens_per_batch, int(lengths.max()))
     bytes_of_id = np.full(model.config.vocab_size, -1)  # -1: a control token is no text
     if tokenizer is not None:

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from benchmarks.flops import causal_pairs, dense_flops, executed_flops, model_flops
 from minimind.data.packing import make_batch
-from minimind.training.loop import TrainConfig, batch_loss
+from minimind.training.state import TrainConfig
+from minimind.training.step import batch_loss
 from tests.support.ragged import new_model, ragged_rows
 
 

@@ -1,0 +1,73 @@
+"""A copy of a model's layers in half precision, which a step computes with.
+
+    model           float32 weights <----------- AdamW
+                    |  refresh, once a step  ^
+                    v                        |  each gradient is added in float32 at once
+    working copy    bf16 weights -> products
+
+Embedding, norms and head stay float32 and are shared: the residual stream is float32, a norm's
+result is half precision, and so is all up to where the stream takes it up again.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from minimind.model.linear import Linear
+from minimind.model.transformer import RMSNorm
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class WorkingCopy(Generic[ModuleT]):
+    """A model, or a layer, for one precision: `refresh()` before a step, compute with `.model`."""
+
+    def __init__(self, model: ModuleT, dtype: torch.dtype) -> None:
+        self.model = model
+        self._halves: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        if dtype == torch.float32:
+            return
+        self.model = _share(model)
+        for module in self.model.modules():
+            if isinstance(module, RMSNorm):
+                module.dtype = dtype
+            if isinstance(module, Linear) and module is not getattr(self.model, "lm_head", None):
+                for name, weight in module._parameters.items():
+                    if weight is not None:
+                        module._parameters[name] = self._half(weight, dtype)
+
+    def _half(self, weight: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+        half = nn.Parameter(weight.detach().to(dtype), weight.requires_grad)
+        self._halves.append(half.detach())
+        self._weights.append(weight)
+        if weight.requires_grad:
+
+            def add(half: Tensor) -> None:
+                assert half.grad is not None
+                if weight.grad is None:
+                    weight.grad = half.grad.float()
+                else:
+                    weight.grad += half.grad
+                half.grad = None
+
+            half.register_post_accumulate_grad_hook(add)
+        return half
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Cast the weights as they now are."""
+        if self._halves:
+            torch._foreach_copy_(self._halves, self._weights)
+
+
+def _share(module: ModuleT) -> ModuleT:
+    """The same modules around the same parameters, to be changed without changing the model."""
+    out = copy.copy(module)
+    out._parameters = dict(module._parameters)
+    out._modules = {n: m if m is None else _share(m) for n, m in module._modules.items()}
+    return out
