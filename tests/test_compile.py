@@ -16,6 +16,7 @@ import torch._inductor.config
 
 from minimind.data.dataset import Dataset, Example
 from minimind.data.packing import Batch, make_batch
+from minimind.data.padding import shape_of_run
 from minimind.model import compiling
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate_batch
@@ -24,7 +25,7 @@ from minimind.training.state import TrainConfig
 from tests.support.ragged import new_model, ragged_rows
 
 EAGER = TrainConfig(precision="fp32", learning_rate=1e-3)
-COMPILED = replace(EAGER, compile=True)
+COMPILED = replace(EAGER, compile="on")
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,11 @@ def compiled(compiler) -> Transformer:
 
 
 def varied_steps(count: int) -> list[list[Batch]]:
-    """Steps of other lengths, cuts and supervised counts each; the smallest and a large one too."""
+    """Steps of other lengths, cuts and supervised counts each; the smallest one too."""
     dataset = ragged_rows(64)
     generator = np.random.default_rng(0)
     one_token = Dataset.from_examples([Example([3, 4], [False, True])])
-    large = Dataset.from_examples([Example([7] * 50, [False] + [True] * 49)] * 100)
-    steps = [[make_batch(one_token, np.array([0]))], [make_batch(large, np.arange(100))]]
+    steps = [[make_batch(one_token, np.array([0]))]]
     while len(steps) < count:
         rows = generator.choice(64, generator.integers(1, 5), replace=False)
         steps.insert(0, [make_batch(dataset, rows)])
@@ -64,11 +64,16 @@ def test_no_step_is_compiled_again_however_steps_vary(compiled) -> None:
     steps = varied_steps(1000)
     assert len({len(batch) for (batch,) in steps}) > 100
     assert len({batch.documents.lengths for (batch,) in steps}) > 500
-    list(train(compiled, steps[:2], COMPILED))
+    large = Dataset.from_examples([Example([7] * 50, [False] + [True] * 49)] * 100)
+    steps.append([make_batch(large, np.arange(100))])  # beyond the shape: it runs eagerly
+    assert not shape_of_run(steps).holds(steps[-1][0])
+    run = train(compiled, steps, COMPILED)
+    results = [next(run), next(run)]
     with torch.compiler.set_stance("fail_on_recompile"):  # an error
-        results = list(train(compiled, steps, COMPILED))
-    assert len(results) == 1000
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+        results += run
+    assert len(results) == 1001
+    # What stands before attention, and after it for all tokens and for supervised ones.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
@@ -121,7 +126,7 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(compiled) -> N
 def test_a_compiled_step_in_half_precision_is_near_the_eager_one(compiler, autocast) -> None:
     precision = "bf16" if autocast == torch.bfloat16 else "fp16"
     losses = []
-    for compile in (False, True):
+    for compile in ("off", "on"):
         config = replace(EAGER, precision=precision, compile=compile)
         losses.append([r.loss.item() for r in train(new_model(), varied_steps(5), config)])
     assert losses[0] == pytest.approx(losses[1], rel=0.01)

@@ -20,8 +20,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind.data.packing import Batch, make_batch
+from minimind.data.padding import shape_of_run
 from minimind.model import attention
 from minimind.model.transformer import Transformer
+from minimind.training.graphs import StepGraphs, _capturable
 from minimind.training.loop import train_step
 from minimind.training.state import TrainConfig, TrainState
 from tests.support.ragged import CONFIG, ragged_rows
@@ -106,3 +108,27 @@ def test_a_step_copies_nothing_back_to_the_host(weighted, monkeypatch) -> None:
     assert result.loss.device == result.grad_norm.device == torch.device("meta")
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         result.loss.cpu()  # copying is an error, indeed
+
+
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_what_is_captured_asks_for_no_value_and_makes_no_size_from_one(weighted) -> None:
+    config = TrainConfig(precision="bf16")
+    batches = micro_batches(weighted)
+    shape = shape_of_run([batches])
+    with FakeTensorMode(allow_non_fake_inputs=True), Seen() as seen:
+        state = TrainState(Transformer(CONFIG), config)
+        state.shape = shape
+        graphs = StepGraphs.__new__(StepGraphs)  # making it compares a loss, which asks
+        graphs.prepare(config, state)
+        for batch in batches:
+            graphs._load(batch)
+            graphs._forward_backward()
+        with _capturable(state.optimizer, graphs._rates):
+            graphs._step_optimizer()
+    assert seen.count(str(FLASH)) == len(batches) * CONFIG.num_hidden_layers
+    assert seen.count("aten._fused_adamw_.tensor_lr") == len(state.optimizer.param_groups)
+    assert not seen.count("aten._local_scalar_dense.default")
+    assert not seen.count("aten.nonzero.default")
+    weights = {p for p, _ in seen.operators if "_foreach_copy" in p}
+    assert not weights  # cast once a step, outside

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch._dynamo.decorators
 import torch.nn.attention.varlen
 
 from minimind.documents import Documents
-from minimind.model.torch_versions import leave_size_open, varlen_attention
+from minimind.model.torch_versions import varlen_attention
 
 calls: list[dict[str, object]] = []
 
@@ -22,14 +21,6 @@ def attention_of_2_13(query, *rest, window_size, enable_gqa=False):
     attention_of_2_11(query, *rest, window_size=window_size)
     calls[-1]["enable_gqa"] = enable_gqa
     return query
-
-
-def mark_of_2_11(t, index, *, shape_id=None):
-    calls.append({"index": index, "shape_id": shape_id})
-
-
-def mark_of_2_13(t, index, *, shape_id=None, min=None):
-    calls.append({"index": index, "shape_id": shape_id, "min": min})
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +44,7 @@ def test_attention_names_shared_heads_where_they_can_be_named(
     assert calls == [expected]
 
 
-@pytest.mark.parametrize("function", [mark_of_2_11, mark_of_2_13])
-def test_a_size_is_left_open_and_at_least_one_where_that_can_be_said(function, monkeypatch) -> None:
-    monkeypatch.setattr(torch._dynamo.decorators, "mark_unbacked", function)
-    leave_size_open([torch.zeros(3), torch.zeros(3, 2)], "tokens")
-    least = {"min": 1} if function is mark_of_2_13 else {}
-    assert calls == [{"index": 0, "shape_id": "tokens", **least}] * 2
-
-
-def test_this_version_takes_both_calls() -> None:
-    leave_size_open([torch.zeros(3)], "tokens")
+def test_this_version_takes_the_call() -> None:
     q = torch.zeros(3, 4, 8, dtype=torch.bfloat16)
     kernels_are_missing = (RuntimeError, NotImplementedError)  # CUDA's; not a TypeError
     with pytest.raises(kernels_are_missing):

@@ -82,23 +82,13 @@ class StepGraphs:
         first: Batch,
         capture: Callable[[Run], Run] = capture,
     ) -> None:
-        assert state.shape is not None
-        self._config, self._state, self._shape = config, state, state.shape
-        self._buffer = empty_buffer(self._shape, state.device)
-        self._batch = view_batch(self._buffer, self._shape)
-        self._supervised, self._total, self._norm = torch.zeros(3, device=state.device).unbind()
-        self._rates = [torch.zeros((), device=state.device) for _ in state.optimizer.param_groups]
-        self._trained = [p for p in state.model.parameters() if p.requires_grad]
-        self._gradients = [torch.zeros_like(p) for p in self._trained]
-        self.eager_batches = 0
-
-        self._begin_step(1)
+        self.prepare(config, state)
         self._load(first)
         self._micro_batch = capture(self._forward_backward)
         self._begin_step(1)
         self._micro_batch()
-        with torch.no_grad():
-            eager = batch_loss(state.working.model, first.to(state.device), config, state.autocast)
+        with torch.compiler.set_stance("force_eager"):
+            eager = batch_loss(state.working.model, self._batch, config, state.autocast)
         graphed, expected = (x.item() / max(1, first.num_supervised) for x in (self._total, eager))
         if not abs(graphed - expected) <= MOST_DIFFERENCE:
             raise RuntimeError(f"the first loss is {graphed:.5f}, and eagerly {expected:.5f}")
@@ -110,6 +100,19 @@ class StepGraphs:
             self._total.fill_(math.nan)
             with _capturable(state.optimizer, self._rates):
                 self._update = capture(self._step_optimizer)
+        self._begin_step(1)
+
+    def prepare(self, config: TrainConfig, state: TrainState) -> None:
+        """Make what the graphs read and write at fixed addresses."""
+        assert state.shape is not None
+        self._config, self._state, self._shape = config, state, state.shape
+        self.eager_batches = 0
+        self._buffer = empty_buffer(self._shape, state.device)
+        self._batch = view_batch(self._buffer, self._shape)
+        self._supervised, self._total, self._norm = torch.zeros(3, device=state.device).unbind()
+        self._rates = [torch.zeros((), device=state.device) for _ in state.optimizer.param_groups]
+        self._trained = [p for p in state.model.parameters() if p.requires_grad]
+        self._gradients = [torch.zeros_like(p) for p in self._trained]
         self._begin_step(1)
 
     def serves(self, config: TrainConfig) -> bool:
