@@ -457,7 +457,7 @@ def test_one_rank_that_wants_to_stop_stops_all_and_what_is_not_exact_is_said(
     out = tmp_path / "run"
     alone = Fitting(out, tokenizer, config=AUTO)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "resolve_precision", lambda *_: "bf16")
+        patch.setattr(run_module, "choose_precision", lambda *_: ("bf16", ""))
         assert alone(max_minutes=0).precision == "bf16"
     first, second = start(2, tmp_path, fit_in_turns, out)
     assert first == second

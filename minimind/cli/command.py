@@ -103,9 +103,10 @@ def fail(code: int, error: object) -> int:
     return code
 
 
-def less_to_train_on(tokens_per_batch: int) -> str:
+def less_to_train_on(tokens_per_batch: int | None) -> str:
     """What to do where training runs out of memory."""
-    return f"--tokens-per-batch {tokens_per_batch}; halve it, or use --activation-checkpointing"
+    given = f" {tokens_per_batch}" if tokens_per_batch else ": it was the default"
+    return f"--tokens-per-batch{given}; halve it, or use --activation-checkpointing"
 
 
 def new_folder(name: str, root: Path = Path("runs")) -> Path:

@@ -62,5 +62,5 @@ def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
 def describe_plan(steps: Steps) -> str:
     return (
         f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
-        f"{steps.steps_per_epoch:,} an epoch"
+        f"{steps.steps_per_epoch:,} an epoch, at most {steps.tokens_per_batch:,} in memory at once"
     )

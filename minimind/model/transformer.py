@@ -47,6 +47,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.half_head: Tensor | None = None  # head_weight cast for a loss, in a WorkingCopy
         self._decode_layer: Callable[..., Tensor] = decode_layer  # see compile_decoding
 
     @property

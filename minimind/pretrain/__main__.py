@@ -34,6 +34,7 @@ from minimind.training import distributed
 from minimind.training.checkpoint import newest_checkpoint
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import Measure, RunConfig, fit
+from minimind.training.memory import tokens_that_fit
 from minimind.training.precision import Precision, resolve_precision
 from minimind.training.scoring import score
 from minimind.training.state import TrainConfig
@@ -71,8 +72,9 @@ class PretrainOptions:
     """Tokens per window; longer documents are cut into several."""
     tokens_per_step: int = 8192
     """Tokens of one optimizer step."""
-    tokens_per_batch: int = 8192
-    """Tokens in memory at once; changes results in their last bits only."""
+    tokens_per_batch: int | None = None
+    """Tokens in memory at once; changes results in their last bits only; default: 8,192 on a CPU,
+    on a GPU what its memory holds."""
     val_fraction: float = 0.01
     """Share of the documents to validate on, chosen by their text; 0 for none."""
     device: str = "auto"
@@ -166,8 +168,10 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
     if not len(training):
         fact, remedy = "no text is left to train on", "see the counts above; lower --val-fraction"
         raise DataError("no_rows", fact, remedy, ", ".join(options.files))
-    measure = _measure(validation, tokenizer, options.tokens_per_batch)
-    steps = _plan(options, training, model, measure)
+    budget = options.tokens_per_batch or max(8192, tokens_that_fit(model, device))
+    budget = max(budget, options.max_length)
+    measure = _measure(validation, tokenizer, budget)
+    steps = _plan(options, training, model, measure, budget)
     print("\n".join(describe_mix(steps, options.files)))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {describe_plan(steps)}")
     identity = {
@@ -233,13 +237,17 @@ def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -
 
 
 def _plan(
-    options: PretrainOptions, training: Dataset, model: Transformer, measure: Measure | None
+    options: PretrainOptions,
+    training: Dataset,
+    model: Transformer,
+    measure: Measure | None,
+    tokens_per_batch: int,
 ) -> Steps:
     """The steps that the budget pays for; a resumed run keeps its number of them."""
     steps = make_steps(
         training,
         tokens_per_step=options.tokens_per_step,
-        tokens_per_batch=max(options.tokens_per_batch, options.max_length),
+        tokens_per_batch=tokens_per_batch,
         seed=options.seed,
         mix=options.mix or None,
     )

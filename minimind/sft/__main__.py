@@ -36,6 +36,7 @@ from minimind.sft.record import describe_losses, loss_plot, model_card
 from minimind.training import distributed
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import fit
+from minimind.training.memory import tokens_that_fit
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
@@ -60,7 +61,8 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         data_hash = hash_of(selection.training, selection.folders[0])
     print("\n".join(describe_selection(selection, options.split.val_data)))
     training, validation = selection.training, selection.validation
-    budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
+    budget = options.tokens_per_batch or tokens_that_fit(model, device)
+    budget = max(budget, options.data.max_length)  # the longest row fits
     steps = _plan(selection, options, budget, model.config.max_position_embeddings)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
@@ -107,6 +109,8 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         print(f"{out} holds the best weights, {out / 'last'} those of step {result.steps}")
     if result.skipped:
         print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
+    if result.eager_batches:
+        print(f"{result.eager_batches} batches were larger than planned: they ran uncompiled")
     print(f"{result.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
     if not result.finished:
         print(f"stopped after step {result.steps} of {len(steps)}; resume with:")

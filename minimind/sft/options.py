@@ -39,8 +39,9 @@ class SFTOptions:
     """Stop the schedule after this many optimizer steps, whatever --epochs says."""
     tokens_per_step: int | None = None
     """Tokens of one optimizer step; default: 16 times the data's mean row."""
-    tokens_per_batch: int = 4096
-    """Tokens in memory at once, at most; changes results in their last bits only."""
+    tokens_per_batch: int | None = None
+    """Tokens in memory at once, at most; changes results in their last bits only; default: 4,096
+    on a CPU, on a GPU what its memory holds."""
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = 0

@@ -35,7 +35,7 @@ from minimind.training.checkpoint import save_checkpoint
 from minimind.training.loop import train
 from minimind.training.loss import token_scores
 from minimind.training.metrics import NonFinite, StepLogger
-from minimind.training.precision import DTYPES, Precision, autocast, resolve_precision
+from minimind.training.precision import DTYPES, Precision, autocast, choose_precision
 from minimind.training.resume import TrainingError, resume, rows_hash, run_fingerprint
 from minimind.training.state import TrainConfig, TrainState
 from minimind.training.step import supervised_states
@@ -84,6 +84,8 @@ class RunResult:
     supervised_per_second: float  # of this call's training, without validating and saving
     skipped: int  # steps of this call that changed nothing, since fp16 gradients overflowed
     precision: Precision  # what "auto" chose
+    eager_batches: int  # of this call, beyond the fixed shape of its CUDA graphs
+    notes: tuple[str, ...]  # how it computed, and why
 
 
 def fit(
@@ -118,13 +120,15 @@ def fit(
     distributed.init_distributed(model.device)
     rank, world_size = distributed.rank(), distributed.world_size()
     lengths = steps.lengths[steps.rows_of(0)].tolist()  # a typical batch's
-    precision = distributed.broadcast(resolve_precision(config.precision, model, lengths))
+    chosen = choose_precision(config.precision, model, lengths)
+    precision, reason = distributed.broadcast(chosen)  # rank 0's decides
     distributed.shard(model, precision, run.shard)
     state = TrainState(model, replace(config, precision=precision))
+    state.notes += [reason] if reason else []
     fingerprint = run_fingerprint(model, tokenizer, steps, config, identity, options)
     metrics = out / "metrics.jsonl" if rank == 0 else None
     lag = 1 if model.device.type == "cuda" else 0
-    stopping = False
+    stopping, notes_said = False, 0
 
     def is_due(every: int | None, step: int) -> bool:
         every = steps.steps_per_epoch if every is None else every
@@ -166,6 +170,9 @@ def fit(
             saving = stopping or is_due(run.save_every, result.step)
             if bad := log.add(result, wait=bool(validating or saving)):
                 raise TrainingError(_name_rows(bad, steps, out, files, tokenizer))
+            for note in state.notes[notes_said:] if rank == 0 else ():
+                bar.write(note, sys.stderr)
+            notes_said = len(state.notes)
             bar.set_postfix_str(log.latest, refresh=False)
             bar.update()
             if validating:
@@ -195,6 +202,8 @@ def fit(
         supervised_per_second=log.supervised_per_second,
         skipped=log.skipped,
         precision=state.precision,
+        eager_batches=state.eager_batches,
+        notes=tuple(state.notes),
     )
 
 

@@ -68,9 +68,6 @@ class StepGraphs:
         first: a micro-batch that the shape holds, on the CPU.
         capture: how to capture; tests on a CPU give a function's own calls.
 
-    Attributes:
-        eager_batches: how many micro-batches the shape didn't hold.
-
     Raises:
         RuntimeError: something can't be captured, or the graph's loss isn't the eager one.
     """
@@ -106,7 +103,6 @@ class StepGraphs:
         """Make what the graphs read and write at fixed addresses."""
         assert state.shape is not None
         self._config, self._state, self._shape = config, state, state.shape
-        self.eager_batches = 0
         self._buffer = empty_buffer(self._shape, state.device)
         self._batch = view_batch(self._buffer, self._shape)
         self._supervised, self._total, self._norm = torch.zeros(3, device=state.device).unbind()
@@ -127,7 +123,7 @@ class StepGraphs:
                 self._load(batch)
                 self._micro_batch()
             else:
-                self.eager_batches += 1
+                self._state.eager_batches += 1
                 device_batch = batch.to(self._state.device)
                 with torch.compiler.set_stance("force_eager"):
                     forward_backward(

@@ -154,7 +154,8 @@ def _eager_step(step: Step, config: TrainConfig, state: TrainState) -> tuple[Ten
     total = torch.zeros((), device=state.device)
     for number, batch in enumerate(step, 1):
         distributed.announce_backward(state.model, last=number == len(step))
-        fits = not state.compiled or state.fixed_shape(batch) is not None
+        fits = state.shape is None or state.shape.holds(batch)
+        state.eager_batches += not fits
         with nullcontext() if fits else torch.compiler.set_stance("force_eager"):
             forward_backward(to_device(batch, state), step.supervised, total, config, state)
     total = distributed.all_reduce_sum(total)

@@ -15,12 +15,17 @@ from torch.autograd.function import once_differentiable
 
 # Shape letters: S supervised positions, C hidden size, V vocabulary.
 
-FP16_SCALE = 16.0
 CHUNK_BYTES = 128 * 2**20  # of float32 logits alive at once; measured in benchmarks/RESULTS.md
+CUDA_SHARE = 128  # on CUDA as many bytes as this part of its memory, if that is more
+FP16_SCALE = 16.0
 
 
 def summed_cross_entropy(
-    states: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None
+    states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    cast: Tensor | None = None,
 ) -> Tensor:
     """Sum of -log p(label) over supervised positions, without full logits.
 
@@ -29,12 +34,13 @@ def summed_cross_entropy(
         weight: (V, C) the head; it may be the tied embedding.
         labels: (S,) int64, each a real id: ignored positions were left out before.
         weights: (S,) float32 factor per position, or None for 1.
+        cast: (V, C) the head in the type that products have, if it is at hand.
 
     Returns:
         A scalar, float32 (float64 where the inputs are); differentiable in states and weight.
     """
     if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
-        loss: Tensor = _SummedCrossEntropy.apply(states, weight, labels, weights)  # type: ignore[no-untyped-call]
+        loss: Tensor = _SummedCrossEntropy.apply(states, weight, labels, weights, cast)  # type: ignore[no-untyped-call]
         return loss
     losses, _ = token_scores(states, weight, labels)
     return (losses if weights is None else losses * weights).sum()
@@ -46,16 +52,23 @@ def token_scores(states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor
     losses = states.new_zeros(len(labels), dtype=exact)
     likeliest = torch.zeros_like(labels, dtype=torch.bool)
     with torch.no_grad():
-        for rows in _chunks(len(labels), len(weight)):
+        for rows in _chunks(len(labels), weight):
             logits = F.linear(states[rows], weight).to(exact)
             losses[rows] = F.cross_entropy(logits, labels[rows], reduction="none")
             likeliest[rows] = logits.argmax(-1) == labels[rows]
     return losses, likeliest
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+def _chunks(rows: int, weight: Tensor) -> list[slice]:
+    size = max(1, _chunk_bytes(weight.device) // (4 * len(weight)))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    """By the device's size, not by what is free: the same card always rounds alike."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return CHUNK_BYTES
+    return max(CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -66,21 +79,26 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        weights: Tensor | None,
+        cast: Tensor | None,
     ) -> Tensor:
         # Autocast is off inside a Function: products run in its type, sums stay float32.
         device = states.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else states.dtype
         with torch.autocast(device, enabled=False):
-            rows, head = states.to(dtype), weight.to(dtype)
+            rows, head = states.to(dtype), (weight if cast is None else cast).to(dtype)
             exact = torch.promote_types(dtype, torch.float32)  # float64 stays
             d_states = torch.empty_like(rows)
             d_weight = None  # of a frozen head
             if ctx.needs_input_grad[1]:
                 d_weight = torch.zeros_like(weight, dtype=exact)
             loss = states.new_zeros((), dtype=exact)
-            for chunk in _chunks(len(labels), len(weight)):
+            for chunk in _chunks(len(labels), weight):
                 logits = (rows[chunk] @ head.t()).to(exact)
                 target = labels[chunk, None]
                 factor = None if weights is None else weights[chunk, None]
@@ -111,8 +129,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_states, d_weight = ctx.saved_tensors
         # Multiplied into new tensors: a second backward over a kept graph must find them unchanged.
         d_states = d_states * grad.to(d_states.dtype)
-        return d_states, None if d_weight is None else d_weight * grad, None, None
+        return d_states, None if d_weight is None else d_weight * grad, None, None, None

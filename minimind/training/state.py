@@ -91,6 +91,7 @@ class TrainState:
         shape: what batches are padded to; None: each keeps its sizes.
         graphs: the step as CUDA graphs; None: not captured, or not yet.
         may_capture: False once a run is found that can't be captured.
+        eager_batches: micro-batches that the shape didn't hold.
         compiled: whether layers are compiled.
         notes: sentences on how the run computes and why, the newest last.
 
@@ -114,6 +115,7 @@ class TrainState:
         self.shape: BatchShape | None = None
         self.graphs: StepGraphs | None = None
         self.may_capture, self.compiled = self.device.type == "cuda", False
+        self.eager_batches = 0
         self.notes: list[str] = []
         self.has_own_rates = optimizer is not None
         self.optimizer = optimizer or make_optimizer(

@@ -52,7 +52,9 @@ def batch_loss(
     """The loss summed over a batch's supervised tokens."""
     with autocast(precision, model.device):
         states, labels = supervised_states(model, batch, config.activation_checkpointing)
-        return summed_cross_entropy(states, model.head_weight, labels, batch.weights)
+        return summed_cross_entropy(
+            states, model.head_weight, labels, batch.weights, model.half_head
+        )
 
 
 def supervised_states(

@@ -6,19 +6,21 @@
     working copy    bf16 weights -> products
 
 Embedding, norms and head stay float32 and are shared: the residual stream is float32, a norm's
-result is half precision, and so is all up to where the stream takes it up again.
+result is half precision, and so is all up to where the stream takes it up again. The loss takes the
+head's copy for its products, and gives the gradient to the head itself.
 """
 
 from __future__ import annotations
 
 import copy
+from types import MethodType
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from minimind.model.linear import Linear
-from minimind.model.transformer import RMSNorm
+from minimind.model.transformer import RMSNorm, Transformer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -40,11 +42,11 @@ class WorkingCopy(Generic[ModuleT]):
                 for name, weight in module._parameters.items():
                     if weight is not None:
                         module._parameters[name] = self._half(weight, dtype)
+        if isinstance(self.model, Transformer):
+            self.model.half_head = self._cast(self.model.head_weight, dtype)
 
     def _half(self, weight: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
-        half = nn.Parameter(weight.detach().to(dtype), weight.requires_grad)
-        self._halves.append(half.detach())
-        self._weights.append(weight)
+        half = nn.Parameter(self._cast(weight, dtype), weight.requires_grad)
         if weight.requires_grad:
 
             def add(half: Tensor) -> None:
@@ -56,6 +58,12 @@ class WorkingCopy(Generic[ModuleT]):
                 half.grad = None
 
             half.register_post_accumulate_grad_hook(add)
+        return half
+
+    def _cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        half = weight.detach().to(dtype)
+        self._halves.append(half)
+        self._weights.append(weight)
         return half
 
     @torch.no_grad()
@@ -70,4 +78,7 @@ def _share(module: ModuleT) -> ModuleT:
     out = copy.copy(module)
     out._parameters = dict(module._parameters)
     out._modules = {n: m if m is None else _share(m) for n, m in module._modules.items()}
+    for name, value in module.__dict__.items():
+        if isinstance(value, MethodType) and value.__self__ is module:  # a compiled one
+            out.__dict__[name] = MethodType(value.__func__, out)
     return out
