@@ -170,7 +170,7 @@ class Transformer(nn.Module):
             layer.after_attention = MethodType(after, layer)  # type: ignore[method-assign]
 
     def uncompile_training(self) -> None:
-        """Undo `compile_training`."""
+        """Undo `compile_training`: layers run eagerly again."""
         for layer in self.model.layers:
             for name in ("before_attention", "after_attention"):
                 layer.__dict__.pop(name, None)

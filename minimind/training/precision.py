@@ -60,13 +60,15 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def layer_seconds(model: Transformer, lengths: Sequence[int]) -> tuple[float, float]:
     """How long a layer takes forward and backward in bf16 and in float32, on the CPU.
 
     A copy of the model's first layer reads documents of these lengths, or as many of their tokens
     as take a moment; it is run four times, and the fastest counts.
     """
-    layer = copy.deepcopy(model.model.layers[0]).float()
+    layer = copy.deepcopy(model.model.layers[0]).float().requires_grad_()
     size = sum(parameter.numel() for parameter in layer.parameters())
     most = max(CPU_MULTIPLE, int(TRIAL_FLOPS / (6 * size)))
     kept: list[int] = []
