@@ -6,6 +6,7 @@ column of `FAMILIES`; no other code asks for a family's name.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -172,8 +173,9 @@ class ModelConfig:
             {"rope_theta": 1e4, "rope_scaling": {"type" or "rope_type": ...}}       transformers 4
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}        transformers 5
 
-        Sizes must be there; other absent fields take transformers' defaults. `place` begins every
-        error.
+        Sizes must be there; other absent fields take transformers' defaults. EXAONE's own names
+        are read as Llama's. `place` begins every error, and the UserWarning that names the keys
+        that are not read.
 
         Raises:
             ValueError: a field is missing or malformed, or asks for what this model can't do.
@@ -181,7 +183,7 @@ class ModelConfig:
         try:
             data = under_llamas_names(data)
             family = family_of(data.get("model_type"))
-            refuse_unsupported(data, family, _READ)
+            not_read = refuse_unsupported(data, family, _READ)
             data = {**family.defaults, **_without_null(data)}
             heads = _check_value("num_attention_heads", data.get("num_attention_heads"))
             hidden_size = _check_value("hidden_size", data.get("hidden_size"))
@@ -195,9 +197,16 @@ class ModelConfig:
             values["rope_theta"], values["rope_scaling"] = _read_rope(data)
             if family.rope_may_be_left_out:
                 values["layers_without_rope"] = _layers_without_rope(data)
-            return cls(**values)
+            config = cls(**values)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
+        if not_read:
+            warnings.warn(
+                f"{place}: not read: {', '.join(not_read)}; if one of these keys changes what the "
+                "model computes, its answers will be wrong",
+                stacklevel=3,
+            )
+        return config
 
     def to_hf(self) -> dict[str, object]:
         """Write config.json's fields so that transformers 4.5x and 5.x and llama.cpp read them.
@@ -231,12 +240,15 @@ class ModelConfig:
 def _layers_without_rope(data: Mapping[str, Any]) -> tuple[int, ...]:
     """Those with a 0 in no_rope_layers; without that, each no_rope_layer_interval-th."""
     layers = range(_check_value("num_hidden_layers", data.get("num_hidden_layers")))
-    interval = data.get("no_rope_layer_interval", 4)
+    interval = data.get("no_rope_layer_interval")
     rotated = data.get("no_rope_layers")
     if rotated is None and type(interval) is int and interval > 0:
         return tuple(layers[interval - 1 :: interval])
     if rotated is None:
-        raise ValueError(f"no_rope_layer_interval is {interval!r:.40}; use an integer from 1")
+        raise ValueError(
+            f"no_rope_layers is not there, and no_rope_layer_interval is {interval!r:.40}; "
+            "fetch the model's config.json again"
+        )
     if not isinstance(rotated, list) or set(map(repr, rotated)) - {"0", "1"}:
         raise ValueError(f"no_rope_layers is {rotated!r:.40}; use a list of 0 and 1")
     if len(rotated) < len(layers):

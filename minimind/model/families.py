@@ -7,7 +7,6 @@ another family are never read as one of these, whatever their config.json calls 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,11 +148,11 @@ def weight_under_llamas_name(name: str) -> str:
     return name
 
 
-def refuse_unsupported(data: Mapping[str, Any], family: Family, read: set[str]) -> None:
+def refuse_unsupported(data: Mapping[str, Any], family: Family, read: set[str]) -> list[str]:
     """Name what a checkpoint asks for that `Transformer` doesn't compute.
 
     `read` are the keys that the caller reads. A key that is unknown, and not known to be harmless,
-    is an error where its name speaks of a computation, and told in a warning otherwise.
+    is an error where its name speaks of a computation, and is returned otherwise.
     """
     architectures = data.get("architectures") or [family.architecture]
     names = architectures if isinstance(architectures, list) else [architectures]
@@ -170,10 +169,10 @@ def refuse_unsupported(data: Mapping[str, Any], family: Family, read: set[str]) 
         raise ValueError(f"hidden_act is {activation!r}; only silu (SwiGLU) is supported")
     if data.get("quantization_config"):
         raise ValueError("quantization_config is set; use the checkpoint before quantization")
-    if "use_bias" in data:
+    if "use_bias" in data:  # at any value: its rotary is interleaved, and no key says so
         raise ValueError(
-            "use_bias is a key of ERNIE, which rotates neighbouring dimensions (interleaved "
-            f"rotary): {_BY_ANOTHER_NAME}; use a base of {', '.join(READ)}"
+            f"use_bias is a key of ERNIE, whose rotary is interleaved: {_BY_ANOTHER_NAME}; "
+            f"use a base of {', '.join(READ)}"
         )
     if not family.rope_may_be_left_out:
         read = read - {"no_rope_layers", "no_rope_layer_interval"}
@@ -188,12 +187,7 @@ def refuse_unsupported(data: Mapping[str, Any], family: Family, read: set[str]) 
                 f"{_BY_ANOTHER_NAME}; use a base of {', '.join(READ)}"
             )
         told.append(key)
-    if told:
-        warnings.warn(
-            f"not read: {', '.join(sorted(told))}; if one of these keys changes what the model "
-            "computes, its answers will be wrong",
-            stacklevel=4,
-        )
+    return sorted(told)
 
 
 def _refuse_windows(data: Mapping[str, Any], family: Family) -> None:
@@ -211,9 +205,9 @@ def _refuse_windows(data: Mapping[str, Any], family: Family) -> None:
     is_on = family.windows_are_on if switch is None else switch
     if is_on and window is not None and not _is_at_least(window, context):
         raise ValueError(
-            f"sliding_window is {window!r:.40}, use_sliding_window is {switch!r:.40} and the context "
-            f"{context!r:.40}; every layer here sees its whole context, so use a model whose "
-            "sliding_window is null or no shorter than its context"
+            f"sliding_window is {window!r:.40}, use_sliding_window is {switch!r:.40} and the "
+            f"context {context!r:.40}; every layer here sees its whole context, so use a model "
+            "whose sliding_window is null or no shorter than its context"
         )
 
 

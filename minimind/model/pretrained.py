@@ -62,8 +62,8 @@ def load(
 
     Tokens of ChatML that the base lacks are added, each with the mean of the existing rows, and so
     is a row for a padding token that has none; a UserWarning says so. Another names the keys of
-    config.json that are not read. A hub name's newest version is fetched; with HF_HUB_OFFLINE=1 the cached
-    one is used. Nothing is ever unpickled.
+    config.json that are not read. A hub name's newest version is fetched; with HF_HUB_OFFLINE=1
+    the cached one is used. Nothing is ever unpickled.
 
     Raises:
         FileNotFoundError: no such directory or hub name, or a file is missing there.
@@ -245,9 +245,9 @@ def _tell_of_an_adapter(directory: Path) -> None:
         )
         return
     raise FileNotFoundError(
-        f"{directory}: a PEFT adapter of {base!r:.200}, not a model; merge it into its base (PEFT's "
-        "merge_and_unload, then save_pretrained, of the model and of its tokenizer) and give that "
-        "folder"
+        f"{directory}: a PEFT adapter of {base!r:.200}, not a model; merge it into its base "
+        "(PEFT's merge_and_unload, then save_pretrained of the model and of its tokenizer) and "
+        "give that folder"
     )
 
 
@@ -358,8 +358,8 @@ def _fit_vocabulary(
     if padding:
         listed = " and ".join(f"{token} has the id {id}" for id, token in padding.items())
         warnings.warn(
-            f"{directory}: {listed}, and the model rows for {config.vocab_size}; it gets a row, the "
-            "mean of the others (if more than padding is missing, these are files of two models)",
+            f"{directory}: {listed}, and the model rows for {config.vocab_size} ids; it gets a "
+            "row, the mean of the others, which no training reads",
             stacklevel=3,
         )
     if tokenizer.notice:
