@@ -165,6 +165,9 @@ OTHERS = {
     "BERT": {"position_embedding_type": "relative_key"},
     "a vision model": {"text_config": {"num_hidden_layers": 2}},
     "an encoder": {"is_causal": "no"},
+    "one that sees both ways": {"is_causal": False},
+    "one without positions": {"use_rope": False},
+    "one that is scaled to nothing": {"residual_multiplier": 0.0},
     "one of another day": {"my_attention_temperature": 0.7},
 }
 HARMLESS = {
@@ -185,6 +188,9 @@ HARMLESS = {
     "unsloth_fixed": True,
     "sliding_window": 4096,
     "num_experts": 0,
+    "use_qk_norm": False,
+    "is_causal": True,
+    "max_sequence_length": 2048,
     "attention_multiplier": None,
 }
 CONFIG = {**TINY, "hidden_act": "silu", "rope_theta": 1e4}

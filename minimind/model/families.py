@@ -23,8 +23,8 @@ class Family:
     o_bias: bool | str = _BIAS
     mlp_bias: bool | str = "mlp_bias"
     qk_norm: bool | str = False
-    rope_may_be_left_out: bool = False  # on the layers that no_rope_layers names
     head_dim: int | None = None  # where config.json names none; None is hidden_size / heads
+    rope_may_be_left_out: bool = False  # on the layers that no_rope_layers names
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of absent keys, where not Llama's
     window: int | None = None  # the sliding window where config.json has no such key
     windows_are_on: bool = True  # where use_sliding_window is absent
@@ -35,34 +35,14 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("LlamaForCausalLM", even_heads=True),
     "mistral": Family(
-        "MistralForCausalLM",
-        qkv_bias=False,
-        o_bias=False,
-        mlp_bias=False,
-        window=4096,
-        written={"sliding_window": None},
+        "MistralForCausalLM", False, False, False, window=4096, written={"sliding_window": None}
     ),
-    "qwen2": Family(
-        "Qwen2ForCausalLM",
-        qkv_bias=True,
-        o_bias=False,
-        mlp_bias=False,
-        window=4096,
-        windows_are_on=False,
-    ),
+    "qwen2": Family("Qwen2ForCausalLM", True, False, False, window=4096, windows_are_on=False),
     "qwen3": Family(
-        "Qwen3ForCausalLM",
-        mlp_bias=False,
-        qk_norm=True,
-        head_dim=128,
-        window=4096,
-        windows_are_on=False,
+        "Qwen3ForCausalLM", _BIAS, _BIAS, False, True, 128, window=4096, windows_are_on=False
     ),
     "seed_oss": Family(
-        "SeedOssForCausalLM",
-        o_bias="attention_out_bias",
-        head_dim=128,
-        defaults={_BIAS: True},
+        "SeedOssForCausalLM", o_bias="attention_out_bias", head_dim=128, defaults={_BIAS: True}
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
@@ -71,9 +51,9 @@ FAMILIES: Mapping[str, Family] = {
         windows_are_on=False,
     ),
 }
+READ = (*FAMILIES, "exaone")  # the last is Llama under other names, and is saved as Llama
 
-
-# EXAONE 3 and 3.5 are Llama under names of their own, and are saved under Llama's.
+# Of EXAONE 3 and 3.5: its names, and Llama's.
 _EXAONE_KEYS = {
     "num_layers": "num_hidden_layers",
     "layer_norm_epsilon": "rms_norm_eps",
@@ -91,26 +71,27 @@ _EXAONE_WEIGHTS = {
     "mlp.c_fc_1": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-READ = (*FAMILIES, "exaone")
 
 # Keys that say nothing about the logits, or nothing that the weights' names and shapes don't say.
 _HARMLESS = re.compile(
     r".*_token_id|.*drop(out|path)?(_prob|_rate)?|(.*_)?bias|.*flash.*|.*fp32.*|.*dtype|"
-    r"_?attn_implementation.*|_attn_implementation.*|initializer_(range|factor)|use_cache|"
-    r"output_(attentions|hidden_states)|transformers_version|_?name_or_path|pretraining_tp|"
-    r"return_dict.*|id2label|label2id|tokenizer_class|max_length|temperature|top_[kp]|typical_p|"
-    r"num_beam.*|num_return_sequences|.*_penalty|"
-    r"max_window_layers|dual_chunk_attention_config|is_llama_config|.*unsloth.*|transformers\.js.*",
+    r"_?attn_implementation.*|initializer_(range|factor)|use_cache|output_(attentions|"
+    r"hidden_states)|return_dict.*|transformers.*|_?name_or_path|pretraining_tp|id2label|label2id|"
+    r"tokenizer_class|(model_)?max_(seq.*_)?len(gth)?|temperature|top_[kp]|typical_p|num_beam.*|"
+    r"num_return_sequences|.*_penalty|max_window_layers|dual_chunk_attention_config|"
+    r"is_llama_config|.*unsloth.*"
 )
-# Words of keys by which other families compute something else: Granite, Cohere, Gemma, MiniCPM,
+# Words in keys by which other families compute something else: Granite, Cohere, Gemma, MiniCPM,
 # OLMo, StableLM, GLM, Phi, Llama 4, HyperCLOVA X and those that come after them.
 _COMPUTES = re.compile(
     r"multiplier|scal(e|ing|ar)|soft_?cap|logit|clip|limit|alpha|norm|rope|rotary|interleave|"
-    r"window|expert|moe|activation|_act|act_|residual|causal|bidirectional|attn|attention|"
+    r"window|expert|moe|activation|(^|_)act(_|$)|residual|causal|bidirectional|attn|attention|"
     r"lora_rank|sink|mup|loop|recurr|spars|alibi|position|dim_model_base|num_layers|n_layer|"
     r"kv_shared|text_config",
     re.IGNORECASE,
 )
+# What is always done here: these are no switches that may be off.
+_ALWAYS = re.compile(r"(is_|use_)?(causal.*|rope|rotary.*|rms_?norm|pre_?norm|swiglu|gated_mlp)")
 _BY_ANOTHER_NAME = "its weights compute something else, whatever config.json calls them"
 
 
@@ -178,10 +159,12 @@ def refuse_unsupported(data: Mapping[str, Any], family: Family, read: set[str]) 
         read = read - {"no_rope_layers", "no_rope_layer_interval"}
     told = []
     for key, value in data.items():
-        is_off = value in (None, False, 0, "", [], {})
-        if is_off or key in read or _HARMLESS.fullmatch(key):
+        if key in read or _HARMLESS.fullmatch(key) or value is None:
             continue
-        if _COMPUTES.search(key):
+        is_always_on = _ALWAYS.fullmatch(key)
+        if (value is True) if is_always_on else not value and not isinstance(value, float):
+            continue
+        if is_always_on or _COMPUTES.search(key):
             raise ValueError(
                 f"{key} is {value!r:.80}, which {family.architecture} doesn't have: "
                 f"{_BY_ANOTHER_NAME}; use a base of {', '.join(READ)}"
@@ -203,13 +186,11 @@ def _refuse_windows(data: Mapping[str, Any], family: Family) -> None:
         window = "not there"
     context = data.get("max_position_embeddings")
     is_on = family.windows_are_on if switch is None else switch
-    if is_on and window is not None and not _is_at_least(window, context):
+    lengths = (context, window)
+    is_short = not all(type(length) is int for length in lengths) or context > window
+    if is_on and window is not None and is_short:
         raise ValueError(
             f"sliding_window is {window!r:.40}, use_sliding_window is {switch!r:.40} and the "
             f"context {context!r:.40}; every layer here sees its whole context, so use a model "
             "whose sliding_window is null or no shorter than its context"
         )
-
-
-def _is_at_least(window: object, context: object) -> bool:
-    return type(window) is int and type(context) is int and window >= context
