@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from minimind.model.config import ModelConfig
-from minimind.model.families import FAMILIES, READ
+from minimind.model.config import _READ, ModelConfig
+from minimind.model.families import _ALWAYS, _HARMLESS, FAMILIES, READ
 from minimind.model.pretrained import load, save
 from minimind.model.transformer import Transformer
 from tests.support.checkpoints import (
@@ -24,6 +26,7 @@ from tests.support.checkpoints import (
     write_checkpoint,
     write_json,
 )
+from tests.support.strategies import json_values
 
 TOLERANCE = 1e-4
 TOKENS = torch.randint(TINY["vocab_size"], (2, 100), generator=torch.Generator().manual_seed(0))
@@ -225,6 +228,23 @@ def test_a_key_that_changes_no_logits_is_passed_over_and_any_other_is_told_once(
             ModelConfig.from_hf(config_of(model_type, **HARMLESS, **odd), "here")
         (warning,) = caught
         assert str(warning.message).startswith("here: not read: auto_map, mood; if one of")
+
+
+@given(key=st.text(max_size=20) | st.sampled_from(sorted(OTHERS)), value=json_values)
+def test_any_other_key_is_refused_or_told_unless_it_is_off_or_harmless(key: str, value) -> None:
+    key = next(iter(OTHERS[key])) if key in OTHERS else key
+    config = config_of("qwen3")
+    if key in config or key in _READ or _HARMLESS.fullmatch(key):
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            ModelConfig.from_hf(config | {key: value})
+        except ValueError as error:
+            assert key in str(error)  # noqa: PT017
+            return
+    told = [str(warning.message) for warning in caught]
+    assert told == [] if not value or (value is True and _ALWAYS.fullmatch(key)) else key in told[0]
 
 
 def test_the_family_goes_before_its_keys_and_no_message_invites_another_name() -> None:

@@ -202,7 +202,7 @@ class ModelConfig:
             raise ValueError(f"{place}: {error}") from None
         if not_read:
             warnings.warn(
-                f"{place}: not read: {', '.join(not_read)}; if one of these keys changes what the "
+                f"{place}: not read: {', '.join(not_read):.300}; if one of these keys changes what the "
                 "model computes, its answers will be wrong",
                 stacklevel=3,
             )

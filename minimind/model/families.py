@@ -87,7 +87,8 @@ _COMPUTES = re.compile(
     r"multiplier|scal(e|ing|ar)|soft_?cap|logit|clip|limit|alpha|norm|rope|rotary|interleave|"
     r"window|expert|moe|activation|(^|_)act(_|$)|residual|causal|bidirectional|attn|attention|"
     r"lora_rank|sink|mup|loop|recurr|spars|alibi|position|dim_model_base|num_layers|n_layer|"
-    r"kv_shared|text_config",
+    r"kv_shared|mamba|linear_|ssm|conv|gating|layer_(ids|types)|per_layer|block_type|"
+    r"(text|vision|audio|ffn)_config",
     re.IGNORECASE,
 )
 # What is always done here: these are no switches that may be off.

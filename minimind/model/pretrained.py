@@ -359,7 +359,7 @@ def _fit_vocabulary(
         listed = " and ".join(f"{token} has the id {id}" for id, token in padding.items())
         warnings.warn(
             f"{directory}: {listed}, and the model rows for {config.vocab_size} ids; it gets a "
-            "row, the mean of the others, which no training reads",
+            "row, the mean of the others (padding needs none of its own)",
             stacklevel=3,
         )
     if tokenizer.notice:
