@@ -202,8 +202,8 @@ class ModelConfig:
             raise ValueError(f"{place}: {error}") from None
         if not_read:
             warnings.warn(
-                f"{place}: not read: {', '.join(not_read):.300}; if one of these keys changes what the "
-                "model computes, its answers will be wrong",
+                f"{place}: not read: {', '.join(not_read):.300}; if one of these keys changes what "
+                "the model computes, its answers will be wrong",
                 stacklevel=3,
             )
         return config
