@@ -374,6 +374,14 @@ def test_what_exaones_code_and_transformers_take_otherwise_must_be_there(key, tm
         load(tmp_path)
 
 
+def test_a_key_under_exaones_name_and_under_llamas_is_an_error(tmp_path) -> None:
+    write_exaone(tmp_path)
+    both = read_json(tmp_path / "config.json") | {"rms_norm_eps": 1e-5}
+    write_json(tmp_path / "config.json", both)
+    with pytest.raises(ValueError, match="both layer_norm_epsilon and rms_norm_eps are there; f"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [

@@ -110,6 +110,11 @@ def under_llamas_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """config.json as Llama's, where it is EXAONE's."""
     if data.get("model_type") != "exaone":
         return data
+    for theirs, ours in _EXAONE_KEYS.items():
+        if theirs in data and ours in data:
+            raise ValueError(
+                f"both {theirs} and {ours} are there; fetch the model's config.json again"
+            )
     data = {_EXAONE_KEYS.get(key, key): value for key, value in data.items()}
     rope = data.get("rope_parameters")
     there = {**data, **(rope if isinstance(rope, dict) else {})}
