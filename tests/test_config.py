@@ -6,11 +6,12 @@ import math
 
 import pytest
 from hypothesis import given
-from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoConfig
 from transformers.utils import logging
 
-from minimind.model.config import FAMILIES, ModelConfig, RopeScaling
-from tests.support.checkpoints import LLAMA3, TINY, YARN, configs
+from minimind.model.config import ModelConfig, RopeScaling
+from minimind.model.families import FAMILIES
+from tests.support.checkpoints import LLAMA3, SPECIAL_IDS, TINY, YARN, configs
 
 HF = {"model_type": "llama", "hidden_act": "silu", **TINY}
 
@@ -29,26 +30,27 @@ def test_a_written_config_means_the_same_to_readers_of_either_form(config: Model
 
 
 @pytest.mark.parametrize("rope", [None, LLAMA3, YARN])
-@pytest.mark.parametrize("family", [LlamaConfig, Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_transformers_and_we_read_each_others_config(
-    family, rope, tmp_path, caplog, monkeypatch
+    model_type, rope, tmp_path, caplog, monkeypatch
 ) -> None:
     # transformers complains about a config's fields through this logger.
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
-    theirs = family(**TINY, rope_parameters={"rope_theta": 5e5, **(rope or {})})
+    scaling = {"rope_theta": 5e5, **(rope or {})}
+    theirs = AutoConfig.for_model(model_type, **TINY, **SPECIAL_IDS, rope_parameters=scaling)
     theirs.save_pretrained(tmp_path)
     ours = ModelConfig.from_hf(json.loads((tmp_path / "config.json").read_text()))
     assert ours.rope_theta == 5e5
     assert (ours.rope_scaling is None) == (rope is None)
 
-    (tmp_path / "config.json").write_text(json.dumps(ours.to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(ours.to_hf() | SPECIAL_IDS))
     again = AutoConfig.from_pretrained(tmp_path)
-    assert type(again) is family
+    assert type(again) is type(theirs)
     assert caplog.records == []
     for name, value in TINY.items():
         assert getattr(again, name) == value
     assert again.rope_parameters == {"rope_type": "default", "rope_theta": 5e5} | (rope or {})
-    assert again.tie_word_embeddings is False
+    assert again.tie_word_embeddings is theirs.tie_word_embeddings
     again.save_pretrained(tmp_path)
     assert ModelConfig.from_hf(json.loads((tmp_path / "config.json").read_text())) == ours
 
@@ -120,12 +122,23 @@ def test_a_length_beside_rope_scaling_wins_over_the_one_inside() -> None:
 
 
 REFUSED = {
-    "model_type 'mistral' is not supported; use llama, qwen2, qwen3": {"model_type": "mistral"},
+    "model_type 'gemma' is not supported; use a base of llama, .*exaone .another name in": {
+        "model_type": "gemma",
+        "hidden_act": "gelu",  # the family is what a person can choose, so it goes first
+    },
     "model_type None is not supported; use": {"model_type": None},
     r"model_type \['llama'\] is not supported": {"model_type": ["llama"]},
     "num_experts is 8: a mixture of experts": {"num_experts": 8},
     "num_local_experts is 4: a mixture of experts": {"num_local_experts": 4},
-    "use_sliding_window is true": {"use_sliding_window": True},
+    "sliding_window is 'not there', use_sliding_window is True": {"use_sliding_window": True},
+    "sliding_window is 511, use_sliding_window is None and the context 512; every": {
+        "sliding_window": 511
+    },
+    r"architectures is \['HeliumForCausalLM'\], and model_type 'llama' means LlamaForCausalLM": {
+        "architectures": ["HeliumForCausalLM"]
+    },
+    "architectures is 7, and model_type": {"architectures": 7},
+    "use_bias is a key of ERNIE": {"use_bias": False},
     "layer_types is .*'sliding_attention'.*; use a model whose": {
         "layer_types": ["full_attention", "sliding_attention"]
     },

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import minimind
 from minimind.model.config import ModelConfig
+from minimind.model.families import FAMILIES
 from minimind.model.transformer import Transformer
 from tests.support.checkpoints import LLAMA3, TINY, YARN, tiny_transformers_model, write_checkpoint
 
@@ -22,8 +23,19 @@ BIASES = [
     ("llama", {"mlp_bias": True}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("qwen3", {"attention_bias": True}),
+    ("seed_oss", {"attention_bias": False}),
+    ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
+    ("smollm3", {"attention_bias": True, "mlp_bias": True}),
 ]
 SHAPES = [
+    ("mistral", {"sliding_window": None}),
+    ("mistral", {"sliding_window": 512}),  # all of the context
+    ("qwen2", {"sliding_window": 64}),  # switched off
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 2}),
+    ("smollm3", {"no_rope_layers": [0, 1]}),
+    ("smollm3", {"no_rope_layers": [1, 1]}),
+    ("smollm3", {"no_rope_layers": [0, 0]}),
+    ("smollm3", {"no_rope_layer_interval": 2}),
     ("llama", {"num_key_value_heads": 1}),
     ("qwen2", {"num_key_value_heads": 4}),
     ("qwen3", {"head_dim": 8}),
@@ -60,11 +72,13 @@ def assert_same_logits(theirs, tokens: int = 40) -> None:
 
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_logits_are_those_of_transformers(model_type: str, tied: bool, rope: str) -> None:
     # 300 tokens: beyond the original context of both ways to stretch it.
-    scaling = {"rope_theta": 5e5, **ROPES[rope]}
-    theirs = tiny_transformers_model(model_type, tie_word_embeddings=tied, rope_parameters=scaling)
+    options = {"tie_word_embeddings": tied, "rope_parameters": {"rope_theta": 5e5, **ROPES[rope]}}
+    if FAMILIES[model_type].rope_may_be_left_out:
+        options["no_rope_layers"] = [1, 0]
+    theirs = tiny_transformers_model(model_type, **options)
     assert_same_logits(theirs, tokens=300)
 
 
@@ -89,9 +103,13 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize(("model_type", "every"), [("qwen3", 1), ("llama", 4), ("qwen2", 4)])
+@pytest.mark.parametrize(
+    ("model_type", "every"), [("qwen3", 1), *((name, 4) for name in FAMILIES if name != "qwen3")]
+)
 def test_a_saved_run_answers_in_transformers_token_for_token(model_type, every, tmp_path) -> None:
-    write_checkpoint(tmp_path / "base", model_type)
+    left_out = FAMILIES[model_type].rope_may_be_left_out
+    options = {"no_rope_layers": [1, 0]} if left_out else {}
+    write_checkpoint(tmp_path / "base", model_type, **options)
     ours, tokenizer = minimind.load(tmp_path / "base")
     minimind.save(tmp_path / "run", ours, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "run")

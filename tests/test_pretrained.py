@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
@@ -20,9 +22,17 @@ from minimind.data.chatml import CHAT_TEMPLATE
 from minimind.data.conversation import Conversation, Message
 from minimind.data.masking import encode_conversation, encode_prompt
 from minimind.model import pretrained
+from minimind.model.families import FAMILIES
 from minimind.model.pretrained import load, save
 from minimind.tokenizer import Tokenizer
-from tests.support.checkpoints import TINY, read_json, write_checkpoint, write_json, write_tokenizer
+from tests.support.checkpoints import (
+    CHATML,
+    TINY,
+    read_json,
+    write_checkpoint,
+    write_json,
+    write_tokenizer,
+)
 from tests.support.faults import BROKEN, Fuse, in_a_child, kill, small_disk
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -61,7 +71,7 @@ def logits_of(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_load_then_save_is_bit_equal(model_type, tied, dtype, tmp_path) -> None:
     theirs = write_checkpoint(tmp_path / "base", model_type, tie_word_embeddings=tied)
@@ -300,6 +310,92 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_an_error(tmp_path) -> None:
         save(tmp_path / "saved", small, larger_tokenizer)
     assert not (tmp_path / "saved").exists()
     assert tokenizer.vocab_size == 261
+
+
+@pytest.mark.parametrize("special", [("<|endoftext|>",), CHATML], ids=["no ChatML", "ChatML"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_padding_token_beyond_the_embedding_gets_a_row_and_it_is_told(
+    tied, special, tmp_path
+) -> None:
+    # As models are whose trainer added [PAD] to the tokenizer alone; here behind `<think>`.
+    base = tmp_path / "base"
+    rows = len(special) + 257
+    theirs = write_checkpoint(base, "llama", vocab_size=rows, tie_word_embeddings=tied)
+    write_tokenizer(base, special)
+    tokens = Tokenizers.from_file(str(base / "tokenizer.json"))
+    tokens.add_special_tokens(["[PAD]"])
+    tokens.save(str(base / "tokenizer.json"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, tokenizer = load(base)
+    told = [str(warning.message) for warning in caught]
+    assert any(
+        f"base: [PAD] has the id {rows}, and the model rows for {rows} ids; it gets a row" in text
+        for text in told
+    )
+    assert any("with 2 new rows" in text for text in told) == (special != CHATML)
+    assert {warning.filename for warning in caught} == {__file__}
+    assert model.config.vocab_size == tokenizer.vocab_size == rows + (1 if special == CHATML else 3)
+    assert tokenizer.decode([rows]) == "[PAD]"
+    old = theirs.get_output_embeddings().weight
+    assert torch.equal(model.head_weight[:rows], old)
+    torch.testing.assert_close(model.head_weight[rows], old.mean(0))
+
+    save(tmp_path / "saved", model, tokenizer)
+    again, _ = load(tmp_path / "saved")  # without a warning
+    assert torch.equal(logits_of(again), logits_of(model))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        logits = theirs(torch.arange(24).view(2, 12)).logits
+    torch.testing.assert_close(logits, logits_of(model), atol=1e-4, rtol=0)
+
+
+def test_any_other_token_beyond_the_embedding_is_an_error(tmp_path) -> None:
+    write_checkpoint(tmp_path, "llama", vocab_size=261)
+    for added in (["<tool_call>"], ["[PAD]", "<tool_call>"]):
+        write_tokenizer(tmp_path)
+        tokens = Tokenizers.from_file(str(tmp_path / "tokenizer.json"))
+        tokens.add_special_tokens(added)
+        tokens.save(str(tmp_path / "tokenizer.json"))
+        with pytest.raises(ValueError, match=r"tokenizer has 26\d ids and the model rows for 261"):
+            load(tmp_path)
+
+
+# What only looks like a model of ours
+
+
+def test_an_adapter_folder_is_named_as_such(checkpoint, tmp_path) -> None:
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+    write_json(checkpoint / "adapter_config.json", adapter)
+    with pytest.warns(UserWarning, match=r"a PEFT adapter \(of 'org/base'\) lies beside the mo"):
+        load(checkpoint)
+    (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    for gone in (None, *names):  # whatever else lies there
+        if gone:
+            (checkpoint / gone).unlink()
+        with pytest.raises(
+            FileNotFoundError, match=r"base: a PEFT adapter of 'org/base', not a model; merge it"
+        ):
+            load(checkpoint)
+
+
+def test_a_shape_that_transformers_refuses_is_told(tmp_path) -> None:
+    # Kanana-1.5-2.1b's kind: 1,792 wide with 24 heads.
+    write_checkpoint(tmp_path / "base", "llama", num_key_value_heads=1)
+    edit_json(tmp_path / "base/config.json", num_attention_heads=3)
+    edit_weights(
+        tmp_path / "base",
+        **{f"model.layers.{i}.self_attn.q_proj.weight": torch.zeros(96, 64) for i in range(2)},
+        **{f"model.layers.{i}.self_attn.o_proj.weight": torch.zeros(64, 96) for i in range(2)},
+    )
+    with pytest.warns(UserWarning, match="hidden_size 64 is not a multiple of 3 heads"):
+        model, tokenizer = load(tmp_path / "base")
+    save(tmp_path / "saved", model, tokenizer)
+    with pytest.raises(Exception, match="not a multiple"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    with pytest.warns(UserWarning, match="transformers 5 refuses"):
+        assert torch.equal(logits_of(load(tmp_path / "saved")[0]), logits_of(model))
 
 
 # Saving

@@ -38,8 +38,9 @@ LLAMA = replace(
     tie_word_embeddings=False,
     rope_scaling=RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
 )
+SMOLLM3 = replace(QWEN3, model_type="smollm3", qk_norm=False, layers_without_rope=(1,))
 every_family = pytest.mark.parametrize(
-    "config", [QWEN3, QWEN2, LLAMA], ids=lambda config: config.model_type
+    "config", [QWEN3, QWEN2, LLAMA, SMOLLM3], ids=lambda config: config.model_type
 )
 
 

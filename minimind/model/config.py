@@ -1,4 +1,4 @@
-"""Describe a decoder of the Llama, Qwen2 or Qwen3 family.
+"""Describe a decoder of the Llama family and its like.
 
 The field names are Hugging Face's. Where the families differ, the difference is a field here and a
 column of `FAMILIES`; no other code asks for a family's name.
@@ -6,30 +6,15 @@ column of `FAMILIES`; no other code asks for a family's name.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-ModelType = Literal["llama", "qwen2", "qwen3"]
+from minimind.model.families import family_of, refuse_unsupported, under_llamas_names
 
+ModelType = Literal["llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3"]
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What a `model_type` stands for: each field's fixed value, or its key in config.json."""
-
-    architecture: str
-    qkv_bias: bool | str
-    o_bias: bool | str
-    mlp_bias: bool | str
-    qk_norm: bool | str
-    head_dim: int | None = None  # where config.json names none; None is hidden_size / heads
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family("LlamaForCausalLM", "attention_bias", "attention_bias", "mlp_bias", False),
-    "qwen2": Family("Qwen2ForCausalLM", True, False, False, False),
-    "qwen3": Family("Qwen3ForCausalLM", "attention_bias", "attention_bias", False, True, 128),
-}
 _SWITCHES = ("qkv_bias", "o_bias", "mlp_bias", "qk_norm")
 
 # Wider than any published model of these families, far below what would exhaust a machine.
@@ -42,6 +27,15 @@ _MAX_SIZES = {
     "num_key_value_heads": 1024,
     "head_dim": 1024,
     "max_position_embeddings": 2**24,
+}
+
+# Keys of config.json that are fields under the same name, and all that are read.
+_COPIED = {*_MAX_SIZES, "rms_norm_eps", "tie_word_embeddings"}
+_READ = _COPIED | {
+    *("model_type", "architectures", "hidden_act", "layer_types"),
+    *("sliding_window", "use_sliding_window", "no_rope_layers", "no_rope_layer_interval"),
+    *("rope_theta", "rope_scaling", "rope_parameters"),
+    *("partial_rotary_factor", "original_max_position_embeddings"),
 }
 
 _LLAMA3_BOUNDS = ("low_freq_factor", "high_freq_factor")
@@ -112,11 +106,13 @@ class ModelConfig:
         tie_word_embeddings: the head is the embedding.
         qkv_bias, o_bias, mlp_bias: which linear layers add a bias.
         qk_norm: RMSNorm over each head's queries and keys.
+        layers_without_rope: the layers, from 0, whose queries and keys aren't rotated (SmolLM3; in
+            config.json no_rope_layers has a 0 for each of them, and a 1 for the others).
 
     Raises:
-        ValueError: a value is out of range, or this family has no such biases or q/k norm.
+        ValueError: a value is out of range, or this family has no such biases, q/k norm or layers.
 
-    Source: the configuration files of Llama, Qwen2 and Qwen3 in transformers.
+    Source: the configuration files of the `FAMILIES` in transformers.
     """
 
     model_type: ModelType
@@ -136,6 +132,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    layers_without_rope: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         others = ("rms_norm_eps", "rope_theta", "tie_word_embeddings")
@@ -147,7 +144,7 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; RoPE turns pairs, so use an even one")
-        family = _family(self.model_type)
+        family = family_of(self.model_type)
         in_json: dict[str, bool] = {}
         for name in _SWITCHES:
             value, rule = getattr(self, name), getattr(family, name)
@@ -157,6 +154,17 @@ class ModelConfig:
                     f"a {self.model_type} model with {name}={value} cannot be written as "
                     f"{family.architecture}; use {name}={expected} or another model_type"
                 )
+        left_out = self.layers_without_rope
+        if left_out and not family.rope_may_be_left_out:
+            raise ValueError(
+                f"a {self.model_type} model with layers_without_rope={left_out} cannot be written "
+                f"as {family.architecture}; use layers_without_rope=() or model_type smollm3"
+            )
+        if list(left_out) != sorted(set(left_out) & set(range(self.num_hidden_layers))):
+            raise ValueError(
+                f"layers_without_rope is {left_out}; use rising numbers from 0 to "
+                f"{self.num_hidden_layers - 1}"
+            )
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any], place: str = "config.json") -> ModelConfig:
@@ -165,39 +173,54 @@ class ModelConfig:
             {"rope_theta": 1e4, "rope_scaling": {"type" or "rope_type": ...}}       transformers 4
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}        transformers 5
 
-        Sizes must be there; other absent fields take transformers' defaults. `place` begins every
-        error.
+        Sizes must be there; other absent fields take transformers' defaults. EXAONE's own names
+        are read as Llama's. `place` begins every error, and the UserWarning that names the keys
+        that are not read.
 
         Raises:
             ValueError: a field is missing or malformed, or asks for what this model can't do.
         """
         try:
-            data = _without_null(data)
-            _refuse_unsupported(data)
-            family = _family(data.get("model_type"))
+            data = under_llamas_names(data)
+            family = family_of(data.get("model_type"))
+            not_read = refuse_unsupported(data, family, _READ)
+            data = {**family.defaults, **_without_null(data)}
             heads = _check_value("num_attention_heads", data.get("num_attention_heads"))
             hidden_size = _check_value("hidden_size", data.get("hidden_size"))
-            values: dict[str, Any] = dict.fromkeys(_MAX_SIZES)
+            values: dict[str, Any] = dict.fromkeys(_MAX_SIZES) | {"model_type": data["model_type"]}
             values["num_key_value_heads"] = heads
             values["head_dim"] = family.head_dim or hidden_size // heads
-            values |= {key: data[key] for key in data.keys() & {f.name for f in fields(cls)}}
+            values |= {key: data[key] for key in data.keys() & _COPIED}
             for name in _SWITCHES:
                 rule = getattr(family, name)
                 values[name] = data.get(rule, False) if isinstance(rule, str) else rule
             values["rope_theta"], values["rope_scaling"] = _read_rope(data)
-            return cls(**values)
+            if family.rope_may_be_left_out:
+                values["layers_without_rope"] = _layers_without_rope(data)
+            config = cls(**values)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
+        if not_read:
+            warnings.warn(
+                f"{place}: not read: {', '.join(not_read):.300}; if one of these keys changes what "
+                "the model computes, its answers will be wrong",
+                stacklevel=3,
+            )
+        return config
 
     def to_hf(self) -> dict[str, object]:
         """Write config.json's fields so that transformers 4.5x and 5.x and llama.cpp read them.
 
         `from_hf(config.to_hf()) == config`. Token ids and dtype are the writer's to add.
         """
-        family = _family(self.model_type)
+        family = family_of(self.model_type)
         scaling = self.rope_scaling and self.rope_scaling.to_hf()
         keys = {name: name for name in (*_MAX_SIZES, "rms_norm_eps", "tie_word_embeddings")}
         keys |= {name: key for name in _SWITCHES if isinstance(key := getattr(family, name), str)}
+        written = dict(family.written)
+        if family.rope_may_be_left_out:
+            rotated = (i not in self.layers_without_rope for i in range(self.num_hidden_layers))
+            written["no_rope_layers"] = [int(is_rotated) for is_rotated in rotated]
         return {
             "architectures": [family.architecture],  # llama.cpp's converter chooses by this
             "model_type": self.model_type,
@@ -210,35 +233,29 @@ class ModelConfig:
             # llama.cpp's converter looks here first, then above.
             "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}
             | (scaling or {}),
+            **written,
         }
 
 
-def _family(model_type: object) -> Family:
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"model_type {model_type!r} is not supported; use {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
-
-
-def _refuse_unsupported(data: Mapping[str, Any]) -> None:
-    """Name what a checkpoint asks for that `Transformer` doesn't compute."""
-    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
-        if data.get(key):
-            raise ValueError(f"{key} is {data[key]!r}: a mixture of experts; use a dense model")
-    if data.get("use_sliding_window"):
+def _layers_without_rope(data: Mapping[str, Any]) -> tuple[int, ...]:
+    """Those with a 0 in no_rope_layers; without that, each no_rope_layer_interval-th."""
+    layers = range(_check_value("num_hidden_layers", data.get("num_hidden_layers")))
+    interval = data.get("no_rope_layer_interval")
+    rotated = data.get("no_rope_layers")
+    if rotated is None and type(interval) is int and interval > 0:
+        return tuple(layers[interval - 1 :: interval])
+    if rotated is None:
         raise ValueError(
-            "use_sliding_window is true, and every layer here sees its whole context; use a model "
-            "without sliding windows (if none of its layers has one, set it to false)"
+            f"no_rope_layers is not there, and no_rope_layer_interval is {interval!r:.40}; "
+            "fetch the model's config.json again"
         )
-    layer_types = data.get("layer_types") or []
-    if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
+    if not isinstance(rotated, list) or set(map(repr, rotated)) - {"0", "1"}:
+        raise ValueError(f"no_rope_layers is {rotated!r:.40}; use a list of 0 and 1")
+    if len(rotated) < len(layers):
         raise ValueError(
-            f"layer_types is {layer_types!r:.80}, and every layer here sees its whole context; "
-            "use a model whose layers are all full_attention"
+            f"no_rope_layers is for {len(rotated)} of {len(layers)} layers; list all of them"
         )
-    if (activation := data.get("hidden_act", "silu")) != "silu":
-        raise ValueError(f"hidden_act is {activation!r}; only silu (SwiGLU) is supported")
-    if data.get("quantization_config"):
-        raise ValueError("quantization_config is set; use the checkpoint before quantization")
+    return tuple(layer for layer in layers if not rotated[layer])
 
 
 def _read_rope(data: Mapping[str, Any]) -> tuple[Any, RopeScaling | None]:

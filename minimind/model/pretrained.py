@@ -31,6 +31,7 @@ from torch import Tensor
 from minimind.atomic_io import sync, write_tensors
 from minimind.data.chatml import CHAT_TEMPLATE
 from minimind.model.config import ModelConfig
+from minimind.model.families import FAMILIES, weight_under_llamas_name
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.files import parse_object
@@ -39,6 +40,7 @@ BASE = Path(__file__).parents[1] / "base"
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors spells them; the rest is quantized
@@ -58,9 +60,10 @@ def load(
         load("runs/sft-1")                        a directory
         load("HuggingFaceTB/SmolLM2-135M")        a hub name: fetched into the cache
 
-    Tokens of ChatML that the base lacks are added, each with the mean of the existing rows, and
-    a UserWarning says so. A hub name's newest version is fetched; with HF_HUB_OFFLINE=1 the cached
-    one is used. Nothing is ever unpickled.
+    Tokens of ChatML that the base lacks are added, each with the mean of the existing rows, and so
+    is a row for a padding token that has none; a UserWarning says so. Another names the keys of
+    config.json that are not read. A hub name's newest version is fetched; with HF_HUB_OFFLINE=1
+    the cached one is used. Nothing is ever unpickled.
 
     Raises:
         FileNotFoundError: no such directory or hub name, or a file is missing there.
@@ -69,9 +72,17 @@ def load(
     """
     directory = _locate(path_or_name)
     path = directory / "config.json"
+    _tell_of_an_adapter(directory)
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no config.json; give a directory that holds a model")
     config = ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
+    if FAMILIES[config.model_type].even_heads and config.hidden_size % config.num_attention_heads:
+        warnings.warn(
+            f"{path}: hidden_size {config.hidden_size} is not a multiple of "
+            f"{config.num_attention_heads} heads: it loads and trains here, but transformers 5 "
+            "refuses such a model, this one and the one that is saved",
+            stacklevel=2,
+        )
     tokenizer = Tokenizer.load(directory)
     weights = _read_weights(directory, config, torch.device(device), dtype)
     config = _fit_vocabulary(config, weights, tokenizer, directory)
@@ -220,6 +231,26 @@ def _locate(path_or_name: str | Path | None) -> Path:
         ) from error
 
 
+def _tell_of_an_adapter(directory: Path) -> None:
+    """A PEFT adapter isn't a model: without one beside it, it is an error."""
+    path = directory / _ADAPTER
+    if not path.is_file():
+        return
+    base = parse_object(path.read_bytes(), path).get("base_model_name_or_path")
+    if (directory / _WEIGHTS).is_file() or (directory / _INDEX).is_file():
+        warnings.warn(
+            f"{path}: a PEFT adapter (of {base!r:.200}) lies beside the model's weights, and is "
+            "not read; move it away if its changes are in the weights, else merge it first",
+            stacklevel=3,
+        )
+        return
+    raise FileNotFoundError(
+        f"{directory}: a PEFT adapter of {base!r:.200}, not a model; merge it into its base "
+        "(PEFT's merge_and_unload, then save_pretrained of the model and of its tokenizer) and "
+        "give that folder"
+    )
+
+
 def _read_weights(
     directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -288,8 +319,9 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _plain_name(key: str) -> str:
-    """Without the marks of torch.compile (`_orig_mod`) and of DDP (`module`)."""
-    return ".".join(part for part in key.split(".") if part not in ("_orig_mod", "module"))
+    """Without the marks of torch.compile (`_orig_mod`) and of DDP (`module`); as Llama names it."""
+    plain = ".".join(part for part in key.split(".") if part not in ("_orig_mod", "module"))
+    return weight_under_llamas_name(plain)
 
 
 def _misfits(expected: Mapping[str, torch.Size], stored: Mapping[str, Any]) -> list[str]:
@@ -308,10 +340,12 @@ def _misfits(expected: Mapping[str, torch.Size], stored: Mapping[str, Any]) -> l
 def _fit_vocabulary(
     config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, directory: Path
 ) -> ModelConfig:
-    """Add rows for the ChatML tokens that the tokenizer had to add, and warn of it."""
+    """Add rows for the ChatML tokens that the tokenizer had to add, and for padding; warn of it."""
     ids = {tokenizer.encode_control(token) for token in tokenizer.added_chatml}
     new = range(config.vocab_size, tokenizer.vocab_size)
-    if not ids.issuperset(new):
+    names = {id: tokenizer.decode([id]) for id in new if id in tokenizer.control_ids}
+    padding = {id: name for id, name in names.items() if "pad" in name.lower()}
+    if not (ids | padding.keys()).issuperset(new):
         raise ValueError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size - len(ids & set(new))} ids and "
             f"the model rows for {config.vocab_size}; use the two of one model"
@@ -321,7 +355,15 @@ def _fit_vocabulary(
             rows = weights[name]
             mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
             weights[name] = torch.cat([rows, mean.expand(len(new), -1)])
+    if padding:
+        listed = " and ".join(f"{token} has the id {id}" for id, token in padding.items())
+        warnings.warn(
+            f"{directory}: {listed}, and the model rows for {config.vocab_size} ids; it gets a "
+            "row, the mean of the others (padding needs none of its own)",
+            stacklevel=3,
+        )
     if tokenizer.notice:
-        grown = f", with {len(new)} new rows, each the mean of the old ones" if new else ""
+        count = len(ids.intersection(new))
+        grown = f", with {count} new rows, each the mean of the old ones" if count else ""
         warnings.warn(f"{tokenizer.notice}{grown}. They mean nothing until trained", stacklevel=3)
     return dataclasses.replace(config, vocab_size=config.vocab_size + len(new))

@@ -1,4 +1,4 @@
-"""A decoder of the Llama, Qwen2 and Qwen3 families on flat tokens.
+"""A decoder of the Llama family and its like (`families.FAMILIES`) on flat tokens.
 
 Parameter names are Hugging Face's, so a state dict is a checkpoint. Tokens come as one flat run of
 documents, without padding: linear layers don't see where one ends, attention does.
@@ -38,7 +38,7 @@ class Transformer(nn.Module):
     `model(input_ids)` returns logits. A tied head has no parameter of its own; `head_weight` is the
     embedding then.
 
-    Source: the modeling files of Llama, Qwen2 and Qwen3 in transformers, for names and formulas.
+    Source: the modeling files of the `FAMILIES` in transformers, for names and formulas.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -202,7 +202,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.config = config
         self._frequencies: dict[torch.device, tuple[Tensor, float]] = {}
@@ -242,10 +244,10 @@ class Decoder(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then an MLP, each on a normalized copy and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, rotates=index not in config.layers_without_rope)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
@@ -272,7 +274,7 @@ class DecoderLayer(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; q/k norm and biases where the config says."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, rotates: bool = True) -> None:
         super().__init__()
         width, head_dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -284,12 +286,15 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if config.qk_norm else nn.Identity()
         self.head_dim = head_dim
+        self.rotates = rotates
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, C) -> queries (T, H, D), keys (T, K, D), both rotated, and values (T, K, D)"""
+        """(T, C) -> queries (T, H, D) and keys (T, K, D), as a rule rotated; values (T, K, D)"""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections)
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotates:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q.to(v.dtype), k.to(v.dtype), v
 
 

@@ -10,18 +10,11 @@ import tokenizers
 import torch
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tests.support.strategies  # noqa: F401  # loads the Hypothesis profile that minds no busy machine
 from minimind.model.config import ModelConfig, RopeScaling
+from minimind.model.families import FAMILIES
 
 TINY = {
     "vocab_size": 300,
@@ -33,6 +26,8 @@ TINY = {
     "head_dim": 32,
     "max_position_embeddings": 512,
 }
+# Within a tiny vocabulary, which some families' own aren't.
+SPECIAL_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -67,20 +62,24 @@ rope_scalings |= st.builds(
 @st.composite
 def configs(draw: st.DrawFn) -> ModelConfig:
     """Any model that one of the families can name."""
-    model_type = draw(st.sampled_from(["llama", "qwen2", "qwen3"]))
-    attention_bias, mlp_bias = draw(st.booleans()), draw(st.booleans())
-    switches = {
-        "llama": {"qkv_bias": attention_bias, "o_bias": attention_bias, "mlp_bias": mlp_bias},
-        "qwen2": {"qkv_bias": True},
-        "qwen3": {"qkv_bias": attention_bias, "o_bias": attention_bias, "qk_norm": True},
-    }[model_type]
+    model_type = draw(st.sampled_from(sorted(FAMILIES)))
+    family = FAMILIES[model_type]
+    switches: dict[str, bool] = {}
+    keys: dict[str, bool] = {}  # those of config.json, where two switches may share one
+    for name in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm"):
+        rule = getattr(family, name)
+        if isinstance(rule, str):
+            rule = keys.setdefault(rule, draw(st.booleans()))
+        switches[name] = rule
+    layers = draw(st.integers(1, 80))
+    left_out = draw(st.sets(st.integers(0, layers - 1))) if family.rope_may_be_left_out else ()
     kv_heads = draw(st.integers(1, 8))
     return ModelConfig(
         model_type=model_type,
         vocab_size=draw(st.integers(1, 200_000)),
         hidden_size=draw(st.integers(1, 8192)),
         intermediate_size=draw(st.integers(1, 30_000)),
-        num_hidden_layers=draw(st.integers(1, 80)),
+        num_hidden_layers=layers,
         num_attention_heads=kv_heads * draw(st.integers(1, 8)),
         num_key_value_heads=kv_heads,
         head_dim=2 * draw(st.integers(1, 128)),
@@ -89,22 +88,16 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         rope_theta=draw(st.floats(1e3, 1e7)),
         rope_scaling=draw(st.none() | rope_scalings),
         tie_word_embeddings=draw(st.booleans()),
+        layers_without_rope=tuple(sorted(left_out)),
         **switches,
     )
 
 
-FAMILY_CLASSES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}
-
-
 def tiny_transformers_model(model_type: str, **fields: object) -> PreTrainedModel:
     """A model of transformers with every parameter random: biases and norms too, and not small."""
-    config_class, model_class = FAMILY_CLASSES[model_type]
+    config = AutoConfig.for_model(model_type, **{**TINY, **SPECIAL_IDS, **fields})
     generator = torch.Generator().manual_seed(0)
-    model = model_class(config_class(**{**TINY, **fields})).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             around = 1.0 if "norm" in name else 0.0
