@@ -105,8 +105,10 @@ def fail(code: int, error: object) -> int:
 
 def less_to_train_on(tokens_per_batch: int | None) -> str:
     """What to do where training runs out of memory."""
-    given = f" {tokens_per_batch}" if tokens_per_batch else ": it was the default"
-    return f"--tokens-per-batch{given}; halve it, or use --activation-checkpointing"
+    given = f"--tokens-per-batch {tokens_per_batch}"
+    if tokens_per_batch is None:
+        given = "the default of --tokens-per-batch, printed above"
+    return f"{given}; halve it, or use --activation-checkpointing"
 
 
 def new_folder(name: str, root: Path = Path("runs")) -> Path:
