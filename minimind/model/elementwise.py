@@ -25,7 +25,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = 
     if torch.compiler.is_compiling() or x.is_cuda:
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(dtype)
     if x.dtype in (torch.bfloat16, torch.float16):
-        x, weight = x.float(), weight.float()
+        x = x.float()
+    weight = weight.to(x.dtype)
     if not torch.is_grad_enabled():
         return (x * _norm_scale(x, eps)).mul_(weight).to(dtype)
     out: Tensor = _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]
