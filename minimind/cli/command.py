@@ -105,7 +105,10 @@ def fail(code: int, error: object) -> int:
 
 def less_to_train_on(tokens_per_batch: int) -> str:
     """What to do where training runs out of memory."""
-    return f"--tokens-per-batch {tokens_per_batch}; halve it, or use --activation-checkpointing"
+    return (
+        f"--tokens-per-batch {tokens_per_batch}; halve it (and --max-length, where rows are as "
+        "long), or use --activation-checkpointing"
+    )
 
 
 def new_folder(name: str, root: Path = Path("runs")) -> Path:

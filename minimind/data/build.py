@@ -43,9 +43,11 @@ REJECTED = "rejected.jsonl"
 class DataOptions(RowOptions):
     """How rows become Examples. All of it is part of the cache's key.
 
+    Without a `max_length` rows are kept whole; commands call `for_context` first.
+
     Attributes:
-        max_length: tokens of a row; longer ones are truncated. None keeps all of them here; the
-            commands fill in the model's context, LONGEST at most.
+        max_length: tokens of a row; longer ones are truncated; default: the model's context, 4096
+            at most.
         truncation: of longer rows: turns drops whole trailing turns, tokens cuts at the limit, drop
             leaves out rows whose trained tokens don't all fit.
         train_on: every assistant message, or the last one.

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from minimind.data.chatml import TrainOn
 from minimind.data.conversation import Conversation
 
-# What prose hardly has. A mark is found first and then looked around: that is fast.
+# What prose hardly has: a + b, f(x), a.bc, -x. A mark is found first, then its surroundings: fast.
 _CODE = re.compile(
     r"[^\w\s'\"‘’“”](?:"
     r"(?<=[=<>+*/\\|&{}\[\]`$#@%×÷±∀-⋿])|(?<=(?<!\^)\^)(?!\^)"  # an operator; not ^^
-    r"|(?<=[a-z]\()|(?<=[a-z]\.)(?=[a-z]{2})|(?:(?<=\s[-!])|(?<=^[-!]))(?=[-!]*[a-z])"  # f( a.bc -x
-    r"|(?:(?<=\b[a-z][^.])|(?<=\b[a-z]\s[^.]))(?=\s*[a-z]\b)"  # any between two lone letters
+    r"|(?<=::)|(?<=[a-z]\()|(?<=[a-z]\.)(?=[a-z]{2})|(?:(?<=\s[-!])|(?<=^[-!]))(?=[-!]*[a-z])"
+    r"|(?:(?<=(?<![a-z])[a-z][^.])|(?<=(?<![a-z])[a-z]\s[^.]))(?=\s*[a-z](?![a-z]))"  # a , b
     r")|_"
 )
 _DIGIT = re.compile(r"\d")
@@ -86,7 +86,7 @@ def normalized(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
     is_code = _CODE.search(plain)
     if not is_code and not _DIGIT.search(plain):
-        return plain.translate(_WORDS) or plain
+        return plain.translate(_WORDS) or "".join(plain.split()) or plain
     text = unicodedata.normalize("NFKC", text.translate(_SPELLED)).casefold()
     if not is_code:
         text = _AFTER_A_WORD.sub("", text)
