@@ -585,6 +585,7 @@ def test_a_length_that_cannot_be_is_refused() -> None:
 
 # Splitting
 
+
 def texts_of(dataset: Dataset, tokenizer: Tokenizer) -> set[str]:
     return {tokenizer.decode(row.input_ids) for row in dataset}
 
