@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minimind.data import build as build_module
 from minimind.data import storage
@@ -576,6 +578,51 @@ def test_a_file_that_cannot_be_read_to_its_end_is_never_skipped(
         with pytest.raises(DataError, match=f"{re.escape(name)}.*{message}"):
             build_dataset(paths, tokenizer, DataOptions(on_bad_row="skip"))
     assert list(cache_directory().iterdir()) == []
+
+
+@pytest.mark.parametrize("truncation", ["turns", "tokens", "drop"])
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=300), limit=st.integers(10, 200))
+@settings(max_examples=15)
+def test_the_length_that_is_proposed_keeps_99_percent_and_a_shorter_one_keeps_fewer(
+    truncation: str, lengths: list[int], limit: int, tmp_path_factory, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "lengths.jsonl"
+    write(path, [exchange(str(n), "word " * n) for n in lengths])
+
+    def kept(max_length: int) -> tuple[DataReport, bool]:
+        """And whether 99% of the rows are whole and have 99% of the trained tokens."""
+        _, report, _ = build(path, tokenizer, max_length=max_length, truncation=truncation)
+        whole = [row for row in rows if len(row) - 1 <= max_length]  # without the last newline
+        trained = sum(sum(row.loss_mask) for row in whole)
+        rows_kept = len(whole) >= 0.99 * len(rows) and report.truncated <= 0.01 * len(rows)
+        return report, rows_kept and trained >= 0.99 * sum(sum(row.loss_mask) for row in rows)
+
+    rows = list(build(path, tokenizer)[0])
+    report, enough = kept(limit)
+    assert report.loses_much <= (not enough)
+    assert (report.ample_length == 0) == enough
+    if not enough:
+        assert report.ample_length > limit
+        assert kept(report.ample_length)[1]
+        assert not kept(report.ample_length - 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "context", "length"),
+    [(None, 1024, 1024), (None, 4096, 4096), (None, 131072, 4096), (None, None, 4096)]
+    + [(512, context, 512) for context in (64, 1024, None)],
+)
+def test_the_default_length_is_the_models_context_4096_at_most(
+    given: int | None, context: int | None, length: int
+) -> None:
+    assert DataOptions(max_length=given).for_context(context).max_length == length
+
+
+def test_without_a_length_rows_are_kept_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "long.jsonl", [exchange("q", "word " * 9000)])
+    dataset, report, _ = build(path, tokenizer)
+    assert len(dataset[0]) > 9000
+    assert (report.truncated, report.ample_length) == (0, 0)
 
 
 def test_a_length_that_cannot_be_is_refused() -> None:
