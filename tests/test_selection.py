@@ -198,7 +198,7 @@ def turn(tokenizer) -> int:
 @pytest.mark.parametrize("options", OPTIONS)
 @given(rows=st.lists(chats(), min_size=5, max_size=60), fraction=st.floats(0.1, 0.9))
 @settings(max_examples=25)
-def test_no_validation_row_asks_in_all_what_training_answers(
+def test_no_validation_rows_whole_prompt_is_answered_in_training(
     options, rows, fraction, tmp_path_factory, tokenizer, turn
 ) -> None:
     path = write_chats(tmp_path_factory.getbasetemp() / "chats.jsonl", rows)

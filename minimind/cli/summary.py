@@ -99,12 +99,12 @@ def describe_share(
     _, firsts, sizes = np.unique(side.column("key"), return_index=True, return_counts=True)
     largest = int(sizes.argmax())
     row = int(firsts[largest])
-    file, line = int(side.take("file", row)), int(side.take("line", row))
+    place, line = files[int(side.take("file", row))], int(side.take("line", row))
+    place += f":{line}" if line else ""  # a text file is one document
     return [
         f"warning: {held_back:,} of {total:,} {rows} ({share:.1%}) validate, and --val-fraction is "
         f"{fraction:g}: {alike} stay together, and the largest such group has {sizes[largest]:,} "
-        f"(from {files[file]}:{line})"
-        + ("; among so few rows it is chance" if sizes[largest] == 1 else "")
+        f"(from {place})" + ("; among so few rows it is chance" if sizes[largest] == 1 else "")
     ]
 
 

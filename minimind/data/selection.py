@@ -28,7 +28,7 @@ class SplitOptions:
     val_data: str | None = None
     """A file of conversations to validate on; rows that answer its prompts aren't trained."""
     val_fraction: float = 0.05
-    """Share of the rows to validate on, chosen by what they ask; 0 for none."""
+    """Without --val-data: share of the rows to validate on, chosen by what they ask; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
