@@ -318,3 +318,16 @@ def test_a_best_by_one_row_or_by_none_is_told(tmp_path, tokenizer) -> None:
     _, lines = shares_of(tmp_path, tokenizer, rows, 0)
     assert none in lines
     assert not any(line.startswith("warning") for line in lines)
+
+
+def test_a_best_by_one_prompt_is_told(tmp_path, tokenizer) -> None:
+    rows = [(text,) for text in ["Hi!", "hi", "HI?"] * 2]
+    told = []
+    for held in (rows, [*rows, ("bye",)]):
+        val_data = write_chats(tmp_path / "held.jsonl", [(row, (1.0,)) for row in held])
+        path = write_chats(tmp_path / "a.jsonl", [((str(n),), (1.0,)) for n in range(20)])
+        split = SplitOptions(val_data=val_data)
+        selection = select_rows([path], tokenizer, DataOptions(), split)
+        told.append("\n".join(describe_selection(selection, split, [path], None)))
+    assert 'the 6 rows that validate ask alike: one prompt decides which are "best"' in told[0]
+    assert "best" not in told[1]

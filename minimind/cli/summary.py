@@ -70,13 +70,18 @@ def describe_selection(
     training, validation = selection.training, selection.validation
     if split.val_data is None:
         lines += describe_share(training, validation, split.val_fraction, files)
-    if len(training) and len(validation) < 2:
-        lines.append(
-            'one row validates: it alone decides which weights are "best"'
-            if len(validation)
-            else "no row validates: the last weights are kept, whether or not they are the best"
-        )
+    if len(training) and len(np.unique(validation.column("key"))) < 2:
+        lines.append(_describe_best(len(validation)))
     return lines
+
+
+def _describe_best(validating: int) -> str:
+    """What chooses the best weights where no two prompts do."""
+    if not validating:
+        return "no row validates: the last weights are kept, whether or not they are the best"
+    if validating == 1:
+        return 'one row validates: it alone decides which weights are "best"'
+    return f'the {validating:,} rows that validate ask alike: one prompt decides which are "best"'
 
 
 def describe_share(
