@@ -128,7 +128,9 @@ class Workload:
             if options.files:  # whose ids are the tokenizer's
                 self.config = replace(self.config, vocab_size=tokenizer.vocab_size)
         if options.files:
-            self.dataset, _, _ = build_dataset(options.files, tokenizer, DataOptions())
+            self.dataset, _, _ = build_dataset(
+                options.files, tokenizer, DataOptions(max_length=512)
+            )
         else:
             self.dataset = docstring_dataset(tokenizer, vocabulary=self.config.vocab_size)
         self.steps_per_round = options.steps

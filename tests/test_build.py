@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minimind.data import build as build_module
 from minimind.data import storage
-from minimind.data.build import DataOptions, DataReport, build_dataset, prompt_key_of
-from minimind.data.conversation import Conversation, Message, parse_conversation
+from minimind.data.build import DataOptions, DataReport, build_dataset
+from minimind.data.conversation import Conversation, parse_conversation
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.masking import encode_conversation
-from minimind.data.selection import SplitOptions, select_rows, split_by_prompt
+from minimind.data.selection import split_by_prompt
 from minimind.data.storage import cache_directory, hash_of
 from minimind.tokenizer import Tokenizer
-from tests.support.strategies import conversations
 from tests.support.tokenizers_of_bases import write_llama3
 
 Row = dict[str, Any]
@@ -413,7 +413,7 @@ def test_a_crash_while_building_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "prompt_key_of", crash)
+        patched.setattr(build_module, "prompt_keys_of", crash)
         with pytest.raises(OSError, match="No space left"):
             build(mixed, tokenizer)
     assert list(cache_directory().iterdir()) == []
@@ -580,53 +580,57 @@ def test_a_file_that_cannot_be_read_to_its_end_is_never_skipped(
     assert list(cache_directory().iterdir()) == []
 
 
+@pytest.mark.parametrize("truncation", ["turns", "tokens", "drop"])
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=300), limit=st.integers(10, 200))
+@settings(max_examples=15)
+def test_the_length_that_is_proposed_keeps_99_percent_and_a_shorter_one_keeps_fewer(
+    truncation: str, lengths: list[int], limit: int, tmp_path_factory, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "lengths.jsonl"
+    write(path, [exchange(str(n), "word " * n) for n in lengths])
+
+    def kept(max_length: int) -> tuple[DataReport, bool]:
+        """And whether 99% of the rows are whole and have 99% of the trained tokens."""
+        _, report, _ = build(path, tokenizer, max_length=max_length, truncation=truncation)
+        whole = [row for row in rows if len(row) - 1 <= max_length]  # without the last newline
+        trained = sum(sum(row.loss_mask) for row in whole)
+        rows_kept = len(whole) >= 0.99 * len(rows) and report.truncated <= 0.01 * len(rows)
+        return report, rows_kept and trained >= 0.99 * sum(sum(row.loss_mask) for row in rows)
+
+    rows = list(build(path, tokenizer)[0])
+    report, enough = kept(limit)
+    assert report.loses_much <= (not enough)
+    assert (report.ample_length == 0) == enough
+    if not enough:
+        assert report.ample_length > limit
+        assert kept(report.ample_length)[1]
+        assert not kept(report.ample_length - 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "context", "length"),
+    [(None, 1024, 1024), (None, 4096, 4096), (None, 131072, 4096), (None, None, 4096)]
+    + [(512, context, 512) for context in (64, 1024, None)],
+)
+def test_the_default_length_is_the_models_context_4096_at_most(
+    given: int | None, context: int | None, length: int
+) -> None:
+    assert DataOptions(max_length=given).for_context(context).max_length == length
+
+
+def test_without_a_length_rows_are_kept_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "long.jsonl", [exchange("q", "word " * 9000)])
+    dataset, report, _ = build(path, tokenizer)
+    assert len(dataset[0]) > 9000
+    assert (report.truncated, report.ample_length) == (0, 0)
+
+
 def test_a_length_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="max_length is 0; use a positive number"):
         DataOptions(max_length=0)
 
 
 # Splitting
-
-VARIANTS = ["Hi there!", "hi there", "HI  THERE?", "\uff28\uff49 there", "Hi, there…"]
-
-
-def key(*turns: str) -> int:
-    roles = ("user", "assistant") * len(turns)
-    return prompt_key_of(Conversation(tuple(map(Message, roles, turns))))
-
-
-def test_variants_of_a_prompt_are_one_prompt() -> None:
-    assert len({key(text, "answer") for text in VARIANTS}) == 1
-    assert len({key(text, "답") for text in ("학교 어때?", "학교어때", "학교 어때?!")}) == 1
-    decomposed = "\u1112\u1161\u11a8\u1100\u116d"  # 학교 in jamo
-    assert key(decomposed, "답") == key("학교", "답")
-
-
-def test_other_prompts_are_other_prompts() -> None:
-    texts = ["hi", "hello", "안녕", "안녕히", "?", "!", "👍", "1", "2", "ㅎㅎ"]
-    assert len({key(text, "x") for text in texts}) == len(texts)
-    user = Message("user", "hi")
-    system = Message("system", "hi")
-    orders = [(user,), (system, user), (user, user)]
-    assert len({prompt_key_of(Conversation(order)) for order in orders}) == 3
-
-
-def test_the_answer_and_what_follows_do_not_count() -> None:
-    assert key("hi", "one") == key("hi", "two", "and", "three") == key("Hi!")
-
-
-def test_rows_where_nobody_asks_are_told_apart_by_all_they_say() -> None:
-    def said(text: str) -> int:
-        return prompt_key_of(Conversation((Message("assistant", text),)))
-
-    assert said("하나") != said("둘")
-    assert said("Hello!") == said("hello")
-
-
-@settings(max_examples=40)
-@given(conversation=conversations())
-def test_a_key_is_64_bits_and_the_same_each_time(conversation: Conversation) -> None:
-    assert 0 <= prompt_key_of(conversation) == prompt_key_of(conversation) < 2**64
 
 
 def texts_of(dataset: Dataset, tokenizer: Tokenizer) -> set[str]:
@@ -679,16 +683,6 @@ def test_a_smaller_fraction_is_a_part_of_a_larger_one(
     assert keys[0] == set()
     assert keys[0] < keys[1] < keys[2] < keys[3]
     assert keys[3] == set(dataset.column("key").tolist())
-
-
-def test_evaluation_prompts_are_taken_out_of_training(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    rows = [exchange(text, "a") for text in [*VARIANTS, "something else", "다른 질문"]]
-    train = write(tmp_path / "train.jsonl", rows)
-    held = write(tmp_path / "val.jsonl", [exchange("hi there", "b"), exchange("다른질문", "c")])
-    split = SplitOptions(val_data=str(held))
-    left = select_rows([str(train)], tokenizer, DataOptions(), split).training
-    whole, _, _ = build(train, tokenizer)
-    assert texts_of(left, tokenizer) == texts_of(whole.select(np.array([5])), tokenizer)
 
 
 def test_the_hash_is_the_same_from_memory_from_disk_and_after_selecting(

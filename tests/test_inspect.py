@@ -27,7 +27,7 @@ ROWS = [
     {"instruction": "안녕? <b>", "output": "안녕하세요! 👩‍👩‍👧"},
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
     {"instruction": "What does <|im_end|> do?", "output": "It ends a turn."},
-    {"instruction": "Story?", "output": "Once upon a time " * 200},
+    {"instruction": "Story?", "output": "Once upon a time " * 400},
     {"messages": [{"role": "user", "content": "Only a question."}]},
     *({"instruction": f"{n} + {n} = ?", "output": str(2 * n)} for n in range(40)),
 ]
@@ -79,7 +79,7 @@ def test_the_hash_shown_is_the_hash_that_sft_prints_and_trains(
 def test_the_hash_is_over_the_very_tokens_that_batches_hold(data, tokenizer, capsys) -> None:
     shown = facts(capsys, data, "--val-fraction", "0")["hash"]
     split = SplitOptions(val_fraction=0)
-    training = select_rows([str(data)], tokenizer, DataOptions(), split).training
+    training = select_rows([str(data)], tokenizer, DataOptions(max_length=1024), split).training
     steps = make_steps(training, tokens_per_step=200, epochs=1)
     consumed: dict[int, tuple[list[int], list[int]]] = {}
     for batch in (batch for step in steps for batch in step):
@@ -120,11 +120,24 @@ def test_lengths_are_drawn_and_told_to_machines(data, capsys) -> None:
     assert main(data) == 0
     printed = capsys.readouterr().out
     drawing = printed[printed.index("tokens per row, before truncation:") :].splitlines()
-    assert drawing[1].endswith("█ 1 to 52: 44")
-    assert drawing[11].endswith("- --max-length 512")
-    assert re.search(r"█ +513 to [\d,]+: 1$", drawing[12])
+    assert drawing[1].endswith("█ 1 to 103: 44")
+    assert drawing[11].endswith("- --max-length 1,024")
+    assert re.search(r"█ +1,025 to [\d,]+: 1$", drawing[12])
     counts = facts(capsys, data)["rows_by_tokens"]
     assert [count for *_, count in counts] == [44, *[0] * 9, 1]
+
+
+@pytest.mark.parametrize(("config", "length"), [("as it is", 256), ("none", 4096), ("{}", 4096)])
+def test_the_length_is_the_bases_context(config: str, length: int, data, tmp_path, capsys) -> None:
+    """Of a folder with a tokenizer alone, or with another kind of model, it isn't known."""
+    base = write_base(tmp_path / "base")
+    if config == "none":
+        (base / "config.json").unlink()
+    elif config == "{}":
+        (base / "config.json").write_text("{}")
+    found = facts(capsys, data, "--model", base)
+    assert found["dropped_long"] == (length < 2000)
+    assert max(high for _, high, rows in found["rows_by_tokens"][:10]) == min(length, 2016)
 
 
 def test_a_row_that_is_not_there_is_told(data, capsys) -> None:
@@ -254,8 +267,8 @@ def test_the_page_shows_every_token_and_what_it_is(page, tokenizer: Tokenizer) -
 
 def test_the_page_draws_lengths_as_the_terminal_does(page) -> None:
     drawing = ask(page, "document.querySelector('pre').textContent").splitlines()
-    assert drawing[1].endswith("█ 1 to 52: 44")
-    assert drawing[11].endswith("- --max-length 512")
+    assert drawing[1].endswith("█ 1 to 103: 44")
+    assert drawing[11].endswith("- --max-length 1,024")
 
 
 def test_pointing_at_a_token_tells_its_id_and_bytes(page) -> None:

@@ -317,6 +317,24 @@ def test_a_wrong_option_is_named(
     assert "no file; name one, such as text.jsonl" in capsys.readouterr().err
 
 
+def test_a_document_that_is_most_of_the_windows_is_told(
+    shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever side the long one is on, the share isn't a tenth of the text."""
+    long, short = tmp_path / "long.txt", tmp_path / "short.txt"
+    long.write_text("A long tale goes on and on. " * 200, encoding="utf-8")
+    short.write_text("A short tale ends here.", encoding="utf-8")
+    options = ("--tokens", "300", "--val-fraction", "0.1", "--out", str(tmp_path / "run"))
+    assert main([str(long), str(short), *options, *shape, *SMALL]) == 0
+    told = re.search(
+        r"warning: 0 of (\d+) windows \(0\.0%\) validate, and --val-fraction is 0\.1: windows of "
+        r"one document stay together, and the largest such group has (\d+) \(from (.*)\)\n",
+        capsys.readouterr().out,
+    )
+    assert told
+    assert (int(told[1]), told[3]) == (int(told[2]) + 1, str(long))
+
+
 def test_what_does_not_fit_together_is_named(
     files: list[str], shape: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

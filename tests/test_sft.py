@@ -214,7 +214,7 @@ def test_an_option_that_makes_other_data_is_named_and_one_that_does_not_is_fine(
     common = (data, "--model", base, "--out", tmp_path / "run", "--max-steps", 2, "--resume")
     assert run(*common) == 0
     assert run(*common, "--max-length", 25) == EXIT_FAILED
-    assert ", --max-length was 512 and is 25; use the same data" in capsys.readouterr().err
+    assert ", --max-length was 256 and is 25; use the same data" in capsys.readouterr().err
     assert run(*common, "--learning-rate", 0.5) == EXIT_FAILED
     assert "another run: --learning-rate was 0.0001 and is 0.5; use" in capsys.readouterr().err
     assert run(*common, "--on-bad-row", "skip", "--save-every", 7) == 0
@@ -462,7 +462,10 @@ def test_data_without_anything_to_train_is_an_error_before_the_first_step(
     remedy = "check --val-data, --val-fraction, --max-length, --train-on"
     for arguments, count in [
         ((masked,), "dropped: 30 rows with nothing to train on"),
-        ((data, "--max-length", 4), "(30 of them are dropped); raise --max-length to keep them"),
+        (
+            (data, "--max-length", 4),
+            "(30 of them are dropped), 100% of the rows and 100% of the tokens",
+        ),
         ((data, "--limit", 1, "--val-fraction", 0.999999), "rows: 30 read"),
     ]:
         assert run(*arguments, "--model", base) == EXIT_DATA
@@ -599,6 +602,80 @@ def test_rows_longer_than_the_context_are_refused_before_the_first_step(
     assert "tokens and the model's context 256; use --max-length 256, or another" in message
     assert not out.exists()
     assert run(data, *options, "--max-length", "256") == EXIT_OK
+
+
+@pytest.mark.parametrize(("context", "length"), [(64, 64), (2048, 2048), (9000, 4096)])
+def test_rows_are_as_long_as_the_model_reads_by_default(
+    context: int, length: int, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows that the default keeps are those that the model can read, to 4,096 tokens."""
+    base = write_base(tmp_path / "long", context=context)
+    with data.open("a", encoding="utf-8") as file:
+        for words in (40, 500, 1500, 5000):
+            file.write(json.dumps({"instruction": f"{words}?", "output": "word " * words}) + "\n")
+    out = tmp_path / "run"
+    options = ("--model", base, "--out", out, "--max-steps", 1, "--val-fraction", 0)
+    assert run(data, *options, "--tokens-per-batch", 64) == EXIT_OK
+    printed = capsys.readouterr().out
+    kept = 30 + sum(words < length - 20 for words in (40, 500, 1500, 5000))
+    assert f"training: {kept} rows" in printed
+    assert f"({34 - kept} of them are dropped)" in printed
+    raised = "--tokens-per-batch is raised to" in printed
+    assert raised == (length > 64)
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert record["options"]["data"]["max_length"] == length
+
+
+@pytest.mark.parametrize("held", [0, 1, 2])
+def test_a_best_by_one_row_or_by_none_is_said(
+    held: int, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "held.jsonl").write_text("".join(lines[:held]), encoding="utf-8")
+    split = ("--val-data", tmp_path / "held.jsonl") if held else ("--val-fraction", 0)
+    out = tmp_path / "run"
+    assert run(data, "--model", base, "--out", out, "--max-steps", 1, *split) == EXIT_OK
+    printed = capsys.readouterr().out
+    said = {
+        0: (
+            "no row validates: the last weights are kept, whether or not they are the best",
+            f"{out} holds the last weights: no row validates, so none are known to be the best",
+            "no validation data: these are the last weights",
+        ),
+        1: (
+            'one row validates: it alone decides which weights are "best"',
+            f"{out} holds the best weights, by one validation row, {out / 'last'} those of step 1",
+            "at the end, of 1 row\n",
+        ),
+        2: (
+            "; validation: 2 rows",
+            f"{out} holds the best weights, {out}",
+            "at the end, of 2 rows",
+        ),
+    }[held]
+    assert said[0] in printed
+    assert said[1] in printed
+    assert said[2] in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_split_of_everything_is_refused_with_the_group_in_the_way(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All rows ask the same: whichever side they go to, the other one has none."""
+    said = set()
+    for number in range(8):
+        path = tmp_path / f"same{number}.jsonl"
+        path.write_text(json.dumps({"instruction": f"{number}?", "output": "x"}) + "\n")
+        path.write_text(path.read_text() * 20)
+        code = run(path, "--model", base, "--val-fraction", 0.5, "--dry-run")
+        printed = capsys.readouterr()
+        held = 20 if code == EXIT_DATA else 0
+        assert code in (EXIT_OK, EXIT_DATA)
+        assert f"warning: {held} of 20 rows ({held / 20:.1%}) validate" in printed.out
+        assert f"and the largest such group has 20 (from {path}:1)" in printed.out
+        assert ("no row is left to train on" in printed.err) == (code == EXIT_DATA)
+        said.add(code)
+    assert said == {EXIT_OK, EXIT_DATA}
 
 
 def test_a_model_that_is_no_run_is_not_resumed(

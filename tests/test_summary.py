@@ -69,6 +69,37 @@ def test_the_summary_names_every_loss(tokenizer: Tokenizer) -> None:
     assert "validation: 1 rows" in text
 
 
+LOST = "truncated: 3 rows lose 70 supervised tokens (1 of them are dropped)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "supervised", "context", "before", "after"),
+    [
+        (200, 9000, None, "", "; raise --max-length to keep them"),
+        (200, 9000, 64, "", "; raise --max-length to keep them, up to the model's context of 64"),
+        (
+            *(150, 9000, 4096, "warning: "),
+            ", 2% of the rows and 1% of the tokens; --max-length 2345 keeps 99% of both",
+        ),
+        (
+            *(200, 1000, None, "warning: "),
+            ", 2% of the rows and 7% of the tokens; --max-length 2345 keeps 99% of both",
+        ),
+        (
+            *(12, 70, 1024, "warning: "),
+            ", 30% of the rows and 50% of the tokens; 99% of both take --max-length 2345 and a "
+            "--model that reads as much: this one's context is 1,024",
+        ),
+    ],
+)
+def test_a_loss_to_length_above_2_percent_is_a_warning_with_the_length_that_helps(
+    rows: int, supervised: int, context: int | None, before: str, after: str
+) -> None:
+    report = DataReport(rows=rows, supervised=supervised, truncated=3, dropped_long=1)
+    report.tokens_lost, report.unsupervised, report.ample_length = 70, 2, 2345
+    assert describe_rows(report, Path("rejected.jsonl"), context)[-1] == before + LOST + after
+
+
 @pytest.mark.parametrize("max_length", [5, 64, 100, 300])
 def test_every_row_is_drawn_once_by_its_length(max_length: int) -> None:
     lengths = [1, 5, 6, 64, 65, 90, 100, 100]

@@ -108,7 +108,10 @@ def less_to_train_on(tokens_per_batch: int | None) -> str:
     given = f"--tokens-per-batch {tokens_per_batch}"
     if tokens_per_batch is None:
         given = "the default of --tokens-per-batch, printed above"
-    return f"{given}; halve it, or use --activation-checkpointing"
+    return (
+        f"{given}; halve it (and --max-length, where rows are as long), or use "
+        "--activation-checkpointing"
+    )
 
 
 def new_folder(name: str, root: Path = Path("runs")) -> Path:

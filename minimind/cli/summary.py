@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from minimind.data.build import REJECTED, DataReport
 from minimind.data.dataset import Dataset
 from minimind.data.plan import Steps
-from minimind.data.selection import Selection
+from minimind.data.selection import Selection, SplitOptions
 
 
-def describe_rows(report: DataReport, rejected: Path) -> list[str]:
+def describe_rows(report: DataReport, rejected: Path, context: int | None = None) -> list[str]:
     counts = ", ".join(f"{count:,} {shape}" for shape, count in report.shapes.most_common())
     lines = [f"rows: {report.rows:,} read ({counts})"]
     if report.bad:
@@ -24,22 +25,92 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
     if report.unsupervised:
         lines.append(f"dropped: {report.unsupervised:,} rows with nothing to train on")
     if report.truncated:
-        lines.append(
-            f"truncated: {report.truncated:,} rows lose {report.tokens_lost:,} supervised tokens "
-            f"({report.dropped_long:,} of them are dropped); raise --max-length to keep them"
-        )
+        lines.append(_describe_truncation(report, context))
     return lines
 
 
-def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
+def _describe_truncation(report: DataReport, context: int | None) -> str:
+    """What rows lose to --max-length, and which length loses less; a warning where it is much."""
+    words = (
+        f"truncated: {report.truncated:,} rows lose {report.tokens_lost:,} supervised tokens "
+        f"({report.dropped_long:,} of them are dropped)"
+    )
+    if not report.loses_much:
+        up_to = f", up to the model's context of {context:,}" if context else ""
+        return f"{words}; raise --max-length to keep them{up_to}"
+    rows = report.truncated / (report.rows - report.unsupervised)
+    tokens = report.tokens_lost / (report.supervised + report.tokens_lost)
+    words = f"warning: {words}, {rows:.0%} of the rows and {tokens:.0%} of the tokens"
+    ample = report.ample_length
+    if context is None or ample <= context:
+        return f"{words}; --max-length {ample} keeps 99% of both"
+    return (
+        f"{words}; 99% of both take --max-length {ample} and a --model that reads as much: this "
+        f"one's context is {context:,}"
+    )
+
+
+def describe_selection(
+    selection: Selection, split: SplitOptions, files: Sequence[str], context: int | None
+) -> list[str]:
+    """What became of the rows, and of the split; `context` is the model's, where it is known."""
     lines: list[str] = []
     for report, folder in zip(selection.reports, selection.folders, strict=True):
-        lines += describe_rows(report, folder / REJECTED)
+        lines += describe_rows(report, folder / REJECTED, context)
     if selection.removed:
         lines.append(
-            f"{selection.removed} rows left out of training: their prompts are in {val_data}"
+            f"{selection.removed:,} rows left out of training: their prompts are in "
+            f"{split.val_data}"
         )
+    if selection.left_out:
+        lines.append(
+            f"{selection.left_out:,} rows left out of validation: training rows answer their "
+            "prompts"
+        )
+    training, validation = selection.training, selection.validation
+    if split.val_data is None:
+        lines += describe_share(training, validation, split.val_fraction, files)
+    if len(training) and len(np.unique(validation.column("key"))) < 2:
+        lines.append(_describe_best(len(validation)))
     return lines
+
+
+def _describe_best(validating: int) -> str:
+    """What chooses the best weights where no two prompts do."""
+    if not validating:
+        return "no row validates: the last weights are kept, whether or not they are the best"
+    if validating == 1:
+        return 'one row validates: it alone decides which weights are "best"'
+    return f'the {validating:,} rows that validate ask alike: one prompt decides which are "best"'
+
+
+def describe_share(
+    training: Dataset,
+    validation: Dataset,
+    fraction: float,
+    files: Sequence[str],
+    rows: str = "rows",
+    alike: str = "rows that ask alike",
+) -> list[str]:
+    """Say where the share that validates isn't what was asked for, and what is in the way.
+
+    That is where it is none, all, or off by more than a factor of 2.
+    """
+    held_back, total = len(validation), len(training) + len(validation)
+    share = held_back / total if total else fraction
+    if not fraction or (0 < share < 1 and fraction / 2 <= share <= 2 * fraction):
+        return []
+    side = validation if share > fraction else training
+    _, firsts, sizes = np.unique(side.column("key"), return_index=True, return_counts=True)
+    largest = int(sizes.argmax())
+    row = int(firsts[largest])
+    place, line = files[int(side.take("file", row))], int(side.take("line", row))
+    place += f":{line}" if line else ""  # a text file is one document
+    return [
+        f"warning: {held_back:,} of {total:,} {rows} ({share:.1%}) validate, and --val-fraction is "
+        f"{fraction:g}: {alike} stay together, and the largest such group has {sizes[largest]:,} "
+        f"(from {place})" + ("; among so few rows it is chance" if sizes[largest] == 1 else "")
+    ]
 
 
 def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-import unicodedata
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
@@ -20,9 +18,10 @@ import numpy as np
 
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, irregularities
-from minimind.data.dataset import Array, Dataset
+from minimind.data.dataset import PROMPTS, Array, Dataset
 from minimind.data.errors import DataError
 from minimind.data.masking import Truncation, encode_rows, truncate
+from minimind.data.prompts import prompt_keys_of, trained_prompts
 from minimind.data.reader import read_conversations
 from minimind.data.row_options import RowOptions
 from minimind.data.storage import (
@@ -35,29 +34,47 @@ from minimind.data.storage import (
 from minimind.tokenizer import Tokenizer
 
 BLOCK_ROWS = 512
+LONGEST = 4096  # tokens of a row by default, where the model's context is longer
+MUCH, KEPT_SHARE = 0.02, 0.99  # lost to truncation, and kept by the length that is proposed
 REJECTED = "rejected.jsonl"
-_ALPHANUMERIC = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(RowOptions):
     """How rows become Examples. All of it is part of the cache's key.
 
+    Without a `max_length` rows are kept whole; commands call `for_context` first.
+
     Attributes:
-        max_length: tokens of a row; longer ones are truncated.
+        max_length: tokens of a row; longer ones are truncated; default: the model's context, 4096
+            at most.
         truncation: of longer rows: turns drops whole trailing turns, tokens cuts at the limit, drop
             leaves out rows whose trained tokens don't all fit.
         train_on: every assistant message, or the last one.
     """
 
-    max_length: int = 512
+    max_length: int | None = None
     truncation: Truncation = "turns"
     train_on: TrainOn = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_length < 1:
+        if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}; use a positive number")
+
+    @property
+    def limit(self) -> int:
+        """`max_length` as a number."""
+        return sys.maxsize if self.max_length is None else self.max_length
+
+    def for_context(self, context: int | None) -> DataOptions:
+        """These options for a model that reads so many tokens: without a length of their own, its.
+
+        The same on every device. Of a model whose context isn't known, LONGEST.
+        """
+        if self.max_length is not None:
+            return self
+        return replace(self, max_length=min(context or LONGEST, LONGEST))
 
 
 @dataclass(kw_only=True)
@@ -73,8 +90,15 @@ class DataReport:
     truncated: int = 0  # rows that lost trained tokens, dropped ones included
     dropped_long: int = 0  # of these, rows of which nothing was left
     tokens_lost: int = 0  # trained tokens lost to truncation
+    ample_length: int = 0  # keeps KEPT_SHARE of rows and trained tokens; 0 if these are kept
     tokens: int = 0
     supervised: int = 0
+
+    @property
+    def loses_much(self) -> bool:
+        """Truncation takes more than MUCH of the rows or of the trained tokens."""
+        rows, tokens = self.rows - self.unsupervised, self.supervised + self.tokens_lost
+        return self.truncated > MUCH * rows or self.tokens_lost > MUCH * tokens
 
 
 def build_dataset(
@@ -109,24 +133,6 @@ def build_dataset(
     return dataset, DataReport(**report), folder
 
 
-def prompt_key_of(conversation: Conversation) -> int:
-    """64 bits of a hash over all messages before the first answer, normalized.
-
-    Normalized: Unicode NFKC, case-folded, without white space and punctuation, so that "Hi!" and
-    "hi" are one prompt. If there is no user message before the first answer, all messages count.
-    """
-    messages = conversation.messages
-    roles = [message.role for message in messages]
-    first_answer = roles.index("assistant") if "assistant" in roles else len(roles)
-    prompt = messages[:first_answer] if "user" in roles[:first_answer] else messages
-    parts = []
-    for message in prompt:
-        text = unicodedata.normalize("NFKC", message.content).casefold()
-        parts.append(f"{message.role}\0{''.join(_ALPHANUMERIC.findall(text)) or text}\0")
-    spelled = "".join(parts).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(spelled, digest_size=8).digest(), "big")
-
-
 def _write(
     named: Sequence[tuple[str, str]], tokenizer: Tokenizer, options: DataOptions, folder: Path
 ) -> None:
@@ -155,13 +161,40 @@ def _write(
             on_error=on_error,
         )
         for sources, rows in _blocks(conversations, tokenizer, options, report):
-            rows.columns["key"][:] = [prompt_key_of(source) for source in sources]
+            keys = [prompt_keys_of(source) for source in sources]
+            rows.columns["key"][:] = [row[-1] for row in keys]
             rows.columns["file"][:] = [index_of[source.path] for source in sources]
             rows.columns["line"][:] = [source.line for source in sources]
-            writer.add(rows)
+            first = report.kept - len(rows)
+            writer.add(rows, _listed_prompts(sources, keys, rows, options.train_on, first))
     if not report.bad:
         (folder / REJECTED).unlink()
     writer.finish(vars(report))
+
+
+def _listed_prompts(
+    sources: Sequence[Conversation],
+    keys: Sequence[list[int]],
+    rows: Dataset,
+    train_on: TrainOn,
+    first: int,
+) -> Array:
+    """(listed,) PROMPTS: what each trained answer answers, of rows where that isn't just the key.
+
+    `keys` are the rows' `prompt_keys_of`; rows count from `first`.
+    """
+    marks = rows.loss_mask
+    begins = np.flatnonzero(marks & ~np.append(False, marks[:-1]))  # of the answers that are left
+    starts = rows.column("start")
+    counts = np.diff(np.searchsorted(begins, np.append(starts, len(marks))))
+    listed: list[tuple[int, int]] = []
+    for row, (source, answers) in enumerate(zip(sources, keys, strict=True), first):
+        prompts = answers
+        if len(answers) > 1:
+            prompts = trained_prompts(source, answers, train_on)[: counts[row - first]]
+        if prompts != answers[-1:]:
+            listed += [(row, prompt) for prompt in prompts]
+    return np.array(listed, PROMPTS)
 
 
 def _blocks(
@@ -171,6 +204,8 @@ def _blocks(
     report: DataReport,
 ) -> Iterator[tuple[list[Conversation], Dataset]]:
     """Yield the rows that train, some hundred at a time, and their tokens; count all rows."""
+    long_rows: Counter[int] = Counter()  # above the limit, by the length that keeps them whole
+    long_tokens: Counter[int] = Counter()  # their trained tokens
     for sources, rows in _encoded(conversations, tokenizer, options.train_on):
         report.rows += len(sources)
         report.shapes.update([source.shape for source in sources])
@@ -178,9 +213,12 @@ def _blocks(
         starts, lengths, before = (
             rows.column(name).astype(np.int64) for name in ("start", "length", "supervised")
         )
-        for index in np.flatnonzero((lengths > options.max_length) & (before > 0)).tolist():
-            row = truncate(rows[index], options.max_length, tokenizer, options.truncation)
+        needed = (rows.column("input_length").astype(np.int64) + 1).tolist()
+        for index in np.flatnonzero((lengths > options.limit) & (before > 0)).tolist():
+            row = truncate(rows[index], options.limit, tokenizer, options.truncation)
             lengths[index] = len(row)
+            long_rows[needed[index]] += 1
+            long_tokens[needed[index]] += int(before[index])
         supervised = np.append(0, np.cumsum(rows.loss_mask))
         after = supervised[starts + lengths] - supervised[starts]
         lengths[after == 0] = 0
@@ -192,6 +230,24 @@ def _blocks(
         report.tokens += int(lengths.sum())
         report.supervised += int(after.sum())
         yield list(compress(sources, lengths.tolist())), _cut(rows, lengths)
+    report.ample_length = _ample_length(long_rows, long_tokens, report)
+
+
+def _ample_length(
+    long_rows: Mapping[int, int], long_tokens: Mapping[int, int], report: DataReport
+) -> int:
+    """The least length that keeps KEPT_SHARE of the rows whole, and so many of all trained tokens.
+
+    Rows above the limit and their trained tokens are given by the length that each row needs.
+    """
+    rows = (1 - KEPT_SHARE) * (report.rows - report.unsupervised)
+    tokens = (1 - KEPT_SHARE) * (report.supervised + report.tokens_lost)
+    for length in sorted(long_rows, reverse=True):
+        rows -= long_rows[length]
+        tokens -= long_tokens[length]
+        if rows < 0 or tokens < 0:
+            return int(length)
+    return 0
 
 
 def _cut(rows: Dataset, lengths: Array) -> Dataset:

@@ -25,10 +25,12 @@ COLUMNS: dict[str, np.dtype[Any]] = {
     "length": np.dtype("<u4"),  # tokens
     "input_length": np.dtype("<u4"),  # tokens before the last trained one: what training reads
     "supervised": np.dtype("<u4"),  # trained tokens
-    "key": np.dtype("<u8"),  # equal for rows whose prompt is the same text
+    "key": np.dtype("<u8"),  # equal for rows that ask alike: see prompts.py
     "file": np.dtype("<u2"),  # index among the files
     "line": np.dtype("<u4"),
 }
+
+PROMPTS = np.dtype([("row", "<u4"), ("key", "<u8")])  # a trained answer's prompt, beside the row's
 
 
 @dataclass(frozen=True, slots=True)

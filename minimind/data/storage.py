@@ -5,6 +5,7 @@ CACHE/KEY/             KEY is a hash of the files' content and of all settings
     loss_mask.bin
     weights.bin        only if some weights aren't 0 or 1
     table.NAME.bin     its columns
+    prompts.bin        of rows that answer more than their key says: row and key of each prompt
     report.json        counts of the rows; written last: a folder that has it is complete
 CACHE/building-*       work in progress
 """
@@ -27,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from minimind.atomic_io import sha256_of
-from minimind.data.dataset import COLUMNS, Array, Dataset
+from minimind.data.dataset import COLUMNS, PROMPTS, Array, Dataset
 from minimind.data.reader import changed_file, open_bytes
 
-FORMAT = 3  # raised whenever the same input would give other ids, masks or files
+FORMAT = 4  # raised whenever the same input would give other ids, masks or files
 HEAD = "report.json"
 ABANDONED_SECONDS = 7 * 24 * 3600  # age of a building-* folder that a killed process left
 _BUILDING = "building-"
@@ -125,14 +126,16 @@ class DatasetWriter:
     def __init__(self, folder: Path, vocab_size: int) -> None:
         self._folder, self._tokens = folder, 0
         self._dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-        for name in ("input_ids", "loss_mask", *map("table.{}".format, COLUMNS)):
+        for name in ("input_ids", "loss_mask", "prompts", *map("table.{}".format, COLUMNS)):
             (folder / f"{name}.bin").touch()
 
-    def add(self, rows: Dataset) -> None:
-        """Append all rows of a Dataset; they must lie end to end."""
+    def add(self, rows: Dataset, prompts: Array | None = None) -> None:
+        """Append all rows of a Dataset, which must lie end to end, and some PROMPTS."""
         arrays = {"input_ids": rows.input_ids.astype(self._dtype), "loss_mask": rows.loss_mask}
         arrays |= {f"table.{name}": column for name, column in rows.columns.items()}
         arrays["table.start"] = rows.columns["start"] + np.uint64(self._tokens)
+        if prompts is not None:
+            arrays["prompts"] = prompts
         weights = self._folder / "weights.bin"
         if rows.weights is not None and not weights.exists():
             marks = _map(self._folder / "loss_mask.bin", np.bool_)
@@ -164,6 +167,11 @@ def read_dataset(folder: Path) -> tuple[Dataset, dict[str, Any]]:
         {name: _map(folder / f"table.{name}.bin", dtype) for name, dtype in COLUMNS.items()},
     )
     return dataset, head["report"]
+
+
+def read_prompts(folder: Path) -> Array:
+    """(listed,) PROMPTS of the rows that have others than their key, in the rows' order."""
+    return _map(folder / "prompts.bin", PROMPTS)
 
 
 def _map(path: Path, dtype: npt.DTypeLike) -> Array:

@@ -27,7 +27,7 @@ from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
 from minimind.inspect.survey import ShownRow, Survey, survey, tables
 from minimind.inspect.tokens import show_tokens
-from minimind.model.pretrained import load_tokenizer
+from minimind.model.pretrained import load_tokenizer, read_context
 from minimind.tokenizer import Tokenizer
 
 
@@ -82,7 +82,8 @@ class InspectOptions:
 def run(options: InspectOptions) -> bool:
     """Look over the rows, check them if asked to, and show them; False if a check failed."""
     with following_options():
-        tokenizer = load_tokenizer(options.model)
+        tokenizer, context = load_tokenizer(options.model), read_context(options.model)
+    options = replace(options, data=options.data.for_context(context))
     with readable_again(options.files, cache_directory()) as files:
         selection = select_rows(files, tokenizer, options.data, options.split, options.files)
         names = dict(zip(files, options.files, strict=True))
@@ -93,7 +94,7 @@ def run(options: InspectOptions) -> bool:
     counts = tables(report, found)
     data_hash = hash_of(selection.training)
     lines = [
-        *describe_selection(selection, options.split.val_data),
+        *describe_selection(selection, options.split, options.files, context),
         *describe_tokens(selection.training, selection.validation),
         f"hash: {data_hash}",
     ]
@@ -101,7 +102,7 @@ def run(options: InspectOptions) -> bool:
         lines.append(f"duplicates: {found.duplicates:,} rows repeat an earlier row")
     shown = {row.place for row in found.shown}
     lines += [f"no usable row at {place}" for place in places if place not in shown]
-    length = options.data.max_length
+    length = options.data.limit
     if options.html:
         title = f"What trains: {', '.join(options.files)}"
         document = inspection_page(title, lines, checks, counts, found, tokenizer, length)

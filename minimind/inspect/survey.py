@@ -115,7 +115,7 @@ def survey(
     while block := list(islice(source, BLOCK_ROWS)):
         rows = encode_rows(block, tokenizer, train_on=options.train_on)
         for conversation, example in zip(block, rows, strict=True):
-            kept = len(truncate(example, options.max_length, tokenizer, options.truncation))
+            kept = len(truncate(example, options.limit, tokenizer, options.truncation))
             reasons = _count(found, conversation, example, kept)
             if fact := decoding_mismatch(conversation, example, tokenizer, options.train_on):
                 found.mismatches += 1

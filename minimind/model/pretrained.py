@@ -96,6 +96,16 @@ def load_tokenizer(path_or_name: str | Path | None = None) -> Tokenizer:
     return Tokenizer.load(_locate(path_or_name))
 
 
+def read_context(path_or_name: str | Path | None = None) -> int | None:
+    """The longest context of a base, in tokens; None where its config.json is none of a model's."""
+    path = _locate(path_or_name) / "config.json"
+    try:
+        config = ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
+    except (OSError, ValueError):  # `load` says why
+        return None
+    return config.max_position_embeddings
+
+
 def save(
     directory: str | Path,
     model: Transformer,

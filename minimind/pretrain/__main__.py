@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minimind.cli.command import following_options, less_to_train_on, run_command, write_record
 from minimind.cli.options import check_least, flatten, parse_options
-from minimind.cli.summary import describe_plan
+from minimind.cli.summary import describe_plan, describe_share
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plan import Steps, make_steps
@@ -165,6 +165,9 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
     print("\n".join(describe_corpus(report)))
     model.to(device)
     training, validation = split_by_prompt(windows, options.val_fraction)
+    parts = (training, validation, options.val_fraction, options.files)
+    for line in describe_share(*parts, rows="windows", alike="windows of one document"):
+        print(line)
     if not len(training):
         fact, remedy = "no text is left to train on", "see the counts above; lower --val-fraction"
         raise DataError("no_rows", fact, remedy, ", ".join(options.files))

@@ -6,7 +6,7 @@ import math
 import shlex
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from minimind.data.build import REJECTED
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plan import Batches, Steps, make_steps
-from minimind.data.selection import Selection, select_rows
+from minimind.data.selection import select_rows
 from minimind.data.show import show_row
 from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
@@ -56,14 +56,21 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         if distributed.world_size() > 1 and "-" in options.files:
             raise ValueError("standard input can't be read by several processes; name a file")
         model, tokenizer = load(options.model)
+    context = model.config.max_position_embeddings
+    options = replace(options, data=options.data.for_context(context))
     with distributed.main_process_first():
         selection = select_rows(options.files, tokenizer, options.data, options.split)
         data_hash = hash_of(selection.training, selection.folders[0])
-    print("\n".join(describe_selection(selection, options.split.val_data)))
+    print("\n".join(describe_selection(selection, options.split, options.files, context)))
     training, validation = selection.training, selection.validation
     budget = options.tokens_per_batch or tokens_that_fit(model, device)
-    budget = max(budget, options.data.max_length)  # the longest row fits
-    steps = _plan(selection, options, budget, model.config.max_position_embeddings)
+    longest = max(
+        int(part.column("input_length").max(initial=0)) for part in (training, validation)
+    )
+    if longest > budget:
+        print(f"--tokens-per-batch is raised to {longest:,}, so that the longest row fits")
+        budget = longest
+    steps = _plan(training, options, budget, longest, context)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
@@ -100,13 +107,17 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         ["minimind.sft", *arguments],
         options=asdict(options),
         identity=identity,
+        rows={"training": len(training), "validation": len(validation)},
         outcome=asdict(result),
     )
     (out / "README.md").write_text(model_card(record), encoding="utf-8")
     loss_plot(out / "metrics.jsonl", out / "loss.png")
     if result.best_loss is not None:
         print(f"validation loss per supervised token: {describe_losses(record['outcome'])}")
-        print(f"{out} holds the best weights, {out / 'last'} those of step {result.steps}")
+        by = ", by one validation row" if len(validation) == 1 else ""
+        print(f"{out} holds the best weights{by}, {out / 'last'} those of step {result.steps}")
+    else:
+        print(f"{out} holds the last weights: no row validates, so none are known to be the best")
     if result.skipped:
         print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
     if result.eager_batches:
@@ -176,14 +187,13 @@ def _prepare_folder(out: Path, options: SFTOptions, rejected: list[Path]) -> Non
         (out / REJECTED).write_bytes(b"".join(lists))
 
 
-def _plan(selection: Selection, options: SFTOptions, tokens_per_batch: int, context: int) -> Steps:
-    training = selection.training
+def _plan(
+    training: Dataset, options: SFTOptions, tokens_per_batch: int, longest: int, context: int
+) -> Steps:
     if not len(training):
         fact = "no row is left to train on"
         remedy = "see the counts above; check --val-data, --val-fraction, --max-length, --train-on"
         raise DataError("no_rows", fact, remedy, ", ".join(options.files))
-    parts = (training, selection.validation)
-    longest = max(part.column("input_length").max(initial=0) for part in parts)
     if longest > context:
         raise OptionError(
             f"the longest row has {longest:,} tokens and the model's context {context:,}; "

@@ -12,7 +12,10 @@ def model_card(record: dict[str, Any]) -> str:
     """A README for the run's folder, from what run.json holds."""
     options, outcome = record["options"], record["outcome"]
     base = options["model"] or "minimind's embedded base"
-    losses = "no validation data" if outcome["best_loss"] is None else describe_losses(outcome)
+    losses = "no validation data: these are the last weights"
+    if outcome["best_loss"] is not None:
+        count = record["rows"]["validation"]
+        losses = f"{describe_losses(outcome)}, of {count:,} {'row' if count == 1 else 'rows'}"
     return (
         f"# A chat model fine-tuned with minimind {record['versions']['minimind']}\n\n"
         f"- base: {base}\n"

@@ -23,8 +23,9 @@ CONFIG = replace(
 )
 
 
-def write_base(folder: Path, seed: int = 1) -> Path:
+def write_base(folder: Path, seed: int = 1, context: int = 256) -> Path:
     """A Hugging Face folder of the tiny model with fresh weights."""
     tokenizer = Tokenizer.load(minimind.model.pretrained.BASE)
-    save(folder, Transformer(CONFIG).initialize(seed), tokenizer)
+    config = replace(CONFIG, max_position_embeddings=context)
+    save(folder, Transformer(config).initialize(seed), tokenizer)
     return folder
