@@ -160,13 +160,6 @@ def save_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
     (directory / "chat_template.jinja").write_bytes(template.encode())  # for transformers 5
     path = directory / "tokenizer_config.json"  # for transformers 4 and llama.cpp's converter
     _write_json(path, parse_object(path.read_bytes(), path) | {"chat_template": template})
-    # Nothing about sampling: the base's own settings were meant for the base.
-    generation = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
-    _write_json(directory / "generation_config.json", generation)
 
 
 def _chat_template(tokenizer: Tokenizer) -> str:
