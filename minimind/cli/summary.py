@@ -8,8 +8,11 @@ import numpy as np
 
 from minimind.data.build import REJECTED, DataReport
 from minimind.data.dataset import Dataset
+from minimind.data.errors import printable
 from minimind.data.plan import Steps
 from minimind.data.selection import Selection
+
+SPELLED = "they are trained as letters; the model learns to write those, not the base's tokens"
 
 
 def describe_rows(report: DataReport, rejected: Path) -> list[str]:
@@ -21,6 +24,8 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
     if report.turns:
         kinds = ", ".join(f"{count:,} {name}" for name, count in report.turns.most_common())
         lines.append(f"unusual turns, kept: {kinds}")
+    if report.spelling:
+        lines.append(f"{describe_spelled(report)}: {SPELLED}")
     if report.unsupervised:
         lines.append(f"dropped: {report.unsupervised:,} rows with nothing to train on")
     if report.truncated:
@@ -29,6 +34,12 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
             f"({report.dropped_long:,} of them are dropped); raise --max-length to keep them"
         )
     return lines
+
+
+def describe_spelled(report: DataReport) -> str:
+    most = report.spelled.most_common(8)
+    tokens = ", ".join(f"{count:,} {printable(name)}" for name, count in most)
+    return f"{report.spelling:,} of {report.answers:,} answers spell the base's tokens ({tokens})"
 
 
 def describe_selection(selection: Selection, val_data: str | None) -> list[str]:

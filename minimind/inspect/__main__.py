@@ -27,7 +27,7 @@ from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
 from minimind.inspect.survey import ShownRow, Survey, survey, tables
 from minimind.inspect.tokens import show_tokens
-from minimind.model.pretrained import load_tokenizer
+from minimind.model.pretrained import load_tokenizer, saved_model_type
 from minimind.tokenizer import Tokenizer
 
 
@@ -83,13 +83,14 @@ def run(options: InspectOptions) -> bool:
     """Look over the rows, check them if asked to, and show them; False if a check failed."""
     with following_options():
         tokenizer = load_tokenizer(options.model)
+        model_type = saved_model_type(options.model)
     with readable_again(options.files, cache_directory()) as files:
         selection = select_rows(files, tokenizer, options.data, options.split, options.files)
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)
     report = selection.reports[0]
-    checks = list(check_data(found, report, tokenizer)) if options.check else []
+    checks = list(check_data(found, report, tokenizer, model_type)) if options.check else []
     counts = tables(report, found)
     data_hash = hash_of(selection.training)
     lines = [

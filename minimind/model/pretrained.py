@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def load(
 
 def load_tokenizer(path_or_name: str | Path | None = None) -> Tokenizer:
     return Tokenizer.load(_locate(path_or_name))
+
+
+def saved_model_type(path_or_name: str | Path | None = None) -> str | None:
+    """The model_type under which the model is saved; None if there is no such config."""
+    path = _locate(path_or_name) / "config.json"
+    with suppress(OSError, ValueError):
+        config = ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
+        return str(config.to_hf()["model_type"])
+    return None
 
 
 def save(

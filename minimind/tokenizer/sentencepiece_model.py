@@ -37,7 +37,8 @@ def convert_model(files: TokenizerFiles) -> None:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error):
         pieces = []
     vocab = {piece.text: id for id, piece in enumerate(pieces)}
-    if not pieces or len(vocab) < len(pieces):
+    unknown = next((id for id, piece in enumerate(pieces) if piece.kind == _UNKNOWN), None)
+    if unknown is None or len(vocab) < len(pieces):
         raise ValueError(
             f"{files.place}: not a sentencepiece model; give one, or a directory with a {JSON}"
         )
@@ -47,13 +48,11 @@ def convert_model(files: TokenizerFiles) -> None:
             f"{files.place}: splits text into words or characters, or marks spaces in another way; "
             f"convert it to a {JSON} with the tool that it comes from"
         )
-    unknown = next((id for id, piece in enumerate(pieces) if piece.kind == _UNKNOWN), None)
     has_bytes = any(piece.kind == _BYTE for piece in pieces)
     model: Object = {"type": "Unigram", "unk_id": unknown, "byte_fallback": has_bytes}
     if algorithm == _BPE:
-        name = None if unknown is None else pieces[unknown].text
-        model = {"type": "BPE", "unk_token": name, "fuse_unk": True, "byte_fallback": has_bytes}
-        model |= {"vocab": vocab, "merges": _merges(pieces)}
+        model = {"type": "BPE", "unk_token": pieces[unknown].text, "fuse_unk": True}
+        model |= {"byte_fallback": has_bytes, "vocab": vocab, "merges": _merges(pieces)}
     else:
         model["vocab"] = [[p.text, p.score if p.kind == _ORDINARY else _NEVER] for p in pieces]
     added = [

@@ -94,6 +94,7 @@ class Tokenizer:
         for name, id in control.items():
             self._token_bytes[id] = name.encode()
         self._unknown = vocabulary.unknown
+        self._names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
         self.control_ids = frozenset(control.values())
         self._never_encoded = self.control_ids - {control.get(self._unknown or "", -1)}
 
@@ -162,6 +163,10 @@ class Tokenizer:
             )
         return self._control[token]
 
+    def control_tokens_in(self, text: str) -> list[str]:
+        """The control tokens that a text spells, in their order; `encode` makes letters of them."""
+        return self._names.findall(text)
+
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """Turn ids into text; bytes that aren't UTF-8 become U+FFFD.
 
@@ -218,8 +223,7 @@ class Tokenizer:
                     f"{text!r}: in this vocabulary only a control token writes it; "
                     "take it out of the text"
                 ) from None
-        names = "|".join(map(re.escape, sorted(self._control, key=len, reverse=True)))
-        cuts = [m.start() + 1 for m in re.finditer(names, text) if len(m[0]) > 1]
+        cuts = [m.start() + 1 for m in self._names.finditer(text) if len(m[0]) > 1]
         # Without cuts, the base's normalizer made the token of other characters: cut in halves.
         cuts = cuts or [len(text) // 2]
         parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]

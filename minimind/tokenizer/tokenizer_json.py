@@ -75,7 +75,7 @@ def without_prefix_space(step: Object | None) -> Object | None:
     if step["type"] == "Strip" and "start" in step:  # the decoder; a normalizer's has other keys
         return None
     if step["type"] == "Sequence":
-        key = next(key for key, value in step.items() if isinstance(value, list))
+        key = [key for key, value in step.items() if isinstance(value, list)][0]  # noqa: RUF015
         inner = [without_prefix_space(one) for one in step[key]]
         return {**step, key: [one for one in inner if one is not None]}
     if step["type"] == "Metaspace":
