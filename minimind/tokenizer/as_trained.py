@@ -51,12 +51,12 @@ def choose_bos(
     if not converted:
         says["its post-processor"] = vocabulary.before == [bos]
     first = next(iter(says.values()), True)
-    if first not in says.values() or len(set(says.values())) < 2:
+    if len(set(says.values())) < 2:
         return bos if first else None, None
-    puts, leaves = ([w for w in says if says[w] is value] for value in (True, False))
+    puts, leaves = (" and ".join(w for w in says if says[w] is put) for put in (True, False))
     notice = (
-        f"{files.place}: {' and '.join(puts)} put {bos} first, {' and '.join(leaves)} "
-        f"{'does' if len(leaves) == 1 else 'do'} not; trained, asked and saved "
+        f"{files.place}: {puts} put {bos} first, {leaves} "
+        f"{'don' if ' and ' in leaves else 'doesn'}'t; trained and saved "
         f"{'with' if first else 'without'} it"
     )
     return bos if first else None, notice

@@ -110,7 +110,7 @@ class Tokenizer:
         ends = ends if isinstance(ends, list) else [ends]
         own = named.get("eos_token") or vocabulary.eos or END
         stops = [control[t] for t in (END, END_OF_TEXT, own) if t in control]
-        stops += [id for id in ends if isinstance(id, int) and id in self.control_ids]
+        stops += [id for id in ends if type(id) is int and id in self.control_ids]
         self.stop_ids = tuple(dict.fromkeys(stops))
         self.end_of_text_id = self.stop_ids[1] if len(self.stop_ids) > 1 else self.end_id
         pad = self._find_pad(named.get("pad_token", ""), bos)
