@@ -206,9 +206,9 @@ def count_spelled(
     for answer in answers[-1:] if train_on == "last" else answers:
         if answer.weight:
             report.answers += 1
-            if spelled := set(tokenizer.control_tokens_in(answer.content)):
+            if spelled := dict.fromkeys(tokenizer.control_tokens_in(answer.content)):
                 report.spelling += 1
-                report.spelled.update(spelled)
+                report.spelled.update(spelled.keys())
 
 
 def _cut(rows: Dataset, lengths: Array) -> Dataset:

@@ -93,6 +93,9 @@ def write_as_trained(
     config = {key: value for key, value in files.read(CONFIG).items() if key != "auto_map"}
     if decoder := config.get("added_tokens_decoder"):
         config["added_tokens_decoder"] = {id: _plain(token, bos) for id, token in decoder.items()}
+    if isinstance(extra := config.get("extra_special_tokens"), list):  # transformers 4 wants a dict
+        config["additional_special_tokens"] = extra
+        del config["extra_special_tokens"]
     if config.get("legacy"):  # a space after each control token
         config["legacy"] = False
     config |= {
