@@ -317,24 +317,28 @@ def test_stops_that_are_no_ids_of_control_tokens_are_left_out(ends: object, tmp_
 def models(tmp_path_factory) -> dict[str, tuple[Tokenizer, sentencepiece.SentencePieceProcessor]]:
     """Our tokenizer of a .model, and sentencepiece's without a space before a text."""
     pairs = {}
-    for kind, byte_fallback in itertools.product(("bpe", "unigram"), (True, False)):
+    for kind, how in itertools.product(("bpe", "unigram"), ("bytes", "unknown", "spaces")):
         folder = tmp_path_factory.mktemp(kind)
-        size = 520 if byte_fallback else 200
-        write_sentencepiece(folder, kind, byte_fallback, size, user_defined=())
+        bytes_ = how != "unknown"
+        size = 520 if bytes_ else 200
+        write_sentencepiece(folder, kind, bytes_, size, (), remove_spaces=how == "spaces")
         content = (folder / "tokenizer.model").read_bytes()
         no_prefix = bytes([3 << 3 | 2, 2, 3 << 3, 0])  # normalizer_spec.add_dummy_prefix: false
         theirs = sentencepiece.SentencePieceProcessor(model_proto=content + no_prefix)
-        pairs[f"{kind} {byte_fallback}"] = Tokenizer.load(folder), theirs
+        pairs[f"{kind} {how}"] = Tokenizer.load(folder), theirs
     return pairs
 
 
 sentences = st.lists(st.sampled_from([w for line in LINES for w in line.split()])).map(" ".join)
 
 
-@pytest.mark.parametrize("kind", ["bpe True", "unigram True", "bpe False", "unigram False"])
+@pytest.mark.parametrize("how", ["bytes", "unknown", "spaces"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @given(text=st.one_of(sentences, texts()))
-def test_a_converted_model_gives_sentencepiece_s_ids(kind: str, text: str, models) -> None:
-    ours, theirs = models[kind]
+def test_a_converted_model_gives_sentencepiece_s_ids(
+    kind: str, how: str, text: str, models
+) -> None:
+    ours, theirs = models[f"{kind} {how}"]
     if not ours.control_tokens_in(text):
         assert ours.encode(text) == theirs.encode(text)
 

@@ -103,8 +103,8 @@ def _normalizers(spec: Mapping[int, Any]) -> list[Object]:
     if charsmap := spec.get(2):
         encoded = base64.b64encode(charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": encoded})
-    if spec.get(4, 1):  # removes extra white space
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+    if spec.get(4, 1):  # removes extra spaces
+        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     return [*steps, _replace(" ", "▁")]
 

@@ -94,7 +94,9 @@ class Tokenizer:
         for name, id in control.items():
             self._token_bytes[id] = name.encode()
         self._unknown = vocabulary.unknown
-        self._names = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+        self._names = re.compile(
+            "|".join(map(re.escape, sorted(filter(None, control), key=len, reverse=True)))
+        )
         self.control_ids = frozenset(control.values())
         self._never_encoded = self.control_ids - {control.get(self._unknown or "", -1)}
 
