@@ -242,6 +242,9 @@ def test_a_large_vocabulary_keeps_all_of_its_ids(tmp_path: Path) -> None:
         def encode_batch(self, texts: list[str]) -> list[list[int]]:
             return [self.encode(text) for text in texts]
 
+        def control_tokens_in(self, text: str) -> list[str]:
+            return []
+
     path = write(tmp_path / "a.jsonl", [exchange("가", "나")])
     dataset, _, _ = build(path, Shifted())  # type: ignore[arg-type]
     assert dataset[0].input_ids[0] == 199_998

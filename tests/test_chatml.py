@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from minimind.data.chatml import CHAT_TEMPLATE, Segment, render, render_prompt
 from minimind.data.conversation import Conversation, Message, parse_messages
@@ -17,18 +17,27 @@ OPEN, CLOSE, NEWLINE = (
     Segment("\n"),
 )
 
-TEMPLATE = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
-    CHAT_TEMPLATE  # as transformers compiles it
-)
-
 
 def joined(segments: list[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
 def through_jinja(turns: tuple[Message, ...], add_generation_prompt: bool = False) -> str:
-    dicts = [{"role": turn.role, "content": turn.content} for turn in turns]
-    return TEMPLATE.render(messages=dicts, add_generation_prompt=add_generation_prompt)
+    return through_transformers(turns, add_generation_prompt)[0]
+
+
+def through_transformers(
+    turns: tuple[Message, ...], add_generation_prompt: bool = False
+) -> tuple[str, list[str]]:
+    """The text that the saved template makes, and what of it is trained."""
+    dicts = [{"role": turn.role, "content": turn.content, "weight": turn.weight} for turn in turns]
+    (text,), (spans,) = render_jinja_template(
+        [dicts],
+        chat_template=CHAT_TEMPLATE,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=add_generation_prompt,
+    )
+    return text, [text[start:end] for start, end in spans]
 
 
 def test_one_exchange_becomes_ten_segments_of_which_two_are_trained() -> None:
@@ -126,6 +135,23 @@ def test_the_jinja_template_says_the_same_as_the_renderer(
     turns = conversation.messages
     segments = render_prompt(turns) if ask else render(turns)
     assert through_jinja(turns, add_generation_prompt=ask) == joined(segments)
+
+
+@given(conversations())
+def test_the_jinja_template_marks_what_the_renderer_trains(conversation: Conversation) -> None:
+    trained = [s.text for s in render(conversation.messages) if s.weight]
+    _, marked = through_transformers(conversation.messages)
+    pairs = zip(trained[::2], trained[1::2], strict=True)
+    assert marked == [content + end for content, end in pairs]
+
+
+def test_a_message_without_a_weight_is_marked_and_one_of_weight_zero_is_not() -> None:
+    turns = [{"role": "assistant", "content": f"a{i}"} for i in range(4)]
+    turns[1]["weight"], turns[2]["weight"] = 0, None
+    (text,), (spans,) = render_jinja_template(
+        [turns], chat_template=CHAT_TEMPLATE, return_assistant_tokens_mask=True
+    )
+    assert [text[a:b] for a, b in spans] == [f"a{i}<|im_end|>" for i in (0, 2, 3)]
 
 
 def test_no_message_renders_as_nothing_and_prompts_the_assistant() -> None:

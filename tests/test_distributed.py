@@ -440,9 +440,7 @@ def fit_in_turns(out: Path) -> tuple[list[tuple[bool, int]], list[str]]:
     fitting = Fitting(out, Tokenizer.load(BASE), config=AUTO)
     with pytest.MonkeyPatch.context() as monkeypatch:  # as if each had measured something else
         measured = ("fp32", "fp16")[distributed.rank()]
-        monkeypatch.setattr(
-            run_module, "resolve_precision", lambda wanted, model, lengths: measured
-        )
+        monkeypatch.setattr(run_module, "choose_precision", lambda *_: (measured, ""))
         first = fitting(max_minutes=0 if distributed.rank() == 1 else None)
         last = fitting()
         measured = replace(fitting, out=out.with_name("measured"), measure=sum_of_norm, epochs=1)()

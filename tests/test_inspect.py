@@ -176,6 +176,28 @@ def test_checks_pass_on_sound_data_and_fail_loudly(data, capsys) -> None:
     assert "    consequence: there is nothing to train" in printed
 
 
+def test_answers_that_spell_the_base_s_tokens_are_told_by_sft_and_inspect(tmp_path, capsys) -> None:
+    data = tmp_path / "think.jsonl"
+    row = {"instruction": "Why <think>?", "output": "<think>hm</think> So <unk>."}
+    rows = [row, *({"instruction": f"{n}?", "output": str(n)} for n in range(9))]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = (
+        "1 of 10 answers spell the base's tokens (1 <think>, 1 </think>): they are trained as "
+        "letters; the model learns to write those, not the base's tokens\n"
+    )
+    for _ in range(2):  # from the cache, too
+        assert sft.main([str(data), "--dry-run"]) == 0
+        assert told in capsys.readouterr().out
+        assert main(data) == 0
+        printed = capsys.readouterr().out
+        assert told in printed
+        assert "answers that spell a token of the base: 1 <think>, 1 </think>\n" in printed
+    assert main(data, "--check") == 1
+    assert "failed: at most 1% of answers spell the base's tokens (1 of 10" in (
+        capsys.readouterr().out
+    )
+
+
 def test_rows_come_from_standard_input_too(data, capsys, monkeypatch) -> None:
     with data.open(encoding="utf-8") as file:
         monkeypatch.setattr("sys.stdin", file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +14,30 @@ from hypothesis import given, settings
 from tokenizers import normalizers
 
 from minimind.data import chatml, masking
-from minimind.data.build import DataOptions, DataReport
+from minimind.data.build import DataOptions, DataReport, count_spelled
 from minimind.data.conversation import Conversation, Message
 from minimind.data.dataset import Dataset
 from minimind.data.masking import encode_rows, truncate
+from minimind.inspect import preflight
 from minimind.inspect import survey as survey_module
 from minimind.inspect.preflight import Check, check_data
 from minimind.inspect.survey import decoding_mismatch, survey
-from minimind.model.pretrained import BASE
+from minimind.model.pretrained import BASE, save_tokenizer
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
-from tests.support.tokenizers_of_bases import write_llama2_json, write_llama3, write_sentencepiece
+from tests.support.tokenizers_of_bases import (
+    edit_json,
+    write_llama2_json,
+    write_llama3,
+    write_sentencepiece,
+)
 
 TOKENIZER = Tokenizer.load(BASE)
 DECODING = "trained ids decode to the assistant's words and end tokens"
 SUPERVISION = "answers are left to train on"
 STOP = "the saved model stops where answers end"
-TEMPLATE = "the saved chat template gives the ids of training"
+SPELLED = "at most 1% of answers spell the base's tokens"
+TEMPLATE = "the saved tokenizer and chat template give the ids and the mask of training"
 
 
 def chat(*turns: str, line: int = 1) -> Conversation:
@@ -46,7 +55,10 @@ OPTIONS = DataOptions(max_length=100)
 
 
 def check(
-    tokenizer: Tokenizer, rows: list[Conversation] = ROWS, options: DataOptions = OPTIONS
+    tokenizer: Tokenizer,
+    rows: list[Conversation] = ROWS,
+    options: DataOptions = OPTIONS,
+    model_type: str | None = None,
 ) -> dict[str, Check]:
     """All checks by name, on rows as `build_dataset` counts them."""
     encoded = list(encode_rows(rows, tokenizer, train_on=options.train_on))
@@ -61,8 +73,10 @@ def check(
         dropped_long=sum(a == 0 < b for a, b in zip(after, before, strict=True)),
         tokens_lost=sum(before) - sum(after),
     )
+    for row in rows:
+        count_spelled(row, tokenizer, options.train_on, report)
     found = survey(rows, tokenizer, options)
-    return {check.name: check for check in check_data(found, report, tokenizer)}
+    return {check.name: check for check in check_data(found, report, tokenizer, model_type)}
 
 
 def failed(checks: dict[str, Check]) -> set[str]:
@@ -78,7 +92,7 @@ def test_sound_data_passes_every_check(tokenizer, train_on, truncation) -> None:
     options = replace(OPTIONS, train_on=train_on, truncation=truncation)
     checks = check(tokenizer, options=options)
     assert {found.outcome for found in checks.values()} == {"passed"}
-    assert list(checks) == [DECODING, SUPERVISION, STOP, TEMPLATE]
+    assert list(checks) == [DECODING, SUPERVISION, SPELLED, STOP, TEMPLATE]
     assert checks[DECODING].fact == "4 rows"
 
 
@@ -170,16 +184,89 @@ def test_what_truncation_takes_is_reported(tokenizer) -> None:
     )
 
 
+def saved_with(monkeypatch: pytest.MonkeyPatch, file: str, **changes: object) -> None:
+    """Save a tokenizer, and then something else in one of its files."""
+
+    def save(folder: str, tokenizer: Tokenizer) -> None:
+        save_tokenizer(folder, tokenizer)
+        edit_json(Path(folder) / file, **changes)
+
+    monkeypatch.setattr(preflight, "save_tokenizer", save)
+
+
 def test_a_wrong_stop_token_is_found(tokenizer, monkeypatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(tokenizer, "stop_ids", (0,))
-        checks = check(tokenizer)
-        assert STOP in failed(checks)
-        assert "would not stop the model" in checks[STOP].consequence
-    monkeypatch.setattr(tokenizer, "pad_id", tokenizer.end_id)
+    saved_with(monkeypatch, "generation_config.json", eos_token_id=[0])
     checks = check(tokenizer)
-    assert STOP in failed(checks)
+    assert failed(checks) == {STOP}
+    assert "would not stop the model" in checks[STOP].consequence
+    saved_with(monkeypatch, "generation_config.json", pad_token_id=tokenizer.end_id)
+    checks = check(tokenizer)
+    assert failed(checks) == {STOP}
     assert "pad_token_id 2 is among the stop tokens" in checks[STOP].fact
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"pad_token": "<|im_end|>"}, r"the BOS, end and padding \(None, 2, 2\), and training"),
+        ({"eos_token": "<|endoftext|>"}, r"padding \(None, 0, 3\), and training \(None, 2, 3\)"),
+        ({"bos_token": "<think>"}, r"and training \(None, 2, 3\)"),
+    ],
+)
+def test_tokens_with_a_role_that_differ_are_found(tokenizer, monkeypatch, changes, fact) -> None:
+    saved_with(monkeypatch, "tokenizer_config.json", **changes)
+    checks = check(tokenizer)
+    assert failed(checks) == {TEMPLATE}
+    assert re.search(fact, checks[TEMPLATE].fact)
+
+
+def test_plain_text_that_gets_other_ids_is_found(tokenizer, monkeypatch) -> None:
+    first = {"SpecialToken": {"id": "<think>", "type_id": 0}}
+    puts = {
+        "type": "TemplateProcessing",
+        "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {"<think>": {"id": "<think>", "ids": [4], "tokens": ["<think>"]}},
+    }
+    saved_with(monkeypatch, "tokenizer.json", post_processor=puts)
+    assert failed(check(tokenizer)) == {TEMPLATE}
+
+
+def test_a_template_that_marks_something_else_is_found(tokenizer, monkeypatch) -> None:
+    other = chatml.CHAT_TEMPLATE.replace("message['role'] == 'assistant' and ", "")
+    monkeypatch.setattr("minimind.model.pretrained.CHAT_TEMPLATE", other)
+    checks = check(tokenizer)
+    assert failed(checks) == {TEMPLATE}
+    assert checks[TEMPLATE].fact == "data.jsonl:2: transformers gives another mask"
+
+
+def test_a_model_type_whose_tokenizers_transformers_makes_itself_is_found(tmp_path) -> None:
+    """transformers 5 splits text in Qwen2's way for each qwen2 model, whatever its files say."""
+    tokenizer = Tokenizer.load(write_llama3(tmp_path))
+    rows = [chat("the fox", unicodedata.normalize("NFD", "안녕"))]  # Qwen2's makes it NFC
+    assert failed(check(tokenizer, rows, model_type="llama")) == set()
+    assert failed(check(tokenizer, rows, model_type="qwen2")) == {TEMPLATE}
+
+
+def test_answers_that_spell_the_base_s_tokens_are_told_and_many_of_them_fail(tokenizer) -> None:
+    """From the tokenizer's own list: `<unk>` is none of this one's."""
+    think = chat("Why?", "<think>hm</think> So.", "And?", "<unk> [INST] <think>")
+    other = chat("<think>", "No.")
+    checks = check(tokenizer, [think, other])
+    assert failed(checks) == {SPELLED}
+    assert checks[SPELLED].fact == (
+        "2 of 3 answers spell the base's tokens (2 <think>, 1 </think>)"
+    )
+    assert checks[SPELLED].consequence == (
+        "they are trained as letters; the model learns to write those, not the base's tokens"
+    )
+    few = check(tokenizer, [chat("Why?", "<think>"), *[other] * 99])[SPELLED]
+    assert (few.outcome, few.fact) == (
+        "passed",
+        "1 of 100 answers spell the base's tokens (1 <think>)",
+    )
+    unweighted = replace(think, messages=tuple(replace(m, weight=0.0) for m in think.messages))
+    assert check(tokenizer, [unweighted])[SPELLED].outcome == "not checked"
 
 
 @pytest.mark.parametrize(

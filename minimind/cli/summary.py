@@ -9,8 +9,11 @@ import numpy as np
 
 from minimind.data.build import REJECTED, DataReport
 from minimind.data.dataset import Dataset
+from minimind.data.errors import printable
 from minimind.data.plan import Steps
 from minimind.data.selection import Selection, SplitOptions
+
+SPELLED = "they are trained as letters; the model learns to write those, not the base's tokens"
 
 
 def describe_rows(report: DataReport, rejected: Path, context: int | None = None) -> list[str]:
@@ -22,6 +25,8 @@ def describe_rows(report: DataReport, rejected: Path, context: int | None = None
     if report.turns:
         kinds = ", ".join(f"{count:,} {name}" for name, count in report.turns.most_common())
         lines.append(f"unusual turns, kept: {kinds}")
+    if report.spelling:
+        lines.append(f"{describe_spelled(report)}: {SPELLED}")
     if report.unsupervised:
         lines.append(f"dropped: {report.unsupervised:,} rows with nothing to train on")
     if report.truncated:
@@ -48,6 +53,12 @@ def _describe_truncation(report: DataReport, context: int | None) -> str:
         f"{words}; 99% of both take --max-length {ample} and a --model that reads as much: this "
         f"one's context is {context:,}"
     )
+
+
+def describe_spelled(report: DataReport) -> str:
+    most = report.spelled.most_common(8)
+    tokens = ", ".join(f"{count:,} {printable(name)}" for name, count in most)
+    return f"{report.spelling:,} of {report.answers:,} answers spell the base's tokens ({tokens})"
 
 
 def describe_selection(

@@ -86,6 +86,9 @@ class DataReport:
     shapes: Counter[str] = field(default_factory=Counter)
     turns: Counter[str] = field(default_factory=Counter)  # legal but unusual orders
     bad: Counter[str] = field(default_factory=Counter)  # rejected rows by kind
+    answers: int = 0  # messages to train
+    spelling: int = 0  # of these, messages that spell a control token, which is trained as letters
+    spelled: Counter[str] = field(default_factory=Counter)  # such messages by token
     unsupervised: int = 0  # dropped: nothing in them is trained
     truncated: int = 0  # rows that lost trained tokens, dropped ones included
     dropped_long: int = 0  # of these, rows of which nothing was left
@@ -128,7 +131,7 @@ def build_dataset(
         named = list(zip(files, names, strict=True))
         folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
     dataset, report = read_dataset(folder)
-    for name in ("shapes", "turns", "bad"):
+    for name in ("shapes", "turns", "bad", "spelled"):
         report[name] = Counter(report[name])
     return dataset, DataReport(**report), folder
 
@@ -210,6 +213,8 @@ def _blocks(
         report.rows += len(sources)
         report.shapes.update([source.shape for source in sources])
         report.turns.update([name for source in sources for name in irregularities(source)])
+        for source in sources:
+            count_spelled(source, tokenizer, options.train_on, report)
         starts, lengths, before = (
             rows.column(name).astype(np.int64) for name in ("start", "length", "supervised")
         )
@@ -248,6 +253,18 @@ def _ample_length(
         if rows < 0 or tokens < 0:
             return int(length)
     return 0
+
+
+def count_spelled(
+    row: Conversation, tokenizer: Tokenizer, train_on: TrainOn, report: DataReport
+) -> None:
+    answers = [message for message in row.messages if message.role == "assistant"]
+    for answer in answers[-1:] if train_on == "last" else answers:
+        if answer.weight:
+            report.answers += 1
+            if spelled := dict.fromkeys(tokenizer.control_tokens_in(answer.content)):
+                report.spelling += 1
+                report.spelled.update(spelled.keys())
 
 
 def _cut(rows: Dataset, lengths: Array) -> Dataset:

@@ -22,10 +22,15 @@ from minimind.tokenizer.vocabulary import END, START
 TrainOn = Literal["all", "last"]
 _TRAIN_ON = get_args(TrainOn)
 
-# The Jinja form of `render`, saved with every run so that other tools build the same prompt.
+# The Jinja form of `render`, saved with every run so that other tools build the same prompt. What
+# stands in `generation` is what is trained: transformers and TRL make their mask of it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' and message['weight'] != 0 %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
+    "{{ '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )

@@ -27,7 +27,7 @@ from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
 from minimind.inspect.survey import ShownRow, Survey, survey, tables
 from minimind.inspect.tokens import show_tokens
-from minimind.model.pretrained import load_tokenizer, read_context
+from minimind.model.pretrained import load_tokenizer, read_config
 from minimind.tokenizer import Tokenizer
 
 
@@ -82,7 +82,9 @@ class InspectOptions:
 def run(options: InspectOptions) -> bool:
     """Look over the rows, check them if asked to, and show them; False if a check failed."""
     with following_options():
-        tokenizer, context = load_tokenizer(options.model), read_context(options.model)
+        tokenizer, config = load_tokenizer(options.model), read_config(options.model)
+    context = config.max_position_embeddings if config else None
+    model_type = str(config.to_hf()["model_type"]) if config else None  # as it is saved
     options = replace(options, data=options.data.for_context(context))
     with readable_again(options.files, cache_directory()) as files:
         selection = select_rows(files, tokenizer, options.data, options.split, options.files)
@@ -90,7 +92,7 @@ def run(options: InspectOptions) -> bool:
         places = [_place(row, options.files[0]) for row in options.rows]
         found = survey(_read(files, names, options.data), tokenizer, options.data, places)
     report = selection.reports[0]
-    checks = list(check_data(found, report, tokenizer)) if options.check else []
+    checks = list(check_data(found, report, tokenizer, model_type)) if options.check else []
     counts = tables(report, found)
     data_hash = hash_of(selection.training)
     lines = [

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from minimind.cli.summary import SPELLED, describe_spelled
 from minimind.data.build import DataReport
 from minimind.data.conversation import Conversation, Message
 from minimind.data.masking import encode_prompt, encode_rows
@@ -19,6 +20,8 @@ from minimind.inspect.survey import Survey
 from minimind.model.pretrained import save_tokenizer
 from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.vocabulary import END
+
+MAX_SPELLING = 0.01  # share of answers that spell control tokens: some prose is about them
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +41,25 @@ class Check:
     consequence: str = ""
 
 
-def check_data(found: Survey, report: DataReport, tokenizer: Tokenizer) -> Iterator[Check]:
+def check_data(
+    found: Survey, report: DataReport, tokenizer: Tokenizer, model_type: str | None = None
+) -> Iterator[Check]:
     """Check what a run would train on, and what it would save.
 
     Args:
         found: the files' rows, looked over.
         report: what became of them.
         tokenizer: the one that is saved with the model.
+        model_type: the model's, as it is saved.
     """
     yield _decoding(found)
     yield _supervision(report)
+    yield _spelled(report)
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(folder, tokenizer)
         yield _stop_tokens(Path(folder), tokenizer)
+        if model_type:  # by which transformers chooses how to read a tokenizer
+            (Path(folder) / "config.json").write_text(json.dumps({"model_type": model_type}))
         yield _template(folder, found.sample, tokenizer)
 
 
@@ -75,6 +84,14 @@ def _supervision(report: DataReport) -> Check:
     return Check(name, "passed", fact)
 
 
+def _spelled(report: DataReport) -> Check:
+    name = f"at most {MAX_SPELLING:.0%} of answers spell the base's tokens"
+    if report.spelling > MAX_SPELLING * report.answers:
+        return Check(name, "failed", describe_spelled(report), SPELLED)
+    fact = describe_spelled(report) if report.spelling else f"none of {report.answers:,}"
+    return Check(name, "passed" if report.answers else "not checked", fact)
+
+
 def _stop_tokens(folder: Path, tokenizer: Tokenizer) -> Check:
     name = "the saved model stops where answers end"
     settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
@@ -90,15 +107,14 @@ def _stop_tokens(folder: Path, tokenizer: Tokenizer) -> Check:
 
 def _template(folder: str, sample: Sequence[Conversation], tokenizer: Tokenizer) -> Check:
     """Compare a sample's rows and prompts with what transformers makes of them."""
-    name = "the saved chat template gives the ids of training"
+    name = "the saved tokenizer and chat template give the ids and the mask of training"
     # Two differences are on purpose: in transformers, text that spells a control token becomes
     # that token, and white space at the beginning may join the template's newline.
-    spelled = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in tokenizer.control_ids]
     plain = [
         row
         for row in sample
         if not any(
-            message.content[:1].isspace() or any(text in message.content for text in spelled)
+            message.content[:1].isspace() or tokenizer.control_tokens_in(message.content)
             for message in row.messages
         )
     ]
@@ -111,26 +127,41 @@ def _template(folder: str, sample: Sequence[Conversation], tokenizer: Tokenizer)
         return Check(name, "not checked", "transformers isn't installed")
     try:
         theirs = AutoTokenizer.from_pretrained(folder)
-        _transformers_ids(theirs, plain[0].messages)  # fails where transformers lacks a package
+        _through_transformers(theirs, plain[0].messages)  # fails where a package is missing
     except Exception as error:  # whatever transformers raises for a tokenizer
         fact = f"transformers can't use the tokenizer: {error}".splitlines()[0]
         return Check(name, "not checked", fact)
+    asked = "other tools would ask the model in other tokens than it was trained on"
+    roles = (tokenizer.bos_id, tokenizer.end_id, tokenizer.pad_id)
+    if (other := (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)) != roles:
+        fact = f"transformers has the BOS, end and padding {other}, and training {roles}"
+        return Check(name, "failed", fact, asked)
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for row, example in zip(plain, encode_rows(plain, tokenizer), strict=True):
         ids = list(example.input_ids)
-        same = _transformers_ids(theirs, row.messages) == ids
+        encoded = _through_transformers(theirs, row.messages, return_assistant_tokens_mask=True)
+        same = encoded["input_ids"] == ids
         for turn, message in enumerate(row.messages):
+            content = first + tokenizer.encode(message.content)
+            same &= theirs(message.content)["input_ids"] == content
             if message.role == "assistant" and turn:
                 before = row.messages[:turn]
-                prompt = _transformers_ids(theirs, before, add_generation_prompt=True)
-                same &= prompt == encode_prompt(before, tokenizer) == ids[: len(prompt)]
+                prompt = _through_transformers(theirs, before, add_generation_prompt=True)
+                same &= prompt["input_ids"] == encode_prompt(before, tokenizer)
+                same &= prompt["input_ids"] == ids[: len(prompt["input_ids"])]
         if not same:
             fact = f"{row.path}:{row.line}: transformers gives other ids"
-            consequence = "other tools would ask the model in other tokens than it was trained on"
+            return Check(name, "failed", fact, asked)
+        if encoded["assistant_masks"] != list(map(int, example.loss_mask)):
+            fact = f"{row.path}:{row.line}: transformers gives another mask"
+            consequence = "other trainers would learn other tokens of the same rows"
             return Check(name, "failed", fact, consequence)
     return Check(name, "passed", f"{len(plain)} rows and their prompts, by transformers")
 
 
-def _transformers_ids(theirs: Any, messages: Sequence[Message], **options: bool) -> list[int]:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    ids: list[int] = theirs.apply_chat_template(turns, return_dict=True, **options)["input_ids"]
-    return ids
+def _through_transformers(
+    theirs: Any, messages: Sequence[Message], **options: bool
+) -> dict[str, list[int]]:
+    turns = [{"role": m.role, "content": m.content, "weight": m.weight} for m in messages]
+    encoded: dict[str, list[int]] = theirs.apply_chat_template(turns, return_dict=True, **options)
+    return encoded

@@ -143,6 +143,7 @@ def tables(report: DataReport, found: Survey) -> dict[str, Mapping[Any, int]]:
         "unusual turns": report.turns,
         "script of question > answer": found.scripts,
         "looks like a control token": found.look_alikes,
+        "answers that spell a token of the base": report.spelled,
     }
     return {title: table for title, table in counts.items() if table}
 

@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,12 @@ def load_tokenizer(path_or_name: str | Path | None = None) -> Tokenizer:
     return Tokenizer.load(_locate(path_or_name))
 
 
-def read_context(path_or_name: str | Path | None = None) -> int | None:
-    """The longest context of a base, in tokens; None where its config.json is none of a model's."""
+def read_config(path_or_name: str | Path | None = None) -> ModelConfig | None:
+    """A base's config; None where its config.json is missing or refused: `load` says why."""
     path = _locate(path_or_name) / "config.json"
-    try:
-        config = ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
-    except (OSError, ValueError):  # `load` says why
-        return None
-    return config.max_position_embeddings
+    with suppress(OSError, ValueError):
+        return ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
+    return None
 
 
 def save(
@@ -181,13 +180,6 @@ def save_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
     (directory / "chat_template.jinja").write_bytes(template.encode())  # for transformers 5
     path = directory / "tokenizer_config.json"  # for transformers 4 and llama.cpp's converter
     _write_json(path, parse_object(path.read_bytes(), path) | {"chat_template": template})
-    # Nothing about sampling: the base's own settings were meant for the base.
-    generation = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
-    _write_json(directory / "generation_config.json", generation)
 
 
 def _chat_template(tokenizer: Tokenizer) -> str:

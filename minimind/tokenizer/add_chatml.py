@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from minimind.tokenizer.files import ADDED_TOKENS, CONFIG, JSON, SPECIAL_TOKENS, TokenizerFiles
-from minimind.tokenizer.tokenizer_json import flatten, replace_prefix_space
+from minimind.tokenizer.files import (
+    ADDED_TOKENS,
+    CONFIG,
+    JSON,
+    MODEL,
+    SPECIAL_TOKENS,
+    TokenizerFiles,
+)
 from minimind.tokenizer.vocabulary import SPARE, Vocabulary
 
 
@@ -19,7 +25,7 @@ def add_chatml(files: TokenizerFiles, vocabulary: Vocabulary, missing: Sequence[
     """
     words, control = vocabulary.words, vocabulary.control
     spare = sorted((n for n in control if SPARE.fullmatch(n)), key=control.__getitem__)
-    if JSON in files.contents and len(spare) >= len(missing):
+    if MODEL not in files.contents and len(spare) >= len(missing):
         new_names = dict(zip(spare, missing, strict=False))
         for name in (JSON, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS):
             if name in files.contents:
@@ -30,7 +36,6 @@ def add_chatml(files: TokenizerFiles, vocabulary: Vocabulary, missing: Sequence[
         ids = {token: words[token] if token in words else next(new_ids) for token in missing}
         _append(files, ids)
         how = f"as {' and '.join(f'id {id}' for id in ids.values())}"
-    _space_before_documents_only(files)
     return f"{files.place}: the base has no {' and '.join(missing)}; added {how}"
 
 
@@ -46,33 +51,12 @@ def _append(files: TokenizerFiles, ids: Mapping[str, int]) -> None:
     """List new control tokens in every file that lists any."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     new = {id: {"content": token, **flags, "special": True} for token, id in ids.items()}
-    if JSON in files.contents:
-        data = files.read(JSON)
-        added = [{"id": id, **token} for id, token in new.items()]
-        files.write(JSON, {**data, "added_tokens": [*(data.get("added_tokens") or []), *added]})
+    data = files.read(JSON)
+    added = [{"id": id, **token} for id, token in new.items()]
+    files.write(JSON, {**data, "added_tokens": [*(data.get("added_tokens") or []), *added]})
     config = files.read(CONFIG)
     if decoder := config.get("added_tokens_decoder"):
         entries = {**decoder, **{str(id): token for id, token in new.items()}}
         files.write(CONFIG, {**config, "added_tokens_decoder": entries})
-    if ADDED_TOKENS in files.contents or JSON not in files.contents:
+    if ADDED_TOKENS in files.contents or MODEL in files.contents:  # where llama.cpp looks
         files.write(ADDED_TOKENS, {**files.read(ADDED_TOKENS), **ids})
-
-
-def _space_before_documents_only(files: TokenizerFiles) -> None:
-    """Make other tools put sentencepiece's space only before a document, as we train.
-
-    They read a whole rendered conversation, and would put one after each `<|im_start|>` too.
-    """
-    config = files.read(CONFIG)
-    if config.get("legacy"):  # transformers' name for a space after each control token
-        files.write(CONFIG, {**config, "legacy": False})
-    if JSON not in files.contents:
-        return
-    data = files.read(JSON)
-    normalizer = data.get("normalizer")
-    splitter = replace_prefix_space(data.get("pre_tokenizer"), "first")
-    if splitter is None and any(step["type"] == "Prepend" for step in flatten(normalizer)):
-        splitter = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
-        splitter["split"] = False
-    normalizer = replace_prefix_space(normalizer, "never")
-    files.write(JSON, {**data, "normalizer": normalizer, "pre_tokenizer": splitter})

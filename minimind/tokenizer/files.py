@@ -2,7 +2,8 @@
 
 tokenizer.json   Hugging Face's: the vocabulary, how text is split, the added tokens
 *.model          sentencepiece's, used where there is no tokenizer.json
-beside them      tokenizer_config.json, special_tokens_map.json, added_tokens.json
+beside them      tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+                 generation_config.json (where an answer stops)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ MODEL = "tokenizer.model"
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
+GENERATION = "generation_config.json"
 _TEMPLATE = "chat_template.jinja"
 
 Object = dict[str, Any]  # in JSON
@@ -29,7 +31,7 @@ class TokenizerFiles:
 
     def __init__(self, path: Path) -> None:
         main = path if path.is_file() else _find_main(path)
-        names = (JSON, MODEL, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, _TEMPLATE)
+        names = (JSON, MODEL, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, GENERATION, _TEMPLATE)
         beside = [main.parent / name for name in (*names, "vocab.json", "merges.txt")]
         self.contents = {file.name: file.read_bytes() for file in beside if file.is_file()}
         self.place = str(main)
@@ -38,7 +40,7 @@ class TokenizerFiles:
         self.contents[MODEL if main.suffix == ".model" else JSON] = main.read_bytes()
         self._parsed = {
             name: parse_object(self.contents[name], main.parent / name)
-            for name in (JSON, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS)
+            for name in (JSON, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, GENERATION)
             if name in self.contents
         }
 

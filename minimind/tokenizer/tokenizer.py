@@ -15,12 +15,14 @@ import codecs
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from minimind.tokenizer.files import CONFIG, JSON, MODEL, TokenizerFiles
+from minimind.tokenizer.as_trained import choose_bos, write_as_trained
+from minimind.tokenizer.files import GENERATION, JSON, TokenizerFiles
 from minimind.tokenizer.tokenizer_json import read_json
-from minimind.tokenizer.vocabulary import END, SPARE, START, Vocabulary
+from minimind.tokenizer.vocabulary import END, SPARE, START
 
 END_OF_TEXT = "<|endoftext|>"
 _NO_TOKEN = "\ufffd".encode()  # for an id that no token has
@@ -31,18 +33,21 @@ class Tokenizer:
 
     Attributes:
         vocab_size: 1 + the largest id.
-        bos_id: what the base's own tokenizer puts first, None if it puts nothing.
+        bos_id: what a conversation begins with, None if with nothing; docs/mask.md has the rule.
         start_id: the id of `<|im_start|>`.
         end_id: the id of `<|im_end|>`.
-        stop_ids: where an answer ends: `end_id`, then the base's own end of text.
+        stop_ids: where an answer ends: `end_id`, then the base's own ends.
         end_of_text_id: what separates documents: `<|endoftext|>`, else the base's own.
-        pad_id: the base's own; if it has none, or an answer could stop at it, an unused token.
+        pad_id: the base's own; if it has none, or an answer could stop at it, an unused token; None
+            if there is none of those either.
         control_ids: every added token, marked special or not. `encode` never yields one of them,
             except the base's "unknown" for a character that its vocabulary can't write.
         added_chatml: the ChatML tokens that the base lacked, so that loading added them.
         notice: a sentence on how they were added; None if none was.
         base_chat_template: the base's own chat template, which `save` doesn't write.
         fingerprint: a hash over all that decides ids.
+
+    Where a base's files contradict each other about the BOS, loading warns of it.
 
     Source: BPE, Sennrich et al. 2016 (arXiv:1508.07909); sentencepiece, Kudo & Richardson 2018
         (1808.06226).
@@ -68,14 +73,18 @@ class Tokenizer:
     def __init__(self, files: TokenizerFiles) -> None:
         self._files = files
         self.base_chat_template = files.pop_chat_template()
-        vocabulary = _read(files)
+        if converted := JSON not in files.contents:
+            from minimind.tokenizer.sentencepiece_model import convert_model
+
+            convert_model(files)
+        vocabulary = read_json(files)
         self.added_chatml = tuple(t for t in (START, END) if t not in vocabulary.control)
         self.notice: str | None = None
         if self.added_chatml:
             from minimind.tokenizer.add_chatml import add_chatml
 
             self.notice = add_chatml(files, vocabulary, self.added_chatml)
-            vocabulary = _read(files)
+            vocabulary = read_json(files)
 
         self._encode = vocabulary.encode
         self._control = control = vocabulary.control
@@ -85,23 +94,33 @@ class Tokenizer:
         for name, id in control.items():
             self._token_bytes[id] = name.encode()
         self._unknown = vocabulary.unknown
+        self._names = re.compile(
+            "|".join(map(re.escape, sorted(filter(None, control), key=len, reverse=True)))
+        )
         self.control_ids = frozenset(control.values())
         self._never_encoded = self.control_ids - {control.get(self._unknown or "", -1)}
 
         named = files.named_tokens()
         self.vocab_size = len(self._token_bytes)
-        self.bos_id = vocabulary.bos_id
         self.start_id = control[START]
         self.end_id = control[END]
-        self._eos = named.get("eos_token") or vocabulary.eos or END
-        stops = (END, END_OF_TEXT, self._eos)
-        self.stop_ids = tuple(dict.fromkeys(control[t] for t in stops if t in control))
-        self.end_of_text_id = next(control[t] for t in (*stops[1:], END) if t in control)
-        self.pad_id = self._find_pad(named.get("pad_token", ""))
+        bos, bos_notice = choose_bos(files, vocabulary, self.base_chat_template, converted)
+        if bos_notice:
+            warnings.warn(bos_notice, stacklevel=3)
+        self.bos_id = None if bos is None else control[bos]
+        ends = files.read(GENERATION).get("eos_token_id")
+        ends = ends if isinstance(ends, list) else [ends]
+        own = named.get("eos_token") or vocabulary.eos or END
+        stops = [control[t] for t in (END, END_OF_TEXT, own) if t in control]
+        stops += [id for id in ends if type(id) is int and id in self.control_ids]
+        self.stop_ids = tuple(dict.fromkeys(stops))
+        self.end_of_text_id = self.stop_ids[1] if len(self.stop_ids) > 1 else self.end_id
+        pad = self._find_pad(named.get("pad_token", ""), bos)
+        self.pad_id = None if pad is None else control[pad]
+        write_as_trained(files, vocabulary, bos, pad, self.stop_ids)
 
         beside = json.dumps([sorted(control.items()), self.bos_id, self._unknown])
-        main = files.contents[JSON if JSON in files.contents else MODEL]
-        self.fingerprint = hashlib.sha256(main + beside.encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(files.contents[JSON] + beside.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Encode plain text. What spells a control token becomes ordinary tokens.
@@ -146,6 +165,10 @@ class Tokenizer:
             )
         return self._control[token]
 
+    def control_tokens_in(self, text: str) -> list[str]:
+        """The control tokens that a text spells, in their order; `encode` makes letters of them."""
+        return self._names.findall(text)
+
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """Turn ids into text; bytes that aren't UTF-8 become U+FFFD.
 
@@ -178,23 +201,13 @@ class Tokenizer:
         return StreamDecoder(self, skip_control)
 
     def save(self, directory: str | Path) -> None:
-        """Write the files: the base's own, byte for byte where ChatML needn't be added.
+        """Write the files, with which other tools make the ids of training.
 
-        The chat template isn't among them.
+        They are the base's own, changed where they say something else. A `.model` is saved as a
+        tokenizer.json, too. The chat template isn't among them.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        if CONFIG not in self._files.contents:  # transformers needs one
-            names: dict[int | None, str] = {id: name for name, id in self._control.items()}
-            config = {
-                # Any other class would split text in its own way, and the ids would differ.
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": names.get(self.bos_id),
-                "eos_token": self._eos,
-                "pad_token": names.get(self.pad_id),
-                "clean_up_tokenization_spaces": False,
-            }
-            self._files.write(CONFIG, config)
         for name, content in self._files.contents.items():
             (directory / name).write_bytes(content)
 
@@ -212,22 +225,21 @@ class Tokenizer:
                     f"{text!r}: in this vocabulary only a control token writes it; "
                     "take it out of the text"
                 ) from None
-        names = "|".join(map(re.escape, sorted(self._control, key=len, reverse=True)))
-        cuts = [m.start() + 1 for m in re.finditer(names, text) if len(m[0]) > 1]
+        cuts = [m.start() + 1 for m in self._names.finditer(text) if len(m[0]) > 1]
         # Without cuts, the base's normalizer made the token of other characters: cut in halves.
         cuts = cuts or [len(text) // 2]
         parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
         return [id for ids in self.encode_batch(parts) for id in ids]
 
-    def _find_pad(self, own: str) -> int:
+    def _find_pad(self, own: str, bos: str | None) -> str | None:
         by_id = sorted(self._control, key=self._control.__getitem__)
         names = [own, *(n for n in by_id if "pad" in n.lower()), *filter(SPARE.fullmatch, by_id)]
-        named = [self._control[name] for name in names if name in self._control]
-        # Where none is meant for it, any other will do: nothing attends to padding.
-        others = [*sorted(self.control_ids, reverse=True), *range(self.vocab_size)]
-        roles = {self.bos_id, self._control.get(self._unknown or "")}
-        candidates: list[int] = [*named, *(id for id in others if id not in roles)]
-        return next(id for id in candidates if id not in (*self.stop_ids, self.start_id))
+        # Where none is meant for it, any other will do (nothing attends to padding), but for a
+        # word: transformers would take it out of text.
+        others = [name for name in reversed(by_id) if name not in (bos, self._unknown)]
+        taken = (*self.stop_ids, self.start_id)
+        wanted = [name for name in (*names, *others, self._unknown or "") if name in self._control]
+        return next((name for name in wanted if self._control[name] not in taken), None)
 
 
 class StreamDecoder:
@@ -250,14 +262,6 @@ class StreamDecoder:
     def finish(self) -> str:
         """Return what is left: U+FFFD if a character was cut short."""
         return self._utf8.decode(b"", final=True)
-
-
-def _read(files: TokenizerFiles) -> Vocabulary:
-    if JSON in files.contents:
-        return read_json(files)
-    from minimind.tokenizer.sentencepiece_model import read_model  # slow to import
-
-    return read_model(files)
 
 
 def _check_text(text: object) -> None:

@@ -29,8 +29,8 @@ def read_json(files: TokenizerFiles) -> Vocabulary:
     plain = {
         **data,
         "added_tokens": [],
-        "normalizer": replace_prefix_space(data.get("normalizer"), "never"),
-        "pre_tokenizer": replace_prefix_space(data.get("pre_tokenizer"), "never"),
+        "normalizer": without_prefix_space(data.get("normalizer")),
+        "pre_tokenizer": without_prefix_space(data.get("pre_tokenizer")),
         "truncation": None,
         "padding": None,
         "model": {**model, "dropout": None},
@@ -42,7 +42,11 @@ def read_json(files: TokenizerFiles) -> Vocabulary:
             f"{files.place}: tokenizers can't read it ({error}); fetch the file again"
         ) from None
     probe = tokenizer.encode("a")
-    bos_id = probe.ids[0] if probe.special_tokens_mask[:1] == [1] else None
+    names = {id: name for name, id in {**words, **control}.items()}
+    put = [names.get(id, "") for id in probe.ids]  # the text's tokens and what is put around them
+    special = probe.special_tokens_mask
+    text_at = special.index(0) if 0 in special else len(put)
+    text_end = len(put) - (special[::-1].index(0) if 0 in special else 0)
     tokenizer.post_processor = None
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
@@ -56,24 +60,28 @@ def read_json(files: TokenizerFiles) -> Vocabulary:
         to_bytes=_token_to_bytes(data, files.place),
         words=words,
         control=control,
-        bos_id=bos_id,
+        bos=next(iter(put[:text_at]), None),
+        before=put[:text_at],
+        after=put[text_end:],
         unknown=unknown if isinstance(unknown, str) and unknown in control else None,
         eos=next((t for t in ("</s>", "<|end_of_text|>", "<eos>") if t in control), None),
     )
 
 
-def replace_prefix_space(step: Object | None, scheme: str) -> Object | None:
-    """A step of the file's pipeline that adds a space "never" or to a document's "first" text."""
+def without_prefix_space(step: Object | None) -> Object | None:
+    """A step of the file's pipeline, so that no space is put before a text or taken from it."""
     if step is None or step["type"] == "Prepend":
         return None
+    if step["type"] == "Strip" and "start" in step:  # the decoder; a normalizer's has other keys
+        return None
     if step["type"] == "Sequence":
-        key = "normalizers" if "normalizers" in step else "pretokenizers"
-        inner = [replace_prefix_space(one, scheme) for one in step[key]]
+        key = [key for key, value in step.items() if isinstance(value, list)][0]  # noqa: RUF015
+        inner = [without_prefix_space(one) for one in step[key]]
         return {**step, key: [one for one in inner if one is not None]}
     if step["type"] == "Metaspace":
         kept = {key: value for key, value in step.items() if key != "add_prefix_space"}
-        return {**kept, "prepend_scheme": scheme}
-    if step["type"] == "ByteLevel" and scheme == "never":
+        return {**kept, "prepend_scheme": "never"}
+    if step["type"] == "ByteLevel":
         return {**step, "add_prefix_space": False}
     return step
 

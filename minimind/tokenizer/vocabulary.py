@@ -31,7 +31,9 @@ class Vocabulary:
     to_bytes: Callable[[str], bytes]  # of a word
     words: Mapping[str, int]  # the model's own tokens
     control: Mapping[str, int]  # the control tokens
-    bos_id: int | None  # what the base puts before a text
+    bos: str | None  # the control token that begins a text, according to the main file
+    before: list[str]  # control tokens that the base puts before a text,
+    after: list[str]  # and after it
     unknown: str | None  # the control token for what can't be written
     eos: str | None  # ends a text, according to the main file
 

@@ -124,6 +124,7 @@ def write_sentencepiece(
     byte_fallback: bool = True,
     vocab_size: int = 520,
     user_defined: Sequence[str] = ("<tool>",),
+    remove_spaces: bool = False,
 ) -> Path:
     """Llama 2's own file: a sentencepiece .model, with `<tool>` as a user-defined symbol."""
     model = io.BytesIO()
@@ -134,7 +135,7 @@ def write_sentencepiece(
         vocab_size=vocab_size,
         byte_fallback=byte_fallback,
         normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
+        remove_extra_whitespaces=remove_spaces,
         user_defined_symbols=list(user_defined),
         hard_vocab_limit=False,
         num_threads=1,
