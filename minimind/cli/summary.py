@@ -21,6 +21,7 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
     if report.turns:
         kinds = ", ".join(f"{count:,} {name}" for name, count in report.turns.most_common())
         lines.append(f"unusual turns, kept: {kinds}")
+    lines += report.describe()
     if report.unsupervised:
         lines.append(f"dropped: {report.unsupervised:,} rows with nothing to train on")
     if report.truncated:
@@ -31,10 +32,13 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
     return lines
 
 
-def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
+def describe_selection(
+    selection: Selection, val_data: str | None, out: Path | None = None
+) -> list[str]:
+    """What became of the rows; `out` is the folder that gets the list of the rejected ones."""
     lines: list[str] = []
     for report, folder in zip(selection.reports, selection.folders, strict=True):
-        lines += describe_rows(report, folder / REJECTED)
+        lines += describe_rows(report, (out or folder) / REJECTED)
     if selection.removed:
         lines.append(
             f"{selection.removed} rows left out of training: their prompts are in {val_data}"

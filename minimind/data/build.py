@@ -21,7 +21,8 @@ import numpy as np
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import Array, Dataset
-from minimind.data.errors import DataError
+from minimind.data.errors import SHOWN_ROWS, BadRows, DataError
+from minimind.data.keys import KeyCounts
 from minimind.data.masking import Truncation, encode_rows, truncate
 from minimind.data.reader import read_conversations
 from minimind.data.row_options import RowOptions
@@ -61,7 +62,7 @@ class DataOptions(RowOptions):
 
 
 @dataclass(kw_only=True)
-class DataReport:
+class DataReport(KeyCounts):
     """What became of the rows of the files, by count."""
 
     rows: int = 0  # legal rows read
@@ -104,9 +105,8 @@ def build_dataset(
         named = list(zip(files, names, strict=True))
         folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
     dataset, report = read_dataset(folder)
-    for name in ("shapes", "turns", "bad"):
-        report[name] = Counter(report[name])
-    return dataset, DataReport(**report), folder
+    counts = {name: Counter(x) if isinstance(x, dict) else x for name, x in report.items()}
+    return dataset, DataReport(**counts), folder
 
 
 def prompt_key_of(conversation: Conversation) -> int:
@@ -135,14 +135,21 @@ def _write(
     files, names = [file for file, _ in named], dict(named)
     index_of = {file: index for index, file in reversed(list(enumerate(files)))}
     writer = DatasetWriter(folder, tokenizer.vocab_size)
+    first_bad: list[DataError] = []  # where bad rows stop the building
     # What UTF-8 can't write, such as bytes in a file's name, is escaped as in JSON.
     with open(folder / REJECTED, "w", encoding="utf-8", errors="backslashreplace") as rejected:
 
         def on_error(error: DataError) -> None:
             error.path = names[error.path]
-            if options.on_bad_row == "stop" or error.rest_unread:
+            if error.rest_unread and not first_bad:
                 raise error
             report.bad[error.kind] += 1
+            if options.on_bad_row == "stop":
+                first_bad.append(error)
+                if error.rest_unread:
+                    raise _bad_rows(first_bad, report)
+                del first_bad[SHOWN_ROWS:]
+                return
             keys = ("path", "line", "kind", "fact", "remedy", "excerpt", "row")
             entry = {key: getattr(error, key) for key in keys}
             rejected.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -152,16 +159,35 @@ def _write(
             prompt_key=options.prompt_key,
             answer_key=options.answer_key,
             system=options.system,
+            ignore_keys=options.ignore_keys,
             on_error=on_error,
         )
+        conversations = _good_rows(conversations, first_bad, report)
         for sources, rows in _blocks(conversations, tokenizer, options, report):
             rows.columns["key"][:] = [prompt_key_of(source) for source in sources]
             rows.columns["file"][:] = [index_of[source.path] for source in sources]
             rows.columns["line"][:] = [source.line for source in sources]
             writer.add(rows)
+    if first_bad:
+        raise _bad_rows(first_bad, report)
     if not report.bad:
         (folder / REJECTED).unlink()
     writer.finish(vars(report))
+
+
+def _good_rows(
+    conversations: Iterator[Conversation], first_bad: Sequence[DataError], report: DataReport
+) -> Iterator[Conversation]:
+    """All rows; after a bad one that stops the building they are only counted."""
+    for conversation in conversations:
+        report.rows += 1
+        if not first_bad:
+            yield conversation
+
+
+def _bad_rows(first_bad: Sequence[DataError], report: DataReport) -> DataError:
+    bad = report.bad.total()
+    return BadRows(first_bad, bad, report.rows + bad)
 
 
 def _blocks(
@@ -172,9 +198,10 @@ def _blocks(
 ) -> Iterator[tuple[list[Conversation], Dataset]]:
     """Yield the rows that train, some hundred at a time, and their tokens; count all rows."""
     for sources, rows in _encoded(conversations, tokenizer, options.train_on):
-        report.rows += len(sources)
         report.shapes.update([source.shape for source in sources])
         report.turns.update([name for source in sources for name in irregularities(source)])
+        for source in sources:
+            report.count_keys(len(source.messages), source.unread, source.read_as)
         starts, lengths, before = (
             rows.column(name).astype(np.int64) for name in ("start", "length", "supervised")
         )

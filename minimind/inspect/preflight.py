@@ -14,11 +14,15 @@ from typing import Any, Literal
 
 from minimind.data.build import DataReport
 from minimind.data.conversation import Conversation, Message
+from minimind.data.errors import printable
 from minimind.data.masking import encode_prompt, encode_rows
 from minimind.inspect.survey import Survey
 from minimind.model.pretrained import save_tokenizer
 from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.vocabulary import END
+
+MOST_LOST = 0.02  # share of the rows, or of the supervised tokens, that may be lost to length
+MOST_UNREAD = 0.01  # share of the messages in which a key with text or booleans may be left
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,10 @@ def check_data(found: Survey, report: DataReport, tokenizer: Tokenizer) -> Itera
         tokenizer: the one that is saved with the model.
     """
     yield _decoding(found)
+    yield _usable(report)
+    yield _keys(report)
     yield _supervision(report)
+    yield _lengths(report)
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(folder, tokenizer)
         yield _stop_tokens(Path(folder), tokenizer)
@@ -61,6 +68,38 @@ def _decoding(found: Survey) -> Check:
         fact = f"{found.mismatches:,} of {rows:,} rows don't; {found.first_mismatch}"
         return Check(name, "failed", fact, "the model would learn other text than the data has")
     return Check(name, "passed" if rows else "not checked", f"{rows:,} rows")
+
+
+def _usable(report: DataReport) -> Check:
+    name = "every row can be used"
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.bad.most_common())
+    if report.bad:
+        return Check(name, "failed", f"bad rows: {kinds}", "what they say is not trained")
+    return Check(name, "passed", f"{report.rows:,} rows")
+
+
+def _keys(report: DataReport) -> Check:
+    """Keys of rows are only told: many are numbers, sources and dates."""
+    name = "what messages say is read"
+    most = MOST_UNREAD * report.messages
+    unread = {key: count for key, count in report.unread_texts.items() if count > most}
+    if unread:
+        keys = ", ".join(f"{printable(key)} ({count:,})" for key, count in unread.items())
+        fact = f"not read, with text or booleans in them: {keys} of {report.messages:,} messages"
+        consequence = "what they say is not trained; --ignore-keys says that this is meant"
+        return Check(name, "failed", fact, consequence)
+    return Check(name, "passed", f"{report.messages:,} messages")
+
+
+def _lengths(report: DataReport) -> Check:
+    name = "few rows are too long"
+    tokens = report.supervised + report.tokens_lost
+    rows_lost, tokens_lost = report.dropped_long, report.tokens_lost
+    fact = f"{rows_lost:,} of {report.rows:,} rows and {tokens_lost:,} of {tokens:,} supervised "
+    fact += "tokens are lost to --max-length"
+    if rows_lost > MOST_LOST * report.rows or tokens_lost > MOST_LOST * tokens:
+        return Check(name, "failed", fact, "the model would not learn what is there")
+    return Check(name, "passed", fact)
 
 
 def _supervision(report: DataReport) -> Check:

@@ -58,7 +58,8 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     with distributed.main_process_first():
         selection = select_rows(options.files, tokenizer, options.data, options.split)
         data_hash = hash_of(selection.training, selection.folders[0])
-    print("\n".join(describe_selection(selection, options.split.val_data)))
+    listed = None if options.dry_run else out
+    print("\n".join(describe_selection(selection, options.split.val_data, listed)))
     training, validation = selection.training, selection.validation
     budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
     steps = _plan(selection, options, budget, model.config.max_position_embeddings)
