@@ -21,7 +21,7 @@ import numpy as np
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import Array, Dataset
-from minimind.data.errors import SHOWN_ROWS, BadRows, DataError
+from minimind.data.errors import SHOWN_ROWS, BadRowsError, DataError
 from minimind.data.keys import KeyCounts
 from minimind.data.masking import Truncation, encode_rows, truncate
 from minimind.data.reader import read_conversations
@@ -105,7 +105,9 @@ def build_dataset(
         named = list(zip(files, names, strict=True))
         folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
     dataset, report = read_dataset(folder)
-    counts = {name: Counter(x) if isinstance(x, dict) else x for name, x in report.items()}
+    counts: dict[str, Any] = {
+        name: Counter(x) if isinstance(x, dict) else x for name, x in report.items()
+    }
     return dataset, DataReport(**counts), folder
 
 
@@ -187,7 +189,7 @@ def _good_rows(
 
 def _bad_rows(first_bad: Sequence[DataError], report: DataReport) -> DataError:
     bad = report.bad.total()
-    return BadRows(first_bad, bad, report.rows + bad)
+    return BadRowsError(first_bad, bad, report.rows + bad)
 
 
 def _blocks(

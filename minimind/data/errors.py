@@ -48,7 +48,7 @@ class DataError(ValueError):
         return f"{place or 'data'}: {self.fact}; {self.remedy}{excerpt}"
 
 
-class BadRows(DataError):
+class BadRowsError(DataError):
     """Rows that can't be used: the first ten of them, how many there are, and the ways out.
 
     Its attributes are those of the first.
@@ -65,9 +65,9 @@ class BadRows(DataError):
         least = "at least " * self.rest_unread
         above = f" (the first {len(first)} are above)" * (bad > len(first))
         end = (
-            f"{least}{bad:,} of {least}{rows:,} rows can't be used{above}; --on-bad-row skip leaves "
-            "them out, and python -m minimind.clean FILE --out NEW.jsonl writes the others to a file "
-            "and lists these"
+            f"{least}{bad:,} of {least}{rows:,} rows can't be used{above}; --on-bad-row skip "
+            "leaves them out, and python -m minimind.clean FILE --out NEW.jsonl writes the others "
+            "to a file and lists these"
         )
         return "\n".join([*map(str, first), end])
 

@@ -71,7 +71,9 @@ def frame_error(row: object, path: str) -> DataError | None:
     how = {"orient": orient, "dtype": False, "convert_dates": False}
     command = _by_pandas("read_json", path, **how)
     fact = f'the row is a whole table (what pandas calls orient="{orient}")'
-    return DataError("whole_frame", fact, f"write its rows as JSON Lines: {command}")
+    error = DataError("whole_frame", fact, f"write its rows as JSON Lines: {command}")
+    error.rest_unread = True
+    return error
 
 
 def _orient(row: dict[Any, Any]) -> str | None:

@@ -75,8 +75,8 @@ def sort_keys(
         elif isinstance(value, str) and _NOTHING.fullmatch(value):
             notes.read_as[f"empty {key} as none"] = None
         else:
-            remedy = "where the conversation makes sense without it, remove it or use "
-            remedy += f"--ignore-keys {key}; or else remove the row"
+            remedy = f"remove it (--ignore-keys {key}) where the conversation makes sense without "
+            remedy += "it, or else the row"
             raise DataError("untrained_key", f'{subject}has "{key}", {why}', remedy)
     return found
 

@@ -106,7 +106,7 @@ def shapes_for(
     named = {f"{prompt_key}/{answer_key}": _shape(**both)}
     if questions:
         named[prompt_key] = _shape(**{prompt_key: _question})
-    return named | shapes
+    return named | {name: shape for name, shape in shapes.items() if name not in named}
 
 
 def read_row(row: object, shapes: dict[str, _Shape], notes: Notes) -> tuple[str, list[Message]]:

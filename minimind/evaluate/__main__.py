@@ -18,7 +18,7 @@ from tqdm import tqdm
 from minimind.cli.command import following_options, new_folder, run_command
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
-from minimind.data.errors import SHOWN_ROWS, BadRows, DataError, printable
+from minimind.data.errors import SHOWN_ROWS, BadRowsError, DataError, printable
 from minimind.data.keys import KeyCounts
 from minimind.data.plain_text import encode_documents, read_documents
 from minimind.data.row_options import RowOptions
@@ -194,7 +194,7 @@ def _check_rows(names: dict[str, str], options: EvaluateOptions) -> KeyCounts:
         bad += 1
         first.append(error)
         if error.rest_unread:
-            raise BadRows(first, bad, rows + bad) if len(first) > 1 else error
+            raise BadRowsError(first, bad, rows + bad) if len(first) > 1 else error
         del first[SHOWN_ROWS:]
 
     for question in islice(read_questions(names, options.rows, on_error), options.limit):
@@ -202,7 +202,7 @@ def _check_rows(names: dict[str, str], options: EvaluateOptions) -> KeyCounts:
         row = question.conversation
         keys.count_keys(len(row.messages), row.unread, row.read_as)
     if bad and options.rows.on_bad_row == "stop":
-        raise BadRows(first, bad, rows + bad)
+        raise BadRowsError(first, bad, rows + bad)
     if bad:
         print(f"{bad:,} rows skipped; the first: {first[0]}", file=sys.stderr)
     return keys
