@@ -143,7 +143,7 @@ def test_null_missing_and_empty_optional_fields_are_the_same(
     [
         (["x"], r"row: the row is a list of 1; a row is a JSON object"),
         (USER, r"is unknown: its keys are \"role\", \"content\"; a row is a whole conversation"),
-        ({}, r"the row is \{\}; a row needs messages, conversations, instruction\+output or"),
+        ({}, r"the row is \{\}; a row needs messages, conversations, instruction\+output, "),
         ({"text": "x"}, r'shape is unknown: its keys are "text"; a row needs messages, .* named'),
         ({"instruction": "x"}, r'shape is unknown: its keys are "instruction"; a row needs'),
         ({"instruction": "x", "output": None}, r'its keys are "instruction", "output" \(null\);'),
