@@ -32,13 +32,10 @@ def describe_rows(report: DataReport, rejected: Path) -> list[str]:
     return lines
 
 
-def describe_selection(
-    selection: Selection, val_data: str | None, out: Path | None = None
-) -> list[str]:
-    """What became of the rows; `out` is the folder that gets the list of the rejected ones."""
+def describe_selection(selection: Selection, val_data: str | None) -> list[str]:
     lines: list[str] = []
     for report, folder in zip(selection.reports, selection.folders, strict=True):
-        lines += describe_rows(report, (out or folder) / REJECTED)
+        lines += describe_rows(report, folder / REJECTED)
     if selection.removed:
         lines.append(
             f"{selection.removed} rows left out of training: their prompts are in {val_data}"

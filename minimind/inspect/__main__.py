@@ -50,7 +50,8 @@ class InspectOptions:
     model: str | None = None
     """Use this base's tokenizer: a Hugging Face folder or hub name; default: the embedded base."""
     check: bool = False
-    """Check what the data and the base's tokenizer could break; exit with 1 if a check fails."""
+    """Check what the data and the base's tokenizer could break: bad rows, keys that aren't read,
+    losses to length, masks, stop tokens; exit with 1 if a check fails."""
     rows: tuple[str, ...] = ()
     """Show these rows, too: LINE, or FILE:LINE where there are several files."""
     html: Path | None = None

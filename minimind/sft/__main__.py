@@ -58,8 +58,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     with distributed.main_process_first():
         selection = select_rows(options.files, tokenizer, options.data, options.split)
         data_hash = hash_of(selection.training, selection.folders[0])
-    listed = None if options.dry_run else out
-    print("\n".join(describe_selection(selection, options.split.val_data, listed)))
+    print("\n".join(describe_selection(selection, options.split.val_data)))
     training, validation = selection.training, selection.validation
     budget = max(options.tokens_per_batch, options.data.max_length)  # the longest row fits
     steps = _plan(selection, options, budget, model.config.max_position_embeddings)
@@ -171,6 +170,7 @@ def _prepare_folder(out: Path, options: SFTOptions, rejected: list[Path]) -> Non
     lists = [file.read_bytes() for file in rejected if file.exists()]
     if lists:
         (out / REJECTED).write_bytes(b"".join(lists))
+        print(f"{out / REJECTED} lists the rejected rows")
 
 
 def _plan(selection: Selection, options: SFTOptions, tokens_per_batch: int, context: int) -> Steps:
