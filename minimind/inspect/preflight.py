@@ -84,7 +84,8 @@ def _keys(report: DataReport) -> Check:
     most = MOST_UNREAD * report.messages
     unread = {key: count for key, count in report.unread_texts.items() if count > most}
     if unread:
-        keys = ", ".join(f"{printable(key)} ({count:,})" for key, count in unread.items())
+        largest = sorted(unread.items(), key=lambda item: -item[1])[:8]
+        keys = ", ".join(f"{printable(key[:40])} ({count:,})" for key, count in largest)
         fact = f"not read, with text or booleans in them: {keys} of {report.messages:,} messages"
         consequence = "what they say is not trained; --ignore-keys says that this is meant"
         return Check(name, "failed", fact, consequence)
