@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import threading
 from collections import Counter
@@ -306,6 +307,7 @@ CHANGES: list[Row] = [
     {"system": "Be kind."},
     {"prompt_key": "instruction", "answer_key": "output"},
     {"on_bad_row": "skip"},
+    {"ignore_keys": ("label",)},
 ]
 
 
@@ -505,6 +507,94 @@ def test_the_first_bad_row_stops_the_building_and_leaves_no_dataset(
     with pytest.raises(DataError, match=r'bad\.jsonl:2: message 1 has role "bot"; use system'):
         build(path, tokenizer)
     assert list(cache_directory().iterdir()) == []
+
+
+@pytest.mark.parametrize(("bad", "shown"), [(1, 1), (10, 10), (23, 10)])
+def test_ten_bad_rows_are_shown_at_once_with_the_total_and_the_ways_out(
+    bad: int, shown: int, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    good = json.dumps(exchange("q", "답"), ensure_ascii=False)
+    lines = [good, *[BAD[0], good] * (bad - 1), BAD[1], *[good] * 700]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match="rows can't be used") as caught:
+        build(path, tokenizer)
+    *told, end = str(caught.value).splitlines()
+    places = [line for line in told if not line.startswith("    ")]
+    numbers = [number for number, line in enumerate(lines, 1) if line != good]
+    assert [int(re.findall(r"bad\.jsonl:(\d+): ", place)[0]) for place in places] == numbers[:10]
+    assert len(places) == shown
+    above = "" if bad == shown else " (the first 10 are above)"
+    assert end == (
+        f"{bad} of {len(lines)} rows can't be used{above}; --on-bad-row skip leaves them out, and "
+        "python -m minimind.clean FILE --out NEW.jsonl writes the others to a file and lists these"
+    )
+    assert (caught.value.kind, caught.value.line) == (["unknown_role", "cut_off"][bad == 1], 2)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert list(cache_directory().iterdir()) == []
+
+
+def test_nothing_is_tokenized_after_a_bad_row_that_stops_it(
+    tmp_path: Path, tokenizer: Tokenizer, written: list[object]
+) -> None:
+    good = json.dumps(exchange("q", "a"))
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join([BAD[0], *[good] * 1500]), encoding="utf-8")
+    with pytest.raises(DataError, match="1 of 1,501 rows can't be used"):
+        build(path, tokenizer)
+    assert written == []
+
+
+def test_bad_rows_before_a_file_that_breaks_off_are_shown_with_it(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"prompt": "a", "completion": "b"},\n{"a": 1},\n{"a"', encoding="utf-8")
+    message = r"(?s)json:2: the row's shape is.*json:3: .*nothing after it is.*at least 2 of at"
+    with pytest.raises(DataError, match=message) as caught:
+        build(path, tokenizer)
+    assert caught.value.rest_unread
+
+
+KEYS: list[Row] = [
+    {**exchange("q", "a"), "id": 1, "source": "x"},
+    {"messages": [{"role": "Developer", "content": "S"}, *exchange("q", "a")["messages"]], "id": 2},
+    {"messages": [{**message, "mood": "sad"} for message in exchange("q", "a")["messages"]]},
+    {"messages": [{"role": "user", "content": "q", "mood": 7}], "id": 3},
+]
+
+
+def test_keys_that_are_not_read_are_counted_whatever_way_rows_come(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    written: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write(tmp_path / "keys.jsonl", KEYS)
+
+    def from_stdin() -> DataReport:
+        buffer = io.BytesIO(path.read_bytes())
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=buffer))
+        return build_dataset(["-"], tokenizer, DataOptions())[1]
+
+    reports = [build(path, tokenizer)[1] for _ in range(2)]  # the second from the cache
+    reports.append(from_stdin())
+    assert len(written) == 1
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n".join(BAD))
+    reports += [build(path, tokenizer, on_bad_row="skip")[1] for _ in range(2)]
+    for report in reports:
+        assert report.unread_of_rows == {"id": 3, "source": 1}
+        assert report.unread_of_messages == {"mood": 3}
+        assert report.unread_texts == {"mood": 2}
+        assert report.read_as == {"Developer as system": 1}
+        assert report.messages == 8
+        assert report.describe() == [
+            "not read: id (3 rows), source (1), mood (3 messages)",
+            "read: Developer as system (1 row)",
+        ]
+    ignoring = build(path, tokenizer, on_bad_row="skip", ignore_keys=("id", "mood"))[1]
+    assert ignoring.describe()[0] == "not read: source (1 row)"
 
 
 def test_skipped_rows_are_counted_and_listed_as_they_are(

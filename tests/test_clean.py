@@ -74,6 +74,30 @@ def test_good_rows_are_kept_as_their_very_bytes_and_the_others_listed(
     assert "distinct-1: " in printed
 
 
+def test_keys_that_are_not_read_are_told_and_kept(tmp_path, capsys) -> None:
+    turns = [{"role": "developer", "content": "S"}, {"role": "user", "content": "2 + 2는 뭐예요?"}]
+    turns.append({"role": "assistant", "content": "4예요.", "mood": "glad"})
+    path = tmp_path / "data.jsonl"
+    rows = [{"messages": turns, "id": 1}, turns, {"messages": turns, "images": ["a.jpg"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    common = (path, "--out", tmp_path / "out.jsonl", "--overwrite", "--skip", *clean.DATASET_RULES)
+    assert main(*common) == 0
+    lines = ["not read: id (1 row), mood (2 messages)", "read: developer as system (2 rows)"]
+    assert "\n".join(lines) in capsys.readouterr().out
+    kept = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert kept == path.read_text(encoding="utf-8").splitlines(keepends=True)[:2]
+    assert rejected(tmp_path)[0]["evidence"].startswith('the row has "images", which the model')
+    assert main(*common, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["unread_of_rows"] == {"id": 1}
+    assert report["unread_of_messages"] == report["unread_texts"] == {"mood": 2}
+    assert report["read_as"] == {"developer as system": 2}
+    assert main(*common, "--ignore-keys", "id", "mood", "images") == 0
+    printed = capsys.readouterr().out
+    assert "3 rows: 3 kept" in printed
+    assert "not read" not in printed
+
+
 def test_without_rules_the_file_comes_out_byte_for_byte(tmp_path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes("".join(GOOD + BAD[:1] + GOOD[:1]).encode())

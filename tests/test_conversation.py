@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from minimind.data.conversation import (
     ROLES,
-    UNTRAINED,
     Conversation,
     Message,
     irregularities,
@@ -18,6 +17,7 @@ from minimind.data.conversation import (
     parse_messages,
 )
 from minimind.data.errors import DataError, excerpt, printable
+from minimind.data.keys import REFUSED
 from tests.support.strategies import conversations, messages, texts
 
 USER = {"role": "user", "content": "안녕?"}
@@ -118,7 +118,7 @@ def test_keys_by_name_come_before_every_other_shape_and_leave_other_rows_their_o
             parse_conversation(row, **keys)
 
 
-OPTIONAL = ("input", "system", "history", "id", *UNTRAINED)
+OPTIONAL = ("input", "context", "system", "system_prompt", "history", "id", *REFUSED)
 
 
 @given(
@@ -138,38 +138,19 @@ def test_null_missing_and_empty_optional_fields_are_the_same(
     assert parse_conversation(shape).messages == PLAIN
 
 
-@given(
-    extra=st.dictionaries(
-        texts().filter(lambda key: key not in (*UNTRAINED, "system")),
-        st.none() | st.integers() | texts(),
-        max_size=3,
-    )
-)
-def test_unknown_keys_are_ignored_everywhere(extra: dict[str, object]) -> None:
-    row = {**extra, "messages": [{**extra, **USER}, {**extra, **ANSWER, "weight": 1}]}
-    assert parse_conversation(row).messages == PLAIN
-
-
-@pytest.mark.parametrize("key", UNTRAINED)
-def test_a_key_with_meaning_that_is_not_trained_is_an_error_in_a_row_and_in_a_message(
-    key: str,
-) -> None:
-    for value in ("x", ["x"], {"x": 1}, 0, False):
-        with pytest.raises(DataError, match=f'row: the row has "{key}", which is not trained yet'):
-            parse_conversation({"messages": [USER, ANSWER], key: value})
-        with pytest.raises(DataError, match=f'message 2 has "{key}", which is not trained yet'):
-            parse_messages([USER, {**ANSWER, key: value}])
-
-
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        ([USER], r"row: the row is a list of 1; a row is a JSON object"),
-        ({}, r"the row is \{\}; a row needs messages, conversations, instruction\+output or"),
+        (["x"], r"row: the row is a list of 1; a row is a JSON object"),
+        (USER, r"is unknown: its keys are \"role\", \"content\"; a row is a whole conversation"),
+        ({}, r"the row is \{\}; a row needs messages, conversations, instruction\+output, "),
         ({"text": "x"}, r'shape is unknown: its keys are "text"; a row needs messages, .* named'),
         ({"instruction": "x"}, r'shape is unknown: its keys are "instruction"; a row needs'),
         ({"instruction": "x", "output": None}, r'its keys are "instruction", "output" \(null\);'),
-        ({"prompt": "x"}, r'shape is unknown: its keys are "prompt"; .* or prompt\+completion'),
+        (
+            {"prompt": "x"},
+            r'its keys are "prompt"; a row needs .* or instruction\+response, or two',
+        ),
         ({"messages": "x"}, r'"messages" is "x"; it takes a list of messages'),
         ({"messages": []}, r'"messages" is an empty list; give at least one message'),
         ({"messages": ["x"]}, r'message 1 is "x"; write it as \{"role": ..., "content": ...\}'),
@@ -198,7 +179,7 @@ def test_a_row_that_is_not_a_conversation_is_told_so(row: object, error: str) ->
     [
         ({"content": "x"}, r'^messages: message 2 has no "role"; give it "role" and "content"'),
         ({"role": "bot", "content": "x"}, r'message 2 has role "bot"; use system, user, assistant'),
-        ({"role": "Assistant", "content": "x"}, r'message 2 has role "Assistant"; use system'),
+        ({"role": "Aſſistant", "content": "x"}, r'message 2 has role "Aſſistant"; use system'),
         ({"role": ["user"], "content": "x"}, r"message 2 has role a list of 1; use system"),
         (
             {"from": "bing", "value": "x"},

@@ -147,11 +147,37 @@ def test_a_bad_row_stops_or_is_skipped_and_told(base, rows, tmp_path, capsys) ->
     common = [str(rows), "--model", str(base), "--no-generate", "--out", str(tmp_path / "out")]
     assert main(common) == 3
     assert "rows.jsonl:4: the row's shape is unknown" in capsys.readouterr().err
+    rows.write_text(rows.read_text() + '{"other": 1}\n' * 20)
+    assert main(common) == 3
+    told = capsys.readouterr().err
+    assert told.count("the row's shape is unknown") == 10
+    assert "\n21 of 24 rows can't be used (the first 10 are above); --on-bad-row skip" in told
     assert main([*common, "--on-bad-row", "skip"]) == 0
-    assert "1 rows skipped; the first: " in capsys.readouterr().err
+    assert "21 rows skipped; the first: " in capsys.readouterr().err
     rows.write_bytes(gzip.compress(rows.read_bytes())[:-9])
     assert main([*common, "--on-bad-row", "skip", "--overwrite"]) == 3
     assert "the gzip data is damaged or breaks off" in capsys.readouterr().err
+
+
+def test_keys_that_are_not_read_are_told_once_for_all_models(
+    base, rows, tmp_path, capsys, monkeypatch
+) -> None:
+    row = {"prompt": "a", "completion": "b", "pattern": "b", "topic": "x", "system_prompt": "S"}
+    with rows.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n" + json.dumps([{"role": "user", "content": "안녕?"}]))
+    other, out = write_base(tmp_path / "other"), tmp_path / "out"
+    options = ["--model", str(base), "--model", str(other), "--no-generate", "--out", str(out)]
+    assert main([str(rows), *options]) == 0
+    lines = ["not read: topic (1 row)", "read: system_prompt as system (1 row)"]
+    printed = capsys.readouterr().out
+    assert printed.startswith("\n".join(lines) + "\n")
+    assert printed.count("not read") == 1
+    keys = json.loads((out / "results.json").read_text(encoding="utf-8"))["keys"]
+    assert keys["unread_of_rows"] == {"topic": 1}
+    assert keys["read_as"] == {"system_prompt as system": 1}
+    assert "<br>".join(lines) in (out / "report.html").read_text(encoding="utf-8")
+    assert main([str(rows), *options, "--overwrite", "--ignore-keys", "topic"]) == 0
+    assert "not read" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_a_pipe_that_is_closed_early_ends_without_a_word_and_with_the_page(data,
 
 
 def test_checks_pass_on_sound_data_and_fail_loudly(data, capsys) -> None:
-    assert main(data, "--check") == 0
+    assert main(data, "--check", "--max-length", "2048") == 0
     printed = capsys.readouterr().out
     assert "passed: trained ids decode to the assistant's words and end tokens (45 rows)" in printed
     assert main(data, "--check", "--max-length", "2") == 1
@@ -196,6 +196,48 @@ def test_answers_that_spell_the_base_s_tokens_are_told_by_sft_and_inspect(tmp_pa
     assert "failed: at most 1% of answers spell the base's tokens (1 of 10" in (
         capsys.readouterr().out
     )
+
+
+KEYS = [
+    {"messages": [{"role": "developer", "content": "S"}, *ROWS[1]["messages"]], "id": "a"},
+    {"messages": [{**message, "mood": "sad"} for message in ROWS[1]["messages"]], "id": "b"},
+]
+
+
+def test_keys_that_are_not_read_are_told_everywhere_and_fail_the_check(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    path, page = tmp_path / "data.jsonl", tmp_path / "page.html"
+    path.write_text("".join(json.dumps(row) + "\n" for row in KEYS), encoding="utf-8")
+    lines = ["not read: id (2 rows), mood (2 messages)", "read: developer as system (1 row)"]
+    assert main(path, "--val-fraction", "0", "--html", page) == 0
+    assert "\n".join(lines) in capsys.readouterr().out
+    assert "<br>".join(lines) in page.read_text(encoding="utf-8")
+    found = facts(capsys, path, "--val-fraction", "0")
+    assert set(lines) <= set(found["sentences"])
+    assert found["unread_of_rows"] == {"id": 2}
+    assert found["unread_of_messages"] == found["unread_texts"] == {"mood": 2}
+    assert found["read_as"] == {"developer as system": 1}
+    for start in range(2):  # the second time from the cache
+        assert main(path, "--val-fraction", "0", "--check") == 1
+        printed = capsys.readouterr().out
+        assert lines[0] in printed, start
+        assert "failed: what messages say is read (not read, with text or booleans" in printed
+    assert main(path, "--val-fraction", "0", "--check", "--ignore-keys", "mood", "id") == 0
+    assert "not read" not in capsys.readouterr().out
+    with path.open(encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main("-", "--val-fraction", "0", "--ignore-keys", "mood") == 0
+    assert "not read: id (2 rows)\n" in capsys.readouterr().out
+
+
+def test_bad_rows_that_are_skipped_fail_the_check(data, capsys) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"prompt": 1}\n')
+    options = ("--on-bad-row", "skip", "--max-length", "2048")
+    assert main(data, *options) == 0
+    assert main(data, *options, "--check") == 1
+    assert "failed: every row can be used (bad rows: 1 unknown_shape)" in capsys.readouterr().out
 
 
 def test_rows_come_from_standard_input_too(data, capsys, monkeypatch) -> None:
@@ -268,7 +310,7 @@ def test_what_can_not_be_is_refused(data, capsys, monkeypatch, arguments, code, 
 @pytest.fixture
 def page(data, tmp_path, capsys) -> Path:
     path = tmp_path / "page.html"
-    assert main(data, "--check", "--html", path) == 0
+    assert main(data, "--check", "--html", path) == 1  # the story is too long
     return path
 
 

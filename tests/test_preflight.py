@@ -15,7 +15,7 @@ from tokenizers import normalizers
 
 from minimind.data import chatml, masking
 from minimind.data.build import DataOptions, DataReport, count_spelled
-from minimind.data.conversation import Conversation, Message
+from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Dataset
 from minimind.data.masking import encode_rows, truncate
 from minimind.inspect import preflight
@@ -34,7 +34,10 @@ from tests.support.tokenizers_of_bases import (
 
 TOKENIZER = Tokenizer.load(BASE)
 DECODING = "trained ids decode to the assistant's words and end tokens"
+USABLE = "every row can be used"
+KEYS = "what messages say is read"
 SUPERVISION = "answers are left to train on"
+LENGTHS = "few rows are too long"
 STOP = "the saved model stops where answers end"
 SPELLED = "at most 1% of answers spell the base's tokens"
 TEMPLATE = "the saved tokenizer and chat template give the ids and the mask of training"
@@ -51,7 +54,8 @@ ROWS = [
     chat("Story!", "Once upon a time. " * 60, line=3),
     chat("Only a question.", line=4),
 ]
-OPTIONS = DataOptions(max_length=100)
+OPTIONS = DataOptions(max_length=2000)
+SHORT = DataOptions(max_length=100)  # too short for the story
 
 
 def check(
@@ -72,9 +76,11 @@ def check(
         truncated=sum(a < b for a, b in zip(after, before, strict=True)),
         dropped_long=sum(a == 0 < b for a, b in zip(after, before, strict=True)),
         tokens_lost=sum(before) - sum(after),
+        supervised=sum(after),
     )
     for row in rows:
         count_spelled(row, tokenizer, options.train_on, report)
+        report.count_keys(len(row.messages), row.unread, row.read_as)
     found = survey(rows, tokenizer, options)
     return {check.name: check for check in check_data(found, report, tokenizer, model_type)}
 
@@ -92,7 +98,7 @@ def test_sound_data_passes_every_check(tokenizer, train_on, truncation) -> None:
     options = replace(OPTIONS, train_on=train_on, truncation=truncation)
     checks = check(tokenizer, options=options)
     assert {found.outcome for found in checks.values()} == {"passed"}
-    assert list(checks) == [DECODING, SUPERVISION, SPELLED, STOP, TEMPLATE]
+    assert list(checks) == [DECODING, USABLE, KEYS, SUPERVISION, SPELLED, LENGTHS, STOP, TEMPLATE]
     assert checks[DECODING].fact == "4 rows"
 
 
@@ -169,16 +175,16 @@ def test_an_end_that_is_not_trained_is_found(tokenizer, monkeypatch) -> None:
     )
 
 
-@pytest.mark.parametrize("row", [ROWS[2], ROWS[3]])
-def test_data_without_anything_to_train_on_is_found(tokenizer, row) -> None:
-    checks = check(tokenizer, rows=[row])
-    assert failed(checks) == {SUPERVISION}
+@pytest.mark.parametrize(("row", "also"), [(ROWS[2], {LENGTHS}), (ROWS[3], set())])
+def test_data_without_anything_to_train_on_is_found(tokenizer, row, also) -> None:
+    checks = check(tokenizer, rows=[row], options=SHORT)
+    assert failed(checks) == {SUPERVISION} | also
     assert checks[SUPERVISION].consequence == "there is nothing to train"
 
 
 def test_what_truncation_takes_is_reported(tokenizer) -> None:
     lost = len(tokenizer.encode("Once upon a time. " * 60)) + 1
-    assert check(tokenizer)[SUPERVISION].fact == (
+    assert check(tokenizer, options=SHORT)[SUPERVISION].fact == (
         "2 of 4 rows are trained; 1 have no answer, 1 are too long; "
         f"truncation takes {lost} supervised tokens from 1 rows"
     )
@@ -192,6 +198,57 @@ def saved_with(monkeypatch: pytest.MonkeyPatch, file: str, **changes: object) ->
         edit_json(Path(folder) / file, **changes)
 
     monkeypatch.setattr(preflight, "save_tokenizer", save)
+
+
+@pytest.mark.parametrize(
+    ("counts", "outcome"),
+    [
+        ({"rows": 100, "truncated": 2, "supervised": 980, "tokens_lost": 20}, "passed"),
+        ({"rows": 100, "truncated": 3, "supervised": 990, "tokens_lost": 10}, "failed"),
+        ({"rows": 100, "truncated": 1, "supervised": 979, "tokens_lost": 21}, "failed"),
+        ({"rows": 0}, "passed"),
+    ],
+)
+def test_more_than_2_percent_lost_to_length_is_found(tokenizer, counts, outcome) -> None:
+    checks = {
+        c.name: c
+        for c in check_data(survey([], tokenizer, OPTIONS), DataReport(**counts), tokenizer)
+    }
+    assert checks[LENGTHS].outcome == outcome
+    if outcome == "failed":
+        assert "supervised tokens to --max-length" in checks[LENGTHS].fact
+        assert checks[LENGTHS].consequence == "the model would not learn what is there"
+
+
+def test_bad_rows_are_found(tokenizer) -> None:
+    report = DataReport(rows=98, kept=98)
+    report.bad.update({"bad_json": 1, "untrained_key": 2})
+    checks = {c.name: c for c in check_data(survey([], tokenizer, OPTIONS), report, tokenizer)}
+    assert checks[USABLE].outcome == "failed"
+    assert checks[USABLE].fact == "bad rows: 2 untrained_key, 1 bad_json"
+    assert checks[USABLE].consequence == "what they say is not trained"
+
+
+@pytest.mark.parametrize(
+    ("value", "messages", "fails"),
+    [
+        *(("x", 2, False), ("x", 3, True), (False, 3, True), ([{"a": "x"}], 3, True)),
+        *((7, 200, False), ({"a": [1.5]}, 200, False), (None, 200, False), ("", 200, False)),
+    ],
+)
+def test_a_key_of_messages_that_says_something_and_is_not_read_is_found(
+    tokenizer, value, messages, fails
+) -> None:
+    turns = [{"role": ("user", "assistant")[n % 2], "content": "x"} for n in range(200)]
+    for message in turns[:messages]:
+        message["mood"] = value
+    row = parse_conversation({"messages": turns, "mood": "x"}, path="data.jsonl", line=1)
+    checks = check(tokenizer, [row])
+    assert failed(checks) == ({KEYS} if fails else set())
+    if fails:
+        told = f"not read, with text or booleans in them: mood ({messages}) of 200 messages"
+        assert checks[KEYS].fact == told
+        assert "--ignore-keys says that this is meant" in checks[KEYS].consequence
 
 
 def test_a_wrong_stop_token_is_found(tokenizer, monkeypatch) -> None:

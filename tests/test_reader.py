@@ -269,6 +269,48 @@ def test_no_row_is_read_otherwise_for_the_types_that_others_have(
     }
 
 
+MESSAGES = '[{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "네."}]'
+SHAREGPT = '[{"value": "안녕?", "from": "human"}, {"from": "gpt", "value": "네."}]'
+
+
+@pytest.mark.parametrize("first", [MESSAGES, SHAREGPT, " " + MESSAGES + " ", "\ufeff" + MESSAGES])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_lines_that_are_lists_of_messages_are_rows(
+    tmp_path: Path, first: str, zipped: bool
+) -> None:
+    text = f"{first}\n\n{SHAREGPT}\n{KOREAN}\n[1]\n{MESSAGES}".encode()
+    path = write(tmp_path, gzip.compress(text) if zipped else text)
+    found, errors = read(path)
+    assert [(c.line, c.shape) for c in found] == [
+        (1, "list of messages"),
+        (3, "list of messages"),
+        (4, "messages"),
+        (6, "list of messages"),
+    ]
+    for conversation in found:
+        assert [m.content for m in conversation.messages] == ["안녕?", "네."]
+    assert [(error.line, error.kind) for error in errors] == [(5, "not_object")]
+    (alone,), _ = read(write(tmp_path, first))
+    assert alone.line == 1
+    assert len(read(write(tmp_path, f"[{KOREAN}, {ENGLISH}]"))[0]) == 2  # an array all the same
+    assert len(read(write(tmp_path, f"[{MESSAGES},\n{SHAREGPT}]"))[0]) == 2
+    rows = [json.loads(MESSAGES), tuple(json.loads(SHAREGPT))]
+    assert [len(c.messages) for c in read_conversations(rows)] == [2, 2]  # type: ignore[arg-type]
+
+
+def test_a_conversation_that_is_spread_over_lines_is_told_what_a_row_is(tmp_path: Path) -> None:
+    found, errors = read(write(tmp_path, json.dumps(json.loads(MESSAGES), indent=1)))
+    assert found == []
+    with pytest.raises(DataError, match=r'a row is a whole conversation: \{"messages": \[...\]\},'):
+        raise errors[0]
+
+
+def test_keys_to_ignore_reach_every_row(tmp_path: Path) -> None:
+    path = write(tmp_path, f'{ENGLISH[:-1]}, "tools": ["x"], "id": 1}}\n')
+    (found,) = read_conversations(path, ignore_keys=["tools"])
+    assert [unread.key for unread in found.unread] == ["id"]
+
+
 def test_only_the_white_space_of_json_is_blank(tmp_path: Path) -> None:
     for char in ("\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u3000"):
         found, errors = read(write(tmp_path, f"{char}\n{KOREAN}\n{char}[]\n{char}"))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import minimind.training.fit
 from minimind.atomic_io import folder_lock
+from minimind.clean import __main__ as clean
 from minimind.cli.command import EXIT_DATA, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from minimind.data.build import DataOptions, build_dataset
 from minimind.data.selection import split_by_prompt
@@ -258,10 +259,49 @@ def test_skipped_rows_are_counted_and_listed_with_reasons_beside_the_run(
     out = tmp_path / "run"
     options = ("--model", base, "--out", out, "--max-steps", 1, "--on-bad-row", "skip")
     assert run(data, *options) == 0
-    assert "rejected: 1 unknown_role" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "rejected: 1 unknown_role" in printed
+    assert f"{out / 'rejected.jsonl'} lists the rejected rows\n" in printed
     entry = json.loads((out / "rejected.jsonl").read_text(encoding="utf-8"))
     assert (entry["line"], entry["kind"]) == (31, "unknown_role")
     assert json.loads(entry["row"]) == {"messages": [{"role": "bot", "content": "hi"}]}
+
+
+def test_bad_rows_are_shown_together_and_the_ways_out_work(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "bot", "content": "hi"}]}\n{"text": 1}\n')
+    assert run(data, "--model", base) == EXIT_DATA
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {data}:31: message 1 has role")
+    assert f"\n{data}:32: the row's shape is unknown" in told
+    assert "\n2 of 32 rows can't be used; --on-bad-row skip leaves them out, and python" in told
+    assert not (tmp_path / "runs").exists()
+    assert clean.main([str(data), "--out", "new.jsonl", "--rules"]) == 0
+    assert run("new.jsonl", "--model", base, "--dry-run") == EXIT_OK
+    assert run(data, "--model", base, "--dry-run", "--on-bad-row", "skip") == EXIT_OK
+
+
+def test_keys_that_are_not_read_are_told_at_each_start(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row |= {"id": 1, "source": "web"}
+        row["messages"][0]["mood"] = "sad"
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps({"question": "Who?", "answer": "Me.", "topic": "x"}))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = tmp_path / "run"
+    common = (data, "--model", base, "--val-data", held, "--out", out)
+    for more in (("--max-steps", 1), ("--max-steps", 2, "--resume")):
+        assert run(*common, *more) == EXIT_OK
+        printed = capsys.readouterr().out
+        assert "not read: id (30 rows), source (30), mood (30 messages)\n" in printed
+        assert "not read: topic (1 row)\n" in printed
+    assert run(*common, "--dry-run", "--overwrite", "--ignore-keys", "id", "mood") == EXIT_OK
+    assert "not read: source (30 rows)\n" in capsys.readouterr().out
 
 
 def test_validation_prompts_are_never_trained(

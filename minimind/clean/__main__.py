@@ -120,6 +120,7 @@ def _check_places(options: CleanOptions, out: Path, rejected: Path) -> None:
 def _lines(report: CleaningReport, cleaning: Cleaning) -> list[str]:
     lines = [f"{report.rows:,} rows: {report.kept:,} kept, {report.rows - report.kept:,} rejected"]
     lines += [f"    {name}: {count:,}" for name, count in report.rejected.most_common()]
+    lines += report.describe()
     lines += [f"not checked: {name} ({why})" for name, why in report.not_checked.items()]
     silent = [name for name in cleaning.rules if name not in report.rejected]
     if silent:

@@ -25,6 +25,7 @@ from minimind.clean.diversity import Diversity
 from minimind.clean.rules import Rule, Thresholds, Verdict, judge
 from minimind.data.conversation import Conversation, parse_conversation
 from minimind.data.errors import DataError, one_line
+from minimind.data.keys import KeyCounts
 from minimind.data.reader import Row, read_rows
 from minimind.data.storage import working_folder
 from minimind.text.near_duplicates import DuplicateFinder, Ints, minhash_available
@@ -59,8 +60,8 @@ class Cleaning:
 
 
 @dataclass(kw_only=True)
-class CleaningReport:
-    """What became of the rows.
+class CleaningReport(KeyCounts):
+    """What became of the rows, and the keys that weren't read in those that can be used.
 
     Attributes:
         rows: read, unusable ones too.
@@ -124,6 +125,9 @@ def clean_rows(
                     raise row
                 found, conversation = _judge(row, cleaning)
                 finder.add(None if found else conversation)
+                if conversation is not None:
+                    messages = len(conversation.messages)
+                    report.count_keys(messages, conversation.unread, conversation.read_as)
                 file.write(json.dumps([_checksum(row), found]) + "\n")
                 report.rows += 1
                 done(1)

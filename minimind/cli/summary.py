@@ -27,6 +27,7 @@ def describe_rows(report: DataReport, rejected: Path, context: int | None = None
         lines.append(f"unusual turns, kept: {kinds}")
     if report.spelling:
         lines.append(f"{describe_spelled(report)}: {SPELLED}")
+    lines += report.describe()
     if report.unsupervised:
         lines.append(f"dropped: {report.unsupervised:,} rows with nothing to train on")
     if report.truncated:

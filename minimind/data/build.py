@@ -19,7 +19,8 @@ import numpy as np
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import PROMPTS, Array, Dataset
-from minimind.data.errors import DataError
+from minimind.data.errors import SHOWN_ROWS, BadRowsError, DataError
+from minimind.data.keys import KeyCounts
 from minimind.data.masking import Truncation, encode_rows, truncate
 from minimind.data.prompts import prompt_keys_of, trained_prompts
 from minimind.data.reader import read_conversations
@@ -78,7 +79,7 @@ class DataOptions(RowOptions):
 
 
 @dataclass(kw_only=True)
-class DataReport:
+class DataReport(KeyCounts):
     """What became of the rows of the files, by count."""
 
     rows: int = 0  # legal rows read
@@ -131,9 +132,10 @@ def build_dataset(
         named = list(zip(files, names, strict=True))
         folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
     dataset, report = read_dataset(folder)
-    for name in ("shapes", "turns", "bad", "spelled"):
-        report[name] = Counter(report[name])
-    return dataset, DataReport(**report), folder
+    counts: dict[str, Any] = {
+        name: Counter(x) if isinstance(x, dict) else x for name, x in report.items()
+    }
+    return dataset, DataReport(**counts), folder
 
 
 def _write(
@@ -144,14 +146,21 @@ def _write(
     files, names = [file for file, _ in named], dict(named)
     index_of = {file: index for index, file in reversed(list(enumerate(files)))}
     writer = DatasetWriter(folder, tokenizer.vocab_size)
+    first_bad: list[DataError] = []  # where bad rows stop the building
     # What UTF-8 can't write, such as bytes in a file's name, is escaped as in JSON.
     with open(folder / REJECTED, "w", encoding="utf-8", errors="backslashreplace") as rejected:
 
         def on_error(error: DataError) -> None:
             error.path = names[error.path]
-            if options.on_bad_row == "stop" or error.rest_unread:
+            if error.rest_unread and not first_bad:
                 raise error
             report.bad[error.kind] += 1
+            if options.on_bad_row == "stop":
+                first_bad.append(error)
+                if error.rest_unread:
+                    raise _bad_rows(first_bad, report)
+                del first_bad[SHOWN_ROWS:]
+                return
             keys = ("path", "line", "kind", "fact", "remedy", "excerpt", "row")
             entry = {key: getattr(error, key) for key in keys}
             rejected.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -161,8 +170,10 @@ def _write(
             prompt_key=options.prompt_key,
             answer_key=options.answer_key,
             system=options.system,
+            ignore_keys=options.ignore_keys,
             on_error=on_error,
         )
+        conversations = _good_rows(conversations, first_bad, report)
         for sources, rows in _blocks(conversations, tokenizer, options, report):
             keys = [prompt_keys_of(source) for source in sources]
             rows.columns["key"][:] = [row[-1] for row in keys]
@@ -170,9 +181,26 @@ def _write(
             rows.columns["line"][:] = [source.line for source in sources]
             first = report.kept - len(rows)
             writer.add(rows, _listed_prompts(sources, keys, rows, options.train_on, first))
+    if first_bad:
+        raise _bad_rows(first_bad, report)
     if not report.bad:
         (folder / REJECTED).unlink()
     writer.finish(vars(report))
+
+
+def _good_rows(
+    conversations: Iterator[Conversation], first_bad: Sequence[DataError], report: DataReport
+) -> Iterator[Conversation]:
+    """All rows; after a bad one that stops the building they are only counted."""
+    for conversation in conversations:
+        report.rows += 1
+        if not first_bad:
+            yield conversation
+
+
+def _bad_rows(first_bad: Sequence[DataError], report: DataReport) -> DataError:
+    bad = report.bad.total()
+    return BadRowsError(first_bad, bad, report.rows + bad)
 
 
 def _listed_prompts(
@@ -210,11 +238,11 @@ def _blocks(
     long_rows: Counter[int] = Counter()  # above the limit, by the length that keeps them whole
     long_tokens: Counter[int] = Counter()  # their trained tokens
     for sources, rows in _encoded(conversations, tokenizer, options.train_on):
-        report.rows += len(sources)
         report.shapes.update([source.shape for source in sources])
         report.turns.update([name for source in sources for name in irregularities(source)])
         for source in sources:
             count_spelled(source, tokenizer, options.train_on, report)
+            report.count_keys(len(source.messages), source.unread, source.read_as)
         starts, lengths, before = (
             rows.column(name).astype(np.int64) for name in ("start", "length", "supervised")
         )

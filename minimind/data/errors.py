@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _LENGTH = 80  # characters of an excerpt
+SHOWN_ROWS = 10  # bad rows that are shown at once
 _BREAKS = re.compile(r"\s*\n\s*")
 
 
@@ -45,6 +46,30 @@ class DataError(ValueError):
             place = f"{place}:{self.line}" if place else f"row {self.line}"
         excerpt = f"\n    {self.excerpt}" if self.excerpt else ""
         return f"{place or 'data'}: {self.fact}; {self.remedy}{excerpt}"
+
+
+class BadRowsError(DataError):
+    """Rows that can't be used: the first ten of them, how many there are, and the ways out.
+
+    Its attributes are those of the first.
+    """
+
+    def __init__(self, first: Sequence[DataError], bad: int, rows: int) -> None:
+        one = first[0]
+        super().__init__(one.kind, one.fact, one.remedy, one.path, one.line, one.excerpt)
+        self.args = (first, bad, rows)
+        self.row, self.rest_unread = one.row, first[-1].rest_unread
+
+    def __str__(self) -> str:
+        first, bad, rows = self.args
+        least = "at least " * self.rest_unread
+        above = f" (the first {len(first)} are above)" * (bad > len(first))
+        end = (
+            f"{least}{bad:,} of {least}{rows:,} rows can't be used{above}; --on-bad-row skip "
+            "leaves them out, and python -m minimind.clean FILE --out NEW.jsonl writes the others "
+            "to a file and lists these"
+        )
+        return "\n".join([*map(str, first), end])
 
 
 def printable(text: str) -> str:

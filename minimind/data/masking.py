@@ -28,6 +28,7 @@ from minimind.data.conversation import (
     Message,
     parse_conversation,
     parse_messages,
+    warn_of_unread,
 )
 from minimind.data.dataset import Dataset, Example, flat
 from minimind.tokenizer import Tokenizer
@@ -67,6 +68,7 @@ def encode_conversation(
     """
     if isinstance(conversation, Mapping):
         conversation = parse_conversation(conversation)
+        warn_of_unread(conversation.unread)
     if isinstance(conversation, Conversation):
         conversation = conversation.messages
     messages = parse_messages(conversation)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from minimind.data.dataset import Example
 from minimind.data.errors import DataError, excerpt
+from minimind.data.formats import refuse_foreign
 from minimind.data.reader import (
     BOM,
     PathLike,
@@ -23,7 +24,6 @@ from minimind.data.reader import (
     decode_utf8,
     open_bytes,
     read_rows,
-    refuse_foreign,
 )
 from minimind.tokenizer import Tokenizer
 

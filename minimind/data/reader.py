@@ -1,7 +1,7 @@
 """Read conversations row by row, from files or from rows in Python.
 
 What is in a file decides how it is read, not its name: gzip is unpacked, a file that starts with
-"[" is one JSON array, and all else is JSON Lines.
+"[" is one JSON array, unless its first line is a list of messages; all else is JSON Lines.
 
     JSON Lines   streamed; memory is bounded by the longest line, at most MAX_LINE bytes
     JSON array   read whole; a row's line is the one on which it starts
@@ -18,7 +18,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,8 @@ from typing import BinaryIO, TypeAlias, cast
 
 from minimind.data.conversation import Conversation, parse_conversation
 from minimind.data.errors import DataError, excerpt
+from minimind.data.formats import refuse_foreign, refuse_table
+from minimind.data.shapes import is_message
 from minimind.data.strict_json import SPACE, JsonText
 
 MAX_LINE = 64 * 2**20  # bytes, the line feed included
@@ -42,6 +44,7 @@ def read_conversations(
     prompt_key: str | None = None,
     answer_key: str | None = None,
     system: str | None = None,
+    ignore_keys: Collection[str] = (),
     on_error: Callable[[DataError], None] | None = None,
 ) -> Iterator[Conversation]:
     """Read one file or several, or rows from Python, in order.
@@ -59,6 +62,7 @@ def read_conversations(
         prompt_key: with `answer_key`, two keys that hold the question and the answer.
         answer_key: see `prompt_key`.
         system: becomes the first message of every row that has no system message.
+        ignore_keys: rows are read as if neither they nor their messages had these keys.
         on_error: called with each error in the rows, after which reading continues with the next
             row. Without it the first error is raised.
 
@@ -69,7 +73,13 @@ def read_conversations(
         TypeError: `source` is neither paths nor rows.
     """
     rows = read_rows(source)
-    parse = partial(parse_conversation, prompt_key=prompt_key, answer_key=answer_key, system=system)
+    parse = partial(
+        parse_conversation,
+        prompt_key=prompt_key,
+        answer_key=answer_key,
+        system=system,
+        ignore_keys=ignore_keys,
+    )
 
     def conversations() -> Iterator[Conversation]:
         for row in rows:
@@ -114,7 +124,8 @@ def read_rows(source: PathsOrRows) -> Iterator[Row | DataError]:
         with suppress(TypeError):
             items = iter(source)
     first = source if items is None else next(items, _NOTHING)
-    if items is not None and isinstance(first, Mapping):
+    messages = isinstance(first, (list, tuple)) and first and isinstance(first[0], Mapping)
+    if items is not None and (messages or isinstance(first, Mapping)):
         return (Row(row, "", number) for number, row in enumerate(chain([first], items), start=1))
     if items is not None and isinstance(first, (str, os.PathLike)):
         names = [os.fspath(path) for path in (first, *cast("Iterator[PathLike]", items))]
@@ -175,26 +186,6 @@ def _standard_input() -> io.BufferedReader:
 
 
 BOM = b"\xef\xbb\xbf"  # the byte order mark, in UTF-8
-_FOREIGN = {
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"{\0": "UTF-16 text",
-    b"[\0": "UTF-16 text",
-    b"PK\3\4": "a zip archive",
-    b"PAR1": "a Parquet file",
-    b"\x28\xb5\x2f\xfd": "Zstandard data",
-    b"\xfd7zXZ": "xz data",
-    b"BZh": "bzip2 data",
-    b"\x1f\x8b": "packed with gzip twice",
-}
-
-
-def refuse_foreign(start: bytes, path: str, format: str = "JSON Lines") -> None:
-    """Raise a DataError if a file's first bytes are no text in UTF-8."""
-    for magic, name in _FOREIGN.items():
-        if start.startswith(magic):
-            remedy = f"write it as {format} in UTF-8, plain or with gzip"
-            raise DataError("foreign_file", f"is {name}", remedy, path)
 
 
 def _rows_of_file(path: str) -> Iterator[Row | DataError]:
@@ -208,9 +199,11 @@ def _rows_of_file(path: str) -> Iterator[Row | DataError]:
                 number += 1
                 if len(line) > MAX_LINE or line.strip(SPACE.encode()):
                     first, empty = empty, False
-                    if first and line.lstrip(SPACE.encode()).startswith(b"["):
+                    if first and _starts_an_array(line):
                         yield from _rows_of_array(line + stream.read(), number, path)
                         break
+                    if first:
+                        refuse_table(line, cast(io.BufferedReader, stream).peek(1), path)
                     try:
                         yield _row_of_line(line, number, path)
                     except DataError as error:
@@ -239,6 +232,18 @@ def _stamp(path: str, stream: BinaryIO) -> tuple[int, ...]:
     if path == "-" or not stat.S_ISREG((status := os.fstat(stream.fileno())).st_mode):
         return ()
     return status.st_size, status.st_mtime_ns
+
+
+def _starts_an_array(line: bytes) -> bool:
+    """Whether a file's first line starts an array of rows, and isn't a row: a list of messages."""
+    text = line.decode(errors="replace").strip(SPACE)
+    if not text.startswith("["):
+        return False
+    if text.endswith("]"):
+        with suppress(DataError):
+            json = JsonText(text, "", 0)
+            return not is_message(json.value(json.skip_space(1))[0])
+    return True
 
 
 def _row_of_line(line: bytes, number: int, path: str) -> Row:

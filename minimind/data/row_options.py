@@ -10,12 +10,14 @@ OnBadRow = Literal["stop", "skip"]
 
 @dataclass(frozen=True, kw_only=True)
 class RowKeys:
-    """Which keys of a row hold its question and its answer."""
+    """Which keys of a row are read."""
 
     prompt_key: str | None = None
     """With --answer-key: the key that holds the question."""
     answer_key: str | None = None
     """With --prompt-key: the key that holds the answer."""
+    ignore_keys: tuple[str, ...] = ()
+    """Read rows and messages as if they didn't have these keys, and count them no more."""
 
     def __post_init__(self) -> None:
         if (self.prompt_key is None) != (self.answer_key is None):

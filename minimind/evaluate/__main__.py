@@ -18,7 +18,8 @@ from tqdm import tqdm
 from minimind.cli.command import following_options, new_folder, run_command
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
-from minimind.data.errors import DataError, printable
+from minimind.data.errors import SHOWN_ROWS, BadRowsError, DataError, printable
+from minimind.data.keys import KeyCounts
 from minimind.data.plain_text import encode_documents, read_documents
 from minimind.data.row_options import RowOptions
 from minimind.data.storage import cache_directory, readable_again
@@ -98,7 +99,7 @@ class EvaluateOptions:
         if self.documents and (of_rows or not self.score):
             raise ValueError(
                 "--documents scores whole texts; leave out --metrics, --limit, --system, "
-                "--prompt-key, --answer-key, --on-bad-row, --compile, --no-score"
+                "--prompt-key, --answer-key, --ignore-keys, --on-bad-row, --compile, --no-score"
             )
 
     @property
@@ -123,6 +124,8 @@ def run(options: EvaluateOptions) -> None:
     records: dict[str, list[Record]] = {}
     with readable_again(options.files, cache_directory()) as files:
         names = dict(zip(files, options.files, strict=True))
+        keys = KeyCounts() if options.documents else _check_rows(names, options)
+        print("\n".join(keys.describe()), end="\n" if keys.describe() else "", flush=True)
         for name in options.model or (None,):
             label = "the embedded base" if name is None else name
             with following_options():
@@ -143,7 +146,8 @@ def run(options: EvaluateOptions) -> None:
     if not any(record.sums for of_model in records.values() for record in of_model):
         remedy = "name a file with rows that fit the model's context"
         raise DataError("no_rows", "has no rows to answer or to score", remedy, options.files[0])
-    results = {"options": asdict(options), "versions": versions()} | compare(records)
+    results = {"options": asdict(options), "versions": versions(), "keys": vars(keys)}
+    results |= compare(records)
     out = _write(results, options)
     print(*_answers(records, options.show), "", *_table(results), "", sep="\n")
     print(f"{out / 'results.json'} and {out / 'report.html'} hold every row", flush=True)
@@ -176,19 +180,38 @@ def _write(results: dict[str, Any], options: EvaluateOptions) -> Path:
     return out
 
 
-def _read_questions(names: dict[str, str], options: EvaluateOptions) -> Iterator[Question]:
-    """Read the files; `names` says what the user calls each of them."""
-    skipped: list[DataError] = []
+def _check_rows(names: dict[str, str], options: EvaluateOptions) -> KeyCounts:
+    """Read the rows once before the work; `names` says what the user calls each of their files.
+
+    Bad rows are told, and stop it or are skipped.
+    """
+    keys, rows, bad = KeyCounts(), 0, 0
+    first: list[DataError] = []
 
     def on_error(error: DataError) -> None:
+        nonlocal bad
         error.path = names.get(error.path, error.path)
-        if options.rows.on_bad_row == "stop" or error.rest_unread:
-            raise error
-        skipped.append(error)
+        bad += 1
+        first.append(error)
+        if error.rest_unread:
+            raise BadRowsError(first, bad, rows + bad) if len(first) > 1 else error
+        del first[SHOWN_ROWS:]
 
-    yield from islice(read_questions(names, options.rows, on_error), options.limit)
-    if skipped:
-        print(f"{len(skipped):,} rows skipped; the first: {skipped[0]}", file=sys.stderr)
+    for question in islice(read_questions(names, options.rows, on_error), options.limit):
+        rows += 1
+        row = question.conversation
+        keys.count_keys(len(row.messages), row.unread, row.read_as)
+    if bad and options.rows.on_bad_row == "stop":
+        raise BadRowsError(first, bad, rows + bad)
+    if bad:
+        print(f"{bad:,} rows skipped; the first: {first[0]}", file=sys.stderr)
+    return keys
+
+
+def _read_questions(names: dict[str, str], options: EvaluateOptions) -> Iterator[Question]:
+    """The rows again; bad ones were reported already."""
+    questions = read_questions(names, options.rows, lambda _: None)
+    return islice(questions, options.limit)
 
 
 def _answers(records: dict[str, list[Record]], show: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minimind.cli.page import FILTER_SCRIPT, escape, page, row_filter
+from minimind.data.keys import KeyCounts
 from minimind.evaluate.figures import describe_counts
 
 STYLE = """
@@ -26,6 +27,7 @@ def evaluation_page(results: dict[str, Any]) -> str:
     body = [
         f"<p>{escape(', '.join(results['options']['files']))}<br>"
         + "<br>".join(escape(describe_counts(model)) for model in models)
+        + "".join(f"<br>{escape(line)}" for line in KeyCounts(**results["keys"]).describe())
         + "</p>",
         f"<table><tr><th>figure</th>{heads}</tr>",
         *(_figure_row(name, [model["figures"] for model in models]) for name in names),

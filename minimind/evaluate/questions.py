@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.errors import DataError, excerpt
-from minimind.data.reader import BOM, Row, decode_utf8, open_bytes, read_rows, refuse_foreign
+from minimind.data.formats import refuse_foreign
+from minimind.data.reader import BOM, Row, decode_utf8, open_bytes, read_rows
 from minimind.data.row_options import RowOptions
 
 PATTERN_FLAGS = re.IGNORECASE | re.DOTALL
@@ -63,6 +64,7 @@ def read_questions(
                     answer_key=options.answer_key,
                     system=options.system,
                     questions=True,
+                    ignore_keys=options.ignore_keys,
                     path=path,
                     line=row.line,
                     text=row.text,
@@ -87,8 +89,9 @@ def _prompts(path: str) -> Iterator[Row | DataError]:
 
 
 def _question(conversation: Conversation, row: Row) -> Question:
-    assert isinstance(row.value, dict)
-    question = Question(conversation, row.value.get("pattern"))
+    pattern = row.value.get("pattern") if isinstance(row.value, dict) else None
+    left = tuple(key for key in conversation.unread if key[:2] != ("pattern", False))
+    question = Question(replace(conversation, unread=left), pattern)
     place = row.path, row.line, excerpt(row.text)
     if not question.prompt:
         fact = "no message is before the answer"

@@ -19,6 +19,7 @@ from minimind.cli.summary import describe_selection, describe_tokens
 from minimind.data.build import DataOptions, DataReport
 from minimind.data.conversation import Conversation
 from minimind.data.errors import printable
+from minimind.data.keys import KeyCounts
 from minimind.data.reader import read_conversations
 from minimind.data.selection import SplitOptions, select_rows
 from minimind.data.storage import cache_directory, hash_of, readable_again
@@ -49,7 +50,8 @@ class InspectOptions:
     model: str | None = None
     """Use this base's tokenizer: a Hugging Face folder or hub name; default: the embedded base."""
     check: bool = False
-    """Check what the data and the base's tokenizer could break; exit with 1 if a check fails."""
+    """Check what the data and the base's tokenizer could break: bad rows, keys that aren't read,
+    losses to length, masks, stop tokens; exit with 1 if a check fails."""
     rows: tuple[str, ...] = ()
     """Show these rows, too: LINE, or FILE:LINE where there are several files."""
     html: Path | None = None
@@ -139,6 +141,7 @@ def _read(files: list[str], names: dict[str, str], options: DataOptions) -> Iter
         prompt_key=options.prompt_key,
         answer_key=options.answer_key,
         system=options.system,
+        ignore_keys=options.ignore_keys,
         on_error=lambda _: None,
     ):
         yield replace(conversation, path=names[conversation.path])
@@ -173,6 +176,7 @@ def _figures(report: DataReport, found: Survey, max_length: int) -> dict[str, An
     counted = ("rows", "unsupervised", "truncated", "dropped_long", "tokens_lost")
     return {
         **{name: getattr(report, name) for name in counted},
+        **{name: getattr(report, name) for name in ("bad", *vars(KeyCounts()))},
         "duplicates": found.duplicates,
         "tokens": int(lengths.sum()),
         "supervised": report.supervised + report.tokens_lost,

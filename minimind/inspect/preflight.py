@@ -15,6 +15,7 @@ from typing import Any, Literal
 from minimind.cli.summary import SPELLED, describe_spelled
 from minimind.data.build import DataReport
 from minimind.data.conversation import Conversation, Message
+from minimind.data.errors import printable
 from minimind.data.masking import encode_prompt, encode_rows
 from minimind.inspect.survey import Survey
 from minimind.model.pretrained import save_tokenizer
@@ -22,6 +23,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.vocabulary import END
 
 MAX_SPELLING = 0.01  # share of answers that spell control tokens: some prose is about them
+MOST_UNREAD = 0.01  # share of the messages in which a key with text or booleans may be left
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,11 @@ def check_data(
         model_type: the model's, as it is saved.
     """
     yield _decoding(found)
+    yield _usable(report)
+    yield _keys(report)
     yield _supervision(report)
     yield _spelled(report)
+    yield _lengths(report)
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(folder, tokenizer)
         yield _stop_tokens(Path(folder), tokenizer)
@@ -70,6 +75,39 @@ def _decoding(found: Survey) -> Check:
         fact = f"{found.mismatches:,} of {rows:,} rows don't; {found.first_mismatch}"
         return Check(name, "failed", fact, "the model would learn other text than the data has")
     return Check(name, "passed" if rows else "not checked", f"{rows:,} rows")
+
+
+def _usable(report: DataReport) -> Check:
+    name = "every row can be used"
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.bad.most_common())
+    if report.bad:
+        return Check(name, "failed", f"bad rows: {kinds}", "what they say is not trained")
+    return Check(name, "passed", f"{report.rows:,} rows")
+
+
+def _keys(report: DataReport) -> Check:
+    """Keys of rows are only told: many are numbers, sources and dates."""
+    name = "what messages say is read"
+    most = MOST_UNREAD * report.messages
+    unread = {key: count for key, count in report.unread_texts.items() if count > most}
+    if unread:
+        largest = sorted(unread.items(), key=lambda item: -item[1])[:8]
+        keys = ", ".join(f"{printable(key[:40])} ({count:,})" for key, count in largest)
+        fact = f"not read, with text or booleans in them: {keys} of {report.messages:,} messages"
+        consequence = "what they say is not trained; --ignore-keys says that this is meant"
+        return Check(name, "failed", fact, consequence)
+    return Check(name, "passed", f"{report.messages:,} messages")
+
+
+def _lengths(report: DataReport) -> Check:
+    name = "few rows are too long"
+    tokens = report.supervised + report.tokens_lost
+    rows_lost, tokens_lost = report.truncated, report.tokens_lost
+    fact = f"{rows_lost:,} of {report.rows:,} rows lose {tokens_lost:,} of {tokens:,} supervised "
+    fact += "tokens to --max-length"
+    if report.loses_much:
+        return Check(name, "failed", fact, "the model would not learn what is there")
+    return Check(name, "passed", fact)
 
 
 def _supervision(report: DataReport) -> Check:

@@ -185,6 +185,7 @@ def _prepare_folder(out: Path, options: SFTOptions, rejected: list[Path]) -> Non
     lists = [file.read_bytes() for file in rejected if file.exists()]
     if lists:
         (out / REJECTED).write_bytes(b"".join(lists))
+        print(f"{out / REJECTED} lists the rejected rows")
 
 
 def _plan(

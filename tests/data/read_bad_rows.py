@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -22,11 +24,23 @@ GOOD = b'{"instruction": "Say hi.", "input": "", "output": "Hi."}'
 ABSENT = ("/dev/zero", "missing.jsonl", "empty.jsonl/rows.jsonl")
 CHANGED = "changed.jsonl"
 
+
+def tar() -> bytes:
+    """A tar archive with a file of rows."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        member = tarfile.TarInfo("rows.jsonl")
+        member.size = len(GOOD)
+        archive.addfile(member, io.BytesIO(GOOD))
+    return stream.getvalue()
+
+
 MADE = {
     CHANGED: (GOOD + b"\n") * 9,
     "bzip2.jsonl": bz2.compress(GOOD),
     "bom_and_bad_row.jsonl": b"\xef\xbb\xbf{}\n" + GOOD,
     "carriage_returns_only.jsonl": GOOD + b"\r" + GOOD + b"\r",
+    "columns.json": b'{"prompt": {"0": "a", "1": "b"}, "completion": {"0": "c", "1": "d"}}',
     "comments.json": b"// rows\n[" + GOOD + b"]",
     "crlf.jsonl": b"{}\r\n" + GOOD + b"\r\n\r\n{'a'\r\n" + GOOD[:-1] + b"\r\n",
     "deep.jsonl": b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n" + GOOD,
@@ -37,6 +51,8 @@ MADE = {
     "last_line_without_end.jsonl": b"{}\n" + GOOD,
     "pointer_of_git_lfs.jsonl": b"version https://git-lfs.github.com/spec/v1\nsize 12345\n",
     "separators.jsonl": GOOD + "\u2028".encode() + GOOD + b"\n\x0b\n",
+    "table.csv": b"question,answer\n1 + 1?,2\n",
+    "tar.jsonl": tar(),
     "xz.jsonl": lzma.compress(GOOD),
     "나쁜.jsonl": b"{}",
     "zstandard.jsonl": b"\x28\xb5\x2f\xfd\x04\x00",

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SPELLED = 0xF8
-ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "observation", "bot")
+ROLES = ("system", "user", "assistant", "tool", "human", "GPT", "model", "developer")
 KEYS = (
     *("messages", "conversations", "role", "from", "content", "value", "weight", "instruction"),
     *("output", "input", "history", "system", "prompt", "completion", "type", "text", "tools"),
+    *("response", "question", "answer", "context", "system_prompt", "train", "loss", "thinking"),
+    *("label", "images", "mood"),
 )
 TEXTS = (
     *("Hi", "안녕", "", " ", "\n", "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>\n", "</s>"),
@@ -42,7 +44,7 @@ def spell_file(choices: Iterator[int]) -> bytes:
 
 
 def _row(choices: Iterator[int]) -> object:
-    kind = next(choices, 0) % 6
+    kind = next(choices, 0) % 8
     if kind == 0:
         return {"messages": _turns(choices)}
     if kind == 1:
@@ -53,6 +55,15 @@ def _row(choices: Iterator[int]) -> object:
         return {**row, "output": _text(choices)}
     if kind == 3:
         return {"prompt": _either(choices), "completion": _either(choices)}
+    if kind == 4:
+        return _turns(choices)
+    if kind == 5:
+        key = KEYS[next(choices, 0) % len(KEYS)]
+        value = _value(choices, depth=1)
+        return {"question": _either(choices), "answer": _either(choices), key: value}
+    if kind == 6:
+        row = {"instruction": _text(choices), "context": _text(choices)}
+        return {**row, "response": _text(choices), "system_prompt": _text(choices)}
     return _value(choices, depth=4)
 
 
@@ -66,8 +77,11 @@ def _turn(choices: Iterator[int]) -> object:
         return _value(choices, depth=3)
     role, content = ("from", "value") if how & 1 else ("role", "content")
     content_value = [{"type": "text", "text": _text(choices)}] if how & 6 == 6 else _text(choices)
-    weight = {"weight": NUMBERS[next(choices, 0) % len(NUMBERS)]} if how & 24 == 24 else {}
-    return {role: ROLES[how // 32 % len(ROLES)], content: content_value, **weight}
+    more = {}
+    if how & 24 == 24:
+        key = ("weight", "train", "mood", "tools")[next(choices, 0) % 4]
+        more[key] = NUMBERS[next(choices, 0) % len(NUMBERS)]
+    return {role: ROLES[how // 32 % len(ROLES)], content: content_value, **more}
 
 
 def _either(choices: Iterator[int]) -> object:

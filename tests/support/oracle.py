@@ -20,6 +20,7 @@ from minimind.data.reader import Row, read_rows
 from minimind.tokenizer import Tokenizer
 
 END = "<|im_end|>"
+FLAGS = ("train", "training", "loss")
 
 
 def check_file(data: bytes, tokenizer: Tokenizer) -> int:
@@ -75,20 +76,26 @@ def check_mask(
 
 def trained_answers(row: Any, shape: str) -> list[str]:
     """A good row's answers, read off its JSON."""
-    if shape == "instruction/output":
-        return [pair[1] for pair in row.get("history") or []] + [row["output"]]
-    if shape == "prompt/completion":
-        answer = row["completion"]
-        answers = [answer] if isinstance(answer, str) else _answers_of(answer)
-        return (_answers_of(row["prompt"]) if isinstance(row["prompt"], list) else []) + answers
-    return _answers_of(row[shape])
+    if shape == "list of messages":
+        return _answers_of(row)
+    if row.get("weight") == 0 or any(row.get(flag) is False for flag in FLAGS):
+        return []
+    if "/" not in shape:
+        return _answers_of(row[shape])
+    asking, answering = shape.split("/")
+    question, answer = row[asking], row[answering]
+    if asking == "instruction":
+        return [pair[1] for pair in row.get("history") or []] + [answer]
+    answers = [answer] if isinstance(answer, str) else _answers_of(answer)
+    return (_answers_of(question) if isinstance(question, list) else []) + answers
 
 
 def _answers_of(messages: list[Any]) -> list[str]:
     answers = []
     for message in messages:
         role = message["from"] if message.get("role") is None else message["role"]
-        if role in ("assistant", "gpt") and message.get("weight") != 0:
+        untrained = message.get("weight") == 0 or any(message.get(f) is False for f in FLAGS)
+        if role.lower() in ("assistant", "gpt", "model") and not untrained:
             first = message.get("content")
             content = message.get("value") if first is None else first
             if isinstance(content, list):
