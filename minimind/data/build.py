@@ -75,6 +75,7 @@ class DataReport:
     tokens_lost: int = 0  # trained tokens lost to truncation
     tokens: int = 0
     supervised: int = 0
+    system: str | None = None  # the message that --system or every row has, where rows have it
 
 
 def build_dataset(
@@ -171,8 +172,12 @@ def _blocks(
     report: DataReport,
 ) -> Iterator[tuple[list[Conversation], Dataset]]:
     """Yield the rows that train, some hundred at a time, and their tokens; count all rows."""
+    systems: set[str | None] = set()
     for sources, rows in _encoded(conversations, tokenizer, options.train_on):
         report.rows += len(sources)
+        found = {_system_of(source) for source in sources}
+        # Of a file whose rows have many, two and the option's are enough to know it.
+        systems |= found if len(systems) < 2 else found & {options.system}
         report.shapes.update([source.shape for source in sources])
         report.turns.update([name for source in sources for name in irregularities(source)])
         starts, lengths, before = (
@@ -192,6 +197,13 @@ def _blocks(
         report.tokens += int(lengths.sum())
         report.supervised += int(after.sum())
         yield list(compress(sources, lengths.tolist())), _cut(rows, lengths)
+    common = systems if len(systems) == 1 else systems & {options.system}
+    report.system = next(iter(common), None)
+
+
+def _system_of(conversation: Conversation) -> str | None:
+    first = conversation.messages[0]
+    return first.content if first.role == "system" else None
 
 
 def _cut(rows: Dataset, lengths: Array) -> Dataset:
