@@ -19,6 +19,7 @@ from minimind.training import distributed
 from minimind.training.checkpoint import load_checkpoint, newest_checkpoint
 from minimind.training.environment import processor, versions
 from minimind.training.loop import TrainConfig, TrainState
+from minimind.training.run_folder import CHECKPOINTS, METRICS
 
 HARMLESS = ("python", "tokenizers", "safetensors", "numpy")  # the last bits don't depend on them
 FREE = ("activation_checkpointing", "compile")  # a run may be resumed with or without them
@@ -92,7 +93,7 @@ def resume(
     Raises:
         TrainingError: the checkpoint belongs to another run or version, or is damaged.
     """
-    path, extra, passed_over = newest_checkpoint(out / "checkpoints")
+    path, extra, passed_over = newest_checkpoint(out / CHECKPOINTS)
     for sentence in passed_over:
         print(sentence)
     if path is None:
@@ -101,6 +102,8 @@ def resume(
                 f"{out}: none of its checkpoints is complete; restore one, or start again in "
                 "another --out"
             )
+        if (out / METRICS).exists():
+            print("no checkpoint yet: starting from the beginning")
         return {}
     precision = state.precision
     try:
