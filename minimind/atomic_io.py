@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,33 @@ def write_tensors(
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:  # safetensors raises it for the system's errors
         raise OSError(f"{path}: {error}; make room, or check the disk") from error
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file beside its place and rename it: what stands there is whole, the old or the new.
+
+    A link stays one. What UTF-8 can't write, such as bytes of a file's name, is escaped as in JSON.
+
+    Raises:
+        OSError: the disk is full, or fails; what stood there is unchanged.
+    """
+    target = path.resolve()
+    aside = target.with_name(f".minimind-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            content = content.encode("utf-8", "backslashreplace")
+        aside.write_bytes(content)
+        if target.exists():
+            shutil.copymode(target, aside)
+        sync(aside)
+        os.replace(aside, target)
+    except OSError as error:
+        fact = f"can't be written ({error.strerror or error}), and what was there is unchanged"
+        raise OSError(f"{path}: {fact}; make room, or name another place") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()
 
 
 def sha256_of(path: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from minimind.data.masking import encode_prompt
 from minimind.data.reader import read_conversations
 from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
+from tests.support.faults import small_disk
 from tests.support.scripted import Scripted
 from tests.support.terminal import Terminal
 from tests.support.tiny import CONFIG, write_base
@@ -154,6 +156,19 @@ def test_a_save_that_fails_says_so_and_loses_nothing(tokenizer, tmp_path, name, 
     assert error in talk.notes[0]
     assert talk.contents == ["응?", "네"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_on_a_full_disk_adds_no_half_row(tokenizer, tmp_path) -> None:
+    with small_disk(tmp_path / "disk", 16) as disk:
+        path = disk / "chats.jsonl"
+        talk = Talk(tokenizer, "네").say("응?", f"/save {path}")
+        before = path.read_bytes()
+        status = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(status.f_bavail * status.f_bsize))
+        for _ in range(60):
+            talk.say(f"/save {path}")
+        assert "No space left" in talk.notes[-1]
+        assert path.read_bytes() == before * (path.stat().st_size // len(before))
 
 
 def test_an_empty_conversation_is_not_saved(tokenizer, tmp_path) -> None:

@@ -231,7 +231,7 @@ def test_where_results_can_not_stand_is_told_before_the_work(base, rows, tmp_pat
     out = str(tmp_path / "out")
     assert main([*common, out]) == 0
     assert main([*common, out]) == 2
-    assert f"--out {out}: has results; --overwrite replaces them" in capsys.readouterr().err
+    assert f"{out}/results.json: exists; --overwrite replaces it" in capsys.readouterr().err
     assert main([*common, out, "--overwrite"]) == 0
 
 

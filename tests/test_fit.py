@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimind.cli.command import new_folder
 from minimind.data.dataset import Dataset, Example
 from minimind.data.plan import Steps, make_steps
 from minimind.data.show import show_row
@@ -91,12 +90,6 @@ def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
         assert asked == []
         assert choose_device("auto") == torch.device(name)
     assert asked == ["high"]  # TF32, where a GPU was found too
-
-
-def test_each_run_gets_the_first_free_number(tmp_path: Path) -> None:
-    (tmp_path / "chats-1").mkdir()
-    (tmp_path / "chats-3").mkdir()
-    assert new_folder("chats", tmp_path) == tmp_path / "chats-2"
 
 
 # A step that isn't finite, and when the host comes to know of it

@@ -353,12 +353,13 @@ def test_a_model_that_stands_in_the_folder_is_not_written_over(
     base = write_base(tmp_path / "base")
     before = (base / "model.safetensors").read_bytes()
     assert main([*files, *SMALL, *shape, "--out", str(base)]) == EXIT_USAGE
-    assert "holds a model, but no checkpoint to resume from" in capsys.readouterr().err
+    assert "holds a model, but no run to resume" in capsys.readouterr().err
     assert (base / "model.safetensors").read_bytes() == before
     done = ("--tokens", "2000", "--out", str(tmp_path / "run"))
     assert main([*files, *SMALL, *shape, *done]) == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert main([*files, *SMALL, *shape, *done]) == EXIT_USAGE
+    assert "holds a model, but no checkpoint to resume from" in capsys.readouterr().err
 
 
 def test_a_folder_of_fine_tuning_is_refused_in_one_line(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from minimind.clean import rules as quality
 from minimind.clean.rules import DEFAULT, RULES, Thresholds, Verdict, check_conversation
@@ -81,6 +83,28 @@ def test_evidence_says_what_was_seen() -> None:
     assert found == [Verdict("empty_answer", "the answer is '...'")]
     (found,) = check_conversation(planted.chat("Why?", "Because</s>"))
     assert found == ("control_tokens", "assistant: '</s>'")
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc", "가나다라"]), min_size=50, max_size=80))
+def test_no_share_of_an_answer_is_more_than_all_of_it(words: list[str]) -> None:
+    limits = Thresholds(repeated_ngrams=0.1)
+    for verdict in check_conversation(planted.chat("Why?", " ".join(words)), None, limits):
+        shares = re.findall(r"(\d+)%", verdict.evidence)
+        assert all(0 < int(share) <= 100 for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("ha " * 60, "100% of the answer is 'ha ha', 59 times"),  # runs of it overlap
+        ("ha " * 30 + " ".join(map(str, range(10, 40))), "50% of the answer is 'ha ha', 29 times"),
+        ("a b " * 10 + " ".join(f"w{n}" for n in range(10, 40)), "18% of the answer is"),
+    ],
+)
+def test_the_share_of_a_phrase_counts_each_word_once(answer: str, share: str) -> None:
+    limits = Thresholds(repeated_ngrams=0.5)
+    (verdict,) = check_conversation(planted.chat("Why?", answer), ["repeated_ngrams"], limits)
+    assert verdict.evidence.startswith(share)
 
 
 def test_rules_are_chosen_by_name_or_are_ones_own() -> None:

@@ -110,13 +110,21 @@ def test_an_existing_folder_is_refused_before_anything_is_read(
     assert (out / "precious.txt").read_text() == "keep"
 
 
-def test_overwrite_starts_afresh(base: Path, data: Path, tmp_path: Path) -> None:
+def test_overwrite_starts_afresh_and_deletes_only_what_a_run_writes(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "mine"
-    common = (data, "--model", base, "--out", out, "--max-steps", 2)
-    assert run(*common) == 0
-    (out / "stale.txt").write_text("old")
-    assert run(*common, "--overwrite") == 0
-    assert not (out / "stale.txt").exists()
+    common = (data, "--model", base, "--out", out)
+    assert run(*common, "--max-steps", 2) == 0
+    ours = sorted(path.name for path in out.iterdir())
+    for place in (out, out / "last", out / "checkpoints"):
+        (place / "notes.txt").write_text("keep")
+    (out / "checkpoints" / "step-mine").mkdir()
+    assert run(*common, "--max-steps", 1, "--overwrite") == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted([*ours, "notes.txt"])
+    left = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert left == ["notes.txt", "step-00000001", "step-mine"]
+    assert all((place / "notes.txt").read_text() == "keep" for place in (out, out / "last"))
 
 
 def test_resuming_after_an_interruption_ends_at_the_same_weights(

@@ -40,3 +40,11 @@ def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch) -> None:
     with StepLogger(None, 3, "fp32") as log:
         log.write({"step": 4})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_stopped_run_measured_beside_its_schedule_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\n{"step": 1, "validation_loss": 2, "stopped": true}\n')
+    with StepLogger(path, 1, "fp32"):
+        pass
+    assert path.read_text() == '{"step": 1, "loss": 3}\n'

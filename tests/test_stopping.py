@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ def send(number: signal.Signals) -> None:
     time.sleep(0)  # between two bytecodes handlers run
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_to_stop_and_is_answered(number, capfd) -> None:
     with stop_requests() as requested:
         assert not requested()
@@ -46,12 +47,34 @@ def test_whoever_asks_a_program_to_end_may_ask_twice(capfd) -> None:
 
 
 def test_afterwards_signals_do_what_they_did_before() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     with stop_requests():
         pass
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)
+
+
+def test_a_hang_up_that_is_ignored_as_under_nohup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as requested:
+            send(signal.SIGHUP)
+            assert not requested()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_doesnt_break_the_stop(monkeypatch) -> None:
+    def gone(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with stop_requests() as requested:
+        monkeypatch.setattr(os, "write", gone)
+        send(signal.SIGHUP)
+        assert requested()
 
 
 def test_time_is_counted_from_the_beginning_on(monkeypatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minimind.cli.summary import describe_plan, describe_rows, describe_tokens
+from minimind.cli.summary import describe_folder, describe_plan, describe_rows, describe_tokens
 from minimind.data.build import DataReport
 from minimind.data.dataset import Dataset, Example
 from minimind.data.masking import encode_conversation
@@ -19,6 +19,7 @@ from minimind.pretrain.corpus import CorpusReport
 from minimind.pretrain.summary import describe_corpus, describe_mix
 from minimind.sft.record import loss_plot
 from minimind.tokenizer import Tokenizer
+from minimind.training.run_folder import bytes_of
 
 CHAT = [{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "안녕하세요!"}]
 
@@ -149,3 +150,16 @@ def test_the_mix_is_told_as_planned_and_as_asked() -> None:
     assert describe_mix(mixed, ["a", "b"])[1] == (
         "b: 6 tokens, 1.50 times its text, 50.00% of the training, 50.00% requested"
     )
+
+
+def test_what_a_runs_folder_takes_is_said_with_what_may_be_deleted(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "tensors").write_bytes(bytes(3_000_000))
+    (tmp_path / "weights").write_bytes(bytes(1_000_000))
+    (tmp_path / "checkpoints" / "link").hardlink_to(tmp_path / "weights")  # takes nothing more
+    assert bytes_of(tmp_path) == 4_000_000
+    words = f"{tmp_path} takes 4.0 MB, 4.0 MB of it in checkpoints/"
+    assert describe_folder(tmp_path, finished=False) == f"{words}, which resuming needs"
+    end = "; delete checkpoints/ unless you add epochs, and last/ if unused"
+    assert describe_folder(tmp_path, finished=True) == words + end

@@ -20,9 +20,9 @@ from minimind.cli.command import following_options, run_command
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
 from minimind.data.conversation import Message
-from minimind.data.errors import DataError
+from minimind.data.errors import DataError, printable
 from minimind.data.masking import encode_prompt
-from minimind.model.pretrained import load
+from minimind.model.pretrained import load, load_system_message
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, stream_reply
 from minimind.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class ChatOptions:
     prompt: str | None = None
     """Answer this, and exit."""
     system: str | None = None
-    """The system message; default: none."""
+    """The system message; default: the one that the model was trained with, if any; '' for none."""
     history: bool = True
     """Keep a history of what is typed in a terminal, in ~/.local/state/minimind."""
     compile: bool = False
@@ -204,9 +204,15 @@ class Chat:
         messages = [{"role": m.role, "content": m.content} for m in self._prompt(self.turns, 0)]
         row = json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
         with path.open("ab+") as file:
-            file.seek(max(0, file.tell() - 1))
+            end = file.tell()
+            file.seek(max(0, end - 1))
             needs_newline = file.read() not in (b"", b"\n")
-            file.write(b"\n" + row if needs_newline else row)
+        try:
+            with path.open("ab") as file:
+                file.write(b"\n" + row if needs_newline else row)
+        except OSError:
+            os.truncate(path, end)  # a full disk may have taken half of the row
+            raise
         self.note(f"appended to {path}")
 
 
@@ -251,6 +257,8 @@ def run(options: ChatOptions) -> None:
     """Load the model, and answer `--prompt`, the terminal or the pipe."""
     with following_options():
         model, tokenizer = load(options.model, device=choose_device(options.device))
+        system = options.system
+        recorded = load_system_message(options.model) if system is None else None
     terminal = options.prompt is None and sys.stdin.isatty()
 
     def write(text: str) -> None:
@@ -264,8 +272,11 @@ def run(options: ChatOptions) -> None:
             print(f"note: {text}", file=sys.stderr)
 
     def new_chat() -> Chat:
-        return Chat(model, tokenizer, options.sampling, options.system, write, note, terminal)
+        return Chat(model, tokenizer, options.sampling, system, write, note, terminal)
 
+    if recorded:
+        system = recorded
+        note(f"system message, as in training: {printable(recorded)}; --system '' drops it")
     if options.compile:
         compile_decoding(model, 1, note)
     if options.prompt is not None:

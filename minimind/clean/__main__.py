@@ -17,6 +17,7 @@ from minimind.clean.cleaning import DATASET_RULES, Cleaning, CleaningReport, cle
 from minimind.clean.rules import RULES, Rule, Thresholds
 from minimind.cli.command import following_options, run_command
 from minimind.cli.options import parse_options
+from minimind.cli.output import check_file
 from minimind.data.conversation import parse_conversation
 from minimind.data.row_options import RowKeys
 from minimind.data.storage import cache_directory, readable_again
@@ -106,15 +107,7 @@ def _check_places(options: CleanOptions, out: Path, rejected: Path) -> None:
     if out.resolve() == rejected.resolve():
         raise ValueError(f"{out}: is named twice; name another --rejected")
     for path in (out, rejected):
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if str(path) == "-" or (there == path and not path.is_file()):
-            raise ValueError(f"{path}: is no file; name one")
-        if there != path and not there.is_dir():
-            raise ValueError(f"{path}: {there} is no folder; name another place")
-        if any(Path(file).resolve() == path.resolve() for file in options.files):
-            raise ValueError(f"{path}: is the data itself; name another file")
-        if path.exists() and not options.overwrite:
-            raise ValueError(f"{path}: exists; --overwrite replaces it, or name another file")
+        check_file(path, options.overwrite, options.files)
 
 
 def _lines(report: CleaningReport, cleaning: Cleaning) -> list[str]:

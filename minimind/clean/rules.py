@@ -146,7 +146,7 @@ def repeated_ngrams(conversation: Conversation, limits: Thresholds) -> str | Non
             size = sum(map(len, words))
             for n, limit in TOP_NGRAMS.items():
                 gram, count = Counter(ngrams(words, n)).most_common(1)[0]
-                share = count * sum(map(len, gram)) / size
+                share = _characters_of(gram, words) / size
                 if count > 1 and share > limit * limits.repeated_ngrams:
                     return f"{share:.0%} of the answer is {' '.join(gram)[:60]!r}, {count} times"
             for n, limit in DUPLICATE_NGRAMS.items():
@@ -371,6 +371,15 @@ def _letter_count(letters: str) -> int:
 
 def _names(found: Counter[str]) -> str:
     return " and ".join(name for name, _ in found.most_common(2))
+
+
+def _characters_of(gram: Sequence[str], words: Sequence[str]) -> int:
+    """Characters of the words in an n-gram, wherever it stands, each word counted once."""
+    n, covered = len(gram), [False] * len(words)
+    for start, found in enumerate(ngrams(words, n)):
+        if found == gram:
+            covered[start : start + n] = [True] * n
+    return sum(len(word) for word, marked in zip(words, covered, strict=True) if marked)
 
 
 def _duplicate_characters(words: Sequence[str], n: int) -> int:

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from minimind.atomic_io import replace_file
 from minimind.cli.options import Options
 from minimind.data.errors import DataError
 from minimind.training import distributed
 from minimind.training.environment import versions
 from minimind.training.resume import TrainingError
+from minimind.training.run_folder import RECORD
 
 # How commands end; 130 is what shells say of a Ctrl-C.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -43,7 +45,7 @@ def run_command(
         parse: its ValueError or OSError is a wrong option.
         run: returns False if what it checked failed.
         out_of_memory: says what was used and what to do where memory runs out.
-        interrupted: says after Ctrl-C what is left, and how to resume.
+        interrupted: says after Ctrl-C what is left, unless the KeyboardInterrupt itself does.
     """
     prepare_terminal()
     try:
@@ -72,8 +74,9 @@ def run_command(
         if not ran_out and "allocate memory" not in str(error):  # the CPU's error has no type
             raise
         return fail(EXIT_FAILED, f"out of memory with {out_of_memory(options)} ({error})")
-    except KeyboardInterrupt:
-        return fail(EXIT_INTERRUPTED, interrupted(options))
+    except KeyboardInterrupt as interruption:
+        said = interruption.args
+        return fail(EXIT_INTERRUPTED, said[0] if said else interrupted(options))
 
 
 def prepare_terminal() -> None:
@@ -114,18 +117,10 @@ def less_to_train_on(tokens_per_batch: int | None) -> str:
     )
 
 
-def new_folder(name: str, root: Path = Path("runs")) -> Path:
-    """The first of runs/NAME-1, runs/NAME-2, ... that isn't there."""
-    number = 1
-    while (root / f"{name}-{number}").exists():
-        number += 1
-    return root / f"{name}-{number}"
-
-
 def write_record(out: Path, command: list[str], **facts: Any) -> dict[str, Any]:
     """Write run.json and return what is in it; `command`: the words after `-m`."""
     command = [*distributed.launcher(), "-m", *command]
     record = {**facts, "versions": versions(), "command": command}
     text = json.dumps(record, default=str, ensure_ascii=False, indent=1)
-    (out / "run.json").write_text(text + "\n", encoding="utf-8")
+    replace_file(out / RECORD, text + "\n")
     return record

@@ -12,6 +12,8 @@ from minimind.data.dataset import Dataset
 from minimind.data.errors import printable
 from minimind.data.plan import Steps
 from minimind.data.selection import Selection, SplitOptions
+from minimind.training.fit import RunResult
+from minimind.training.run_folder import CHECKPOINTS, LAST, bytes_of
 
 SPELLED = "they are trained as letters; the model learns to write those, not the base's tokens"
 
@@ -147,3 +149,44 @@ def describe_plan(steps: Steps) -> str:
         f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
         f"{steps.steps_per_epoch:,} an epoch, at most {steps.tokens_per_batch:,} in memory at once"
     )
+
+
+def describe_losses(result: RunResult) -> str:
+    """Validation losses, each with the step at which it was measured."""
+    if result.best_loss is None or result.first_loss is None or result.last_loss is None:
+        return "no validation data"
+    before = f"{result.first_loss:.4f} before"
+    if is_measured_at_stop(result):
+        return f"{before}, {result.best_loss:.4f} at step {result.steps}, where it was stopped"
+    at = f"step {result.last_loss_step}, its last validation"
+    return (
+        f"{before}, {result.best_loss:.4f} at its best (step {result.best_step}), "
+        f"{result.last_loss:.4f} at {'the end' if result.last_loss_step == result.steps else at}"
+    )
+
+
+def describe_weights(result: RunResult) -> str:
+    """Which weights lie in a run's folder itself."""
+    if result.best_loss is None:
+        return f"the last weights, of step {result.steps}: there is no validation data"
+    if is_measured_at_stop(result):
+        why = "where it was stopped before its first scheduled validation"
+        return f"the weights of step {result.steps}, {why}"
+    return f"the best weights, of step {result.best_step}"
+
+
+def is_measured_at_stop(result: RunResult) -> bool:
+    return not result.finished and result.last_loss_step == result.steps
+
+
+def describe_folder(out: Path, finished: bool) -> str:
+    """What a run's folder takes on the disk, and what of it may be deleted."""
+    checkpoints = bytes_of(out / CHECKPOINTS)
+    words = f"{out} takes {_size(bytes_of(out))}, {_size(checkpoints)} of it in {CHECKPOINTS}/"
+    if finished:
+        return f"{words}; delete {CHECKPOINTS}/ unless you add epochs, and {LAST}/ if unused"
+    return f"{words}, which resuming needs"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

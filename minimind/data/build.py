@@ -97,6 +97,7 @@ class DataReport(KeyCounts):
     ample_length: int = 0  # keeps KEPT_SHARE of rows and trained tokens; 0 if these are kept
     tokens: int = 0
     supervised: int = 0
+    system: str | None = None  # the message that --system or every row has, where rows have it
 
     @property
     def loses_much(self) -> bool:
@@ -237,7 +238,11 @@ def _blocks(
     """Yield the rows that train, some hundred at a time, and their tokens; count all rows."""
     long_rows: Counter[int] = Counter()  # above the limit, by the length that keeps them whole
     long_tokens: Counter[int] = Counter()  # their trained tokens
+    systems: set[str | None] = set()
     for sources, rows in _encoded(conversations, tokenizer, options.train_on):
+        found = {_system_of(source) for source in sources}
+        # Of a file whose rows have many, two and the option's are enough to know it.
+        systems |= found if len(systems) < 2 else found & {options.system}
         report.shapes.update([source.shape for source in sources])
         report.turns.update([name for source in sources for name in irregularities(source)])
         for source in sources:
@@ -264,6 +269,8 @@ def _blocks(
         report.supervised += int(after.sum())
         yield list(compress(sources, lengths.tolist())), _cut(rows, lengths)
     report.ample_length = _ample_length(long_rows, long_tokens, report)
+    common = systems if len(systems) == 1 else systems & {options.system}
+    report.system = next(iter(common), None)
 
 
 def _ample_length(
@@ -293,6 +300,11 @@ def count_spelled(
             if spelled := dict.fromkeys(tokenizer.control_tokens_in(answer.content)):
                 report.spelling += 1
                 report.spelled.update(spelled.keys())
+
+
+def _system_of(conversation: Conversation) -> str | None:
+    first = conversation.messages[0]
+    return first.content if first.role == "system" else None
 
 
 def _cut(rows: Dataset, lengths: Array) -> Dataset:

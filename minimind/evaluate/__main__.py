@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from minimind.cli.command import following_options, new_folder, run_command
+from minimind.atomic_io import replace_file
+from minimind.cli.command import following_options, run_command
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
+from minimind.cli.output import check_file, claim_folder, print_first
 from minimind.data.errors import SHOWN_ROWS, BadRowsError, DataError, printable
 from minimind.data.keys import KeyCounts
 from minimind.data.plain_text import encode_documents, read_documents
@@ -27,12 +29,13 @@ from minimind.evaluate.evaluation import Evaluation, evaluate, score_documents
 from minimind.evaluate.figures import Record, compare, describe_counts
 from minimind.evaluate.page import evaluation_page
 from minimind.evaluate.questions import Question, read_questions
-from minimind.model.pretrained import load, load_tokenizer
+from minimind.model.pretrained import load, load_system_message, load_tokenizer
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
 from minimind.training.environment import choose_device, versions
 
+RESULTS, REPORT = "results.json", "report.html"
 CELL = 11  # a column's least width, so that perplexities fit
 
 
@@ -122,6 +125,7 @@ def run(options: EvaluateOptions) -> None:
         for later in options.model[1:]:
             load_tokenizer(later)
     records: dict[str, list[Record]] = {}
+    systems: dict[str, str | None] = {}
     with readable_again(options.files, cache_directory()) as files:
         names = dict(zip(files, options.files, strict=True))
         keys = KeyCounts() if options.documents else _check_rows(names, options)
@@ -137,7 +141,13 @@ def run(options: EvaluateOptions) -> None:
                     _score_file(model, tokenizer, file, names[file], options) for file in files
                 ]
                 continue
-            questions = _read_questions(names, options)
+            rows = options.rows
+            if rows.system is None and (system := load_system_message(name)):
+                said = f"system message, as in training: {printable(system)}"
+                print(f"{label}: {said}; --system '' drops it")
+                rows = replace(rows, system=system)
+            systems[label] = rows.system or None
+            questions = _read_questions(names, rows, options.limit)
             with tqdm(desc=label, unit="rows", file=sys.stderr, disable=None) as bar:
                 found = evaluate(model, tokenizer, questions, evaluation, bar.update)
                 records[label] = list(found)
@@ -146,11 +156,10 @@ def run(options: EvaluateOptions) -> None:
     if not any(record.sums for of_model in records.values() for record in of_model):
         remedy = "name a file with rows that fit the model's context"
         raise DataError("no_rows", "has no rows to answer or to score", remedy, options.files[0])
-    results = {"options": asdict(options), "versions": versions(), "keys": vars(keys)}
-    results |= compare(records)
-    out = _write(results, options)
-    print(*_answers(records, options.show), "", *_table(results), "", sep="\n")
-    print(f"{out / 'results.json'} and {out / 'report.html'} hold every row", flush=True)
+    about = {"options": asdict(options), "versions": versions(), "keys": vars(keys)}
+    results = about | {"system_messages": systems} | compare(records)
+    with print_first(partial(_write, results, options)):
+        print(*_answers(records, options.show), "", *_table(results), "", sep="\n")
 
 
 def _score_file(
@@ -165,19 +174,17 @@ def _check_out(out: Path, overwrite: bool) -> None:
     existing = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"--out {out}: {existing} is not a writable folder; name another")
-    if (out / "results.json").exists() and not overwrite:
-        raise ValueError(f"--out {out}: has results; --overwrite replaces them, or name another")
+    for name in (RESULTS, REPORT):
+        check_file(out / name, overwrite)
 
 
-def _write(results: dict[str, Any], options: EvaluateOptions) -> Path:
-    """Write both files; return their folder. A default one is new, so no run's is overwritten."""
-    name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
-    out = options.out or new_folder(name or "rows", Path("evaluations"))
-    out.mkdir(parents=True, exist_ok=options.out is not None)
+def _write(results: dict[str, Any], options: EvaluateOptions) -> None:
+    """Write both files, into a new folder unless one is named, and say where."""
+    out = options.out or claim_folder(options.files[0], Path("evaluations"))
     text = json.dumps(results, ensure_ascii=False, allow_nan=False, indent=1, default=str)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    (out / "report.html").write_text(evaluation_page(results), encoding="utf-8")
-    return out
+    replace_file(out / RESULTS, text + "\n")
+    replace_file(out / REPORT, evaluation_page(results))
+    print(f"{out / RESULTS} and {out / REPORT} hold every row", flush=True)
 
 
 def _check_rows(names: dict[str, str], options: EvaluateOptions) -> KeyCounts:
@@ -208,10 +215,11 @@ def _check_rows(names: dict[str, str], options: EvaluateOptions) -> KeyCounts:
     return keys
 
 
-def _read_questions(names: dict[str, str], options: EvaluateOptions) -> Iterator[Question]:
+def _read_questions(
+    names: dict[str, str], options: RowOptions, limit: int | None
+) -> Iterator[Question]:
     """The rows again; bad ones were reported already."""
-    questions = read_questions(names, options.rows, lambda _: None)
-    return islice(questions, options.limit)
+    return islice(read_questions(names, options, lambda _: None), limit)
 
 
 def _answers(records: dict[str, list[Record]], show: int) -> Iterator[str]:

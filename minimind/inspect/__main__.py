@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from minimind.atomic_io import replace_file
 from minimind.cli.command import following_options, run_command
 from minimind.cli.options import parse_options
+from minimind.cli.output import check_file, print_first
 from minimind.cli.summary import describe_selection, describe_tokens
 from minimind.data.build import DataOptions, DataReport
 from minimind.data.conversation import Conversation
@@ -56,6 +58,8 @@ class InspectOptions:
     """Show these rows, too: LINE, or FILE:LINE where there are several files."""
     html: Path | None = None
     """Write a page with all of it to this file."""
+    overwrite: bool = False
+    """Replace --html if it exists."""
     json: bool = False
     """Print JSON instead of text."""
     split: Annotated[SplitOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SplitOptions)
@@ -71,14 +75,10 @@ class InspectOptions:
             if colon and file not in self.files:
                 raise ValueError(f"--rows has {row}; its file is none of {', '.join(self.files)}")
         if self.html is not None:
-            self._check_html(self.html)
-
-    def _check_html(self, path: Path) -> None:
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise ValueError(f"--html {path}: is a folder, or its folder isn't there; name a file")
-        data = filter(None, (*self.files, self.split.val_data))
-        if any(Path(file).resolve() == path.resolve() for file in data):
-            raise ValueError(f"--html {path}: is the data itself; name another file")
+            try:
+                check_file(self.html, self.overwrite, (*self.files, self.split.val_data))
+            except ValueError as error:
+                raise ValueError(f"--html {error}") from None
 
 
 def run(options: InspectOptions) -> bool:
@@ -107,24 +107,28 @@ def run(options: InspectOptions) -> bool:
     shown = {row.place for row in found.shown}
     lines += [f"no usable row at {place}" for place in places if place not in shown]
     length = options.data.limit
-    if options.html:
-        title = f"What trains: {', '.join(options.files)}"
-        document = inspection_page(title, lines, checks, counts, found, tokenizer, length)
-        options.html.write_text(document, encoding="utf-8", errors="backslashreplace")
-    if options.json:
-        facts = {
-            "hash": data_hash,
-            **_figures(report, found, length),
-            "counts": counts,
-            "sentences": lines,
-            "checks": [asdict(check) for check in checks],
-            "shown": [_shown(row) for row in found.shown],
-        }
-        print(json.dumps(facts, ensure_ascii=False))
-    else:
-        _print([*lines, *draw_lengths(found.lengths, length)], counts, checks, found, tokenizer)
+
+    def write_page() -> None:
         if options.html:
-            print(f"\n{options.html} shows all of it")
+            title = f"What trains: {', '.join(options.files)}"
+            document = inspection_page(title, lines, checks, counts, found, tokenizer, length)
+            replace_file(options.html, document)
+
+    with print_first(write_page):
+        if options.json:
+            facts = {
+                "hash": data_hash,
+                **_figures(report, found, length),
+                "counts": counts,
+                "sentences": lines,
+                "checks": [asdict(check) for check in checks],
+                "shown": [_shown(row) for row in found.shown],
+            }
+            print(json.dumps(facts, ensure_ascii=False))
+        else:
+            _print([*lines, *draw_lengths(found.lengths, length)], counts, checks, found, tokenizer)
+    if options.html and not options.json:
+        print(f"\n{options.html} shows all of it")
     return all(check.outcome != "failed" for check in checks)
 
 

@@ -6,6 +6,7 @@
     tokenizer_config.json       also its own, with our chat template put in
     chat_template.jinja         our chat template, where newer readers look
     generation_config.json      where to stop
+    minimind.json               the system message that the model was trained with, if any
 
 Reading is strict: every weight that the config asks for, in its shape, and no other.
 """
@@ -42,8 +43,15 @@ BASE = Path(__file__).parents[1] / "base"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
+_OURS = "minimind.json"  # what other readers have no place for
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
+# All that `save` may write.
+MODEL_FILES = (
+    *("config.json", _WEIGHTS, "generation_config.json", "chat_template.jinja", _OURS),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt"),
+)
 _FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors spells them; the rest is quantized
 
 # What is fetched of a hub repository: neither pickles nor copies in other formats.
@@ -105,11 +113,19 @@ def read_config(path_or_name: str | Path | None = None) -> ModelConfig | None:
     return None
 
 
+def load_system_message(path_or_name: str | Path | None = None) -> str | None:
+    """The system message that a model was trained with, if it was saved with one."""
+    path = _locate(path_or_name) / _OURS
+    system = parse_object(path.read_bytes(), path).get("system_message") if path.is_file() else None
+    return system if isinstance(system, str) and system else None
+
+
 def save(
     directory: str | Path,
     model: Transformer,
     tokenizer: Tokenizer,
     dtype: torch.dtype | None = None,
+    system: str | None = None,
 ) -> None:
     """Write a directory in Hugging Face's layout: `load` and transformers can read it unchanged.
 
@@ -123,6 +139,8 @@ def save(
         model: may be wrapped by `torch.compile`.
         tokenizer: the one it was trained with.
         dtype: of the weights on disk; None keeps the model's.
+        system: the system message of its training rows, recorded in minimind.json, which other
+            readers ignore; the chat template doesn't insert it.
 
     Raises:
         ValueError: the tokenizer has ids that the model has no rows for.
@@ -162,6 +180,7 @@ def save(
         staging = Path(name)
         save_tokenizer(staging, tokenizer)
         _write_json(staging / "config.json", config.to_hf() | token_ids | dtypes)
+        _write_json(staging / _OURS, {"system_message": system})
         weights = {
             _plain_name(key): value.detach().to("cpu", dtype).contiguous()
             for key, value in model.state_dict().items()

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
+from minimind.atomic_io import folder_lock
 from minimind.cli.command import following_options, less_to_train_on, run_command, write_record
 from minimind.cli.options import check_least, flatten, parse_options
-from minimind.cli.summary import describe_plan, describe_share
+from minimind.cli.output import check_run_folder, output_may_break
+from minimind.cli.summary import (
+    describe_folder,
+    describe_losses,
+    describe_plan,
+    describe_share,
+    describe_weights,
+)
 from minimind.data.dataset import Dataset
 from minimind.data.errors import DataError
 from minimind.data.plan import Steps, make_steps
@@ -33,9 +42,10 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import newest_checkpoint
 from minimind.training.environment import choose_device, peak_memory
-from minimind.training.fit import Measure, RunConfig, fit
+from minimind.training.fit import Measure, RunConfig, RunResult, fit
 from minimind.training.memory import tokens_that_fit
 from minimind.training.precision import Precision, resolve_precision
+from minimind.training.run_folder import LAST, METRICS, remove_run
 from minimind.training.scoring import score
 from minimind.training.state import TrainConfig
 
@@ -54,6 +64,8 @@ class PretrainOptions:
     """Text files, one document each; .jsonl and .json files of rows with a "text"; with .gz too."""
     out: Path
     """The run's folder; a run that is there is resumed from its newest checkpoint."""
+    overwrite: bool = False
+    """Delete the run that is in --out first; other files there stay."""
     model: str | None = None
     """A Hugging Face folder or hub name to start from; default: random weights of --config."""
     config: str | None = None
@@ -116,7 +128,7 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
     Raises:
         ValueError: an option doesn't fit the others, or the files.
     """
-    if options.out.exists() and not options.out.is_dir():
+    if options.out.is_file():
         raise ValueError(f"{options.out} is a file; name a folder")
     model, tokenizer = _start(options)
     context = model.config.max_position_embeddings
@@ -125,15 +137,10 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
             f"--max-length is {options.max_length} and the model's context "
             f"{context}; lower the one or raise the other"
         )
-    files = {path.name for path in options.out.glob("*")}
-    killed_early = "metrics.jsonl" in files and "run.json" not in files
-    checkpoint, *_ = newest_checkpoint(options.out / "checkpoints", hash_tensors=False)
-    if "model.safetensors" in files and checkpoint is None and not killed_early:
-        raise ValueError(
-            f"{options.out} holds a model, but no checkpoint to resume from; name another --out"
-        )
     if options.model is not None and options.out.resolve() == Path(options.model).resolve():
         raise ValueError(f"{options.out} is --model's own folder; name another --out")
+    read = (*options.files, options.model, options.config, options.tokenizer)
+    check_run_folder(options.out, read, resume=True, overwrite=options.overwrite)
     distributed.init_distributed(device)
     if options.minutes is not None and distributed.world_size() > 1:
         raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")
@@ -171,6 +178,11 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
     if not len(training):
         fact, remedy = "no text is left to train on", "see the counts above; lower --val-fraction"
         raise DataError("no_rows", fact, remedy, ", ".join(options.files))
+    sys.stdout.flush()  # an output that is broken already ends the command here
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.overwrite and distributed.is_main_process():
+        with folder_lock(options.out):
+            remove_run(options.out)
     budget = options.tokens_per_batch or max(8192, tokens_that_fit(model, device))
     budget = max(budget, options.max_length)
     measure = _measure(validation, tokenizer, budget)
@@ -185,36 +197,52 @@ def run(options: PretrainOptions, arguments: list[str]) -> None:
         "--tokens-per-step": options.tokens_per_step,
         "--seed": options.seed,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    result = fit(
-        model,
-        tokenizer,
-        steps,
-        options.training,
-        options.run,
-        options.out,
-        identity,
-        flatten(options),
-        measure,
-        options.files,
-    )
-    if not distributed.is_main_process():
-        return
-    metrics = (options.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    with output_may_break():
+        result = fit(
+            model,
+            tokenizer,
+            steps,
+            options.training,
+            options.run,
+            options.out,
+            identity,
+            flatten(options),
+            measure,
+            options.files,
+        )
+        if distributed.is_main_process():
+            facts = {"identity": identity | {"steps": len(steps)}, "corpus": asdict(report)}
+            _report(options, arguments, result, len(steps), facts)
+
+
+def _report(
+    options: PretrainOptions,
+    arguments: list[str],
+    result: RunResult,
+    planned: int,
+    facts: dict[str, Any],
+) -> None:
+    """Print how the run ended, and write its record."""
+    out = options.out
+    print(f"validation loss per token: {describe_losses(result)}")
+    print(f"{out} holds {describe_weights(result)}; {out / LAST} those of step {result.steps}")
+    if result.finished:
+        tune = ["python", "-m", "minimind.sft", "data.jsonl", "--model", str(out)]
+        print(f"fine-tune it with:\n    {shlex.join(tune)}")
+    else:
+        again = "the same command resumes it" + ", without --overwrite" * options.overwrite
+        print(f"stopped after step {result.steps} of {planned}; {again}")
+    print(f"{result.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
+    print(describe_folder(out, result.finished))
+    metrics = (out / METRICS).read_text(encoding="utf-8").splitlines()
     write_record(
-        options.out,
+        out,
         ["minimind.pretrain", *arguments],
         options=asdict(options),
-        identity=identity | {"steps": len(steps)},
-        corpus=asdict(report),
+        **facts,
         outcome=asdict(result),
         validations=[line for line in map(json.loads, metrics) if "validation_loss" in line],
     )
-    if result.finished:
-        print(f"fine-tune it with:\n    python -m minimind.sft data.jsonl --model {options.out}")
-    else:
-        print(f"stopped after step {result.steps} of {len(steps)}; the same command resumes it")
-    print(f"{result.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
 
 
 def _measure(validation: Dataset, tokenizer: Tokenizer, tokens_per_batch: int) -> Measure | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from minimind.atomic_io import folder_lock
+from minimind.atomic_io import folder_lock, replace_file
 from minimind.cli.command import (
     OptionError,
     following_options,
@@ -21,10 +21,18 @@ from minimind.cli.command import (
     write_record,
 )
 from minimind.cli.options import flatten
-from minimind.cli.summary import describe_plan, describe_selection, describe_tokens
+from minimind.cli.output import check_run_folder, claim_folder, output_may_break
+from minimind.cli.summary import (
+    describe_folder,
+    describe_losses,
+    describe_plan,
+    describe_selection,
+    describe_tokens,
+    describe_weights,
+)
 from minimind.data.build import REJECTED
 from minimind.data.dataset import Dataset
-from minimind.data.errors import DataError
+from minimind.data.errors import DataError, printable
 from minimind.data.plan import Batches, Steps, make_steps
 from minimind.data.selection import select_rows
 from minimind.data.show import show_row
@@ -32,11 +40,12 @@ from minimind.data.storage import hash_of
 from minimind.model.pretrained import load
 from minimind.sampler import generate
 from minimind.sft.options import SFTOptions, parse
-from minimind.sft.record import describe_losses, loss_plot, model_card
+from minimind.sft.record import loss_plot, model_card
 from minimind.training import distributed
 from minimind.training.environment import choose_device, peak_memory
-from minimind.training.fit import fit
+from minimind.training.fit import RunResult, fit
 from minimind.training.memory import tokens_that_fit
+from minimind.training.run_folder import CARD, LAST, METRICS, is_our_card, remove_run
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
 ANSWER_TOKENS = 128  # of the validation prompts answered at the end
@@ -47,12 +56,12 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
 
     Of the processes that torchrun started, the main one tokenizes, prints and writes.
     """
-    out = options.out
-    assert out is not None  # `parse` has named it
     with following_options():
         device = choose_device(options.device)
         distributed.init_distributed(device)
-        _check_folder(out, options)
+        if options.out is not None:
+            read = (*options.files, options.split.val_data, options.model, options.config)
+            check_run_folder(options.out, read, resume=options.resume, overwrite=options.overwrite)
         if distributed.world_size() > 1 and "-" in options.files:
             raise ValueError("standard input can't be read by several processes; name a file")
         model, tokenizer = load(options.model)
@@ -74,11 +83,18 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
     print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
+    system = selection.reports[0].system
+    if system:
+        print(f"system message: {printable(system)}; chat and evaluate will use it, too")
     if options.dry_run:
         return
 
-    if distributed.is_main_process():
-        _prepare_folder(out, options, [folder / REJECTED for folder in selection.folders])
+    sys.stdout.flush()  # an output that is broken already ends the command here
+    rejected = [folder / REJECTED for folder in selection.folders]
+    out = distributed.broadcast(
+        _prepare_folder(options, rejected) if distributed.is_main_process() else Path()
+    )
+    options = replace(options, out=out)
     print(f"training {sum(p.numel() for p in model.parameters()):,} parameters on {device}; {out}")
     model.to(device)
     identity = {
@@ -88,48 +104,75 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         "--tokens-per-step": steps.tokens_per_step,
         "--seed": options.seed,
     }
-    result = fit(
-        model,
-        tokenizer,
-        steps,
-        options.training,
-        options.run,
-        out,
-        identity,
-        flatten(options),
-        Batches(validation, budget),
-        options.files,
-    )
-    if not distributed.is_main_process():
-        return
-    record = write_record(
-        out,
-        ["minimind.sft", *arguments],
-        options=asdict(options),
-        identity=identity,
-        rows={"training": len(training), "validation": len(validation)},
-        outcome=asdict(result),
-    )
-    (out / "README.md").write_text(model_card(record), encoding="utf-8")
-    loss_plot(out / "metrics.jsonl", out / "loss.png")
-    if result.best_loss is not None:
-        print(f"validation loss per supervised token: {describe_losses(record['outcome'])}")
-        by = ", by one validation row" if len(validation) == 1 else ""
-        print(f"{out} holds the best weights{by}, {out / 'last'} those of step {result.steps}")
-    else:
-        print(f"{out} holds the last weights: no row validates, so none are known to be the best")
+    try:
+        with output_may_break():
+            result = fit(
+                model,
+                tokenizer,
+                steps,
+                options.training,
+                options.run,
+                out,
+                identity,
+                flatten(options),
+                Batches(validation, budget),
+                options.files,
+                system,
+            )
+            if distributed.is_main_process():
+                rows = {"training": len(training), "validation": len(validation)}
+                _report(options, arguments, identity, result, len(steps), rows, system)
+                if result.finished:
+                    shown = validation if len(validation) else training
+                    kind = "validation" if len(validation) else "training"
+                    print(f"\n{min(len(shown), 3)} {kind} rows, answered:")
+                    _answer_some(out, shown, device)
+                    chat = ["python", "-m", "minimind.chat", "--model", str(out)]
+                    print(f"\nchat with it:\n    {shlex.join(chat)}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "interrupted; this resumes from the newest checkpoint, or starts again without one:\n"
+            f"    {resume_command(options, arguments)}"
+        ) from None
+
+
+def _report(
+    options: SFTOptions,
+    arguments: list[str],
+    identity: dict[str, Any],
+    result: RunResult,
+    planned: int,
+    rows: dict[str, int],
+    system: str | None,
+) -> None:
+    """Print how the run ended, and write its record, card and picture."""
+    out = options.out
+    assert out is not None
+    print(f"validation loss per supervised token: {describe_losses(result)}")
+    by = ", by one validation row" if rows["validation"] == 1 else ""
+    print(f"{out} holds {describe_weights(result)}{by}; {out / LAST} those of step {result.steps}")
     if result.skipped:
         print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
     if result.eager_batches:
         print(f"{result.eager_batches} batches were larger than planned: they ran uncompiled")
     print(f"{result.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
+    print(describe_folder(out, result.finished))
     if not result.finished:
-        print(f"stopped after step {result.steps} of {len(steps)}; resume with:")
+        print(f"stopped after step {result.steps} of {planned}; resume with:")
         print(f"    {resume_command(options, arguments)}")
-        return
-    print(f"\nthree {'validation' if len(validation) else 'training'} rows, answered:")
-    _answer_some(out, validation if len(validation) else training, device)
-    print(f"\nchat with it:\n    python -m minimind.chat --model {out}")
+    record = write_record(
+        out,
+        ["minimind.sft", *arguments],
+        options=asdict(options),
+        identity=identity,
+        rows=rows,
+        outcome=asdict(result),
+    )
+    if is_our_card(out / CARD):
+        replace_file(out / CARD, model_card(record, result, system))
+    else:
+        print(f"{out / CARD} isn't a card of ours, and stays as it is")
+    loss_plot(out / METRICS, out / "loss.png")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,10 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         parse,
         lambda options: run(options, arguments),
         out_of_memory=lambda options: less_to_train_on(options.tokens_per_batch),
-        interrupted=lambda options: (
-            "interrupted; this resumes from the newest checkpoint, or starts again without one:\n"
-            f"    {resume_command(options, arguments)}"
-        ),
+        interrupted=lambda _: "interrupted before training; nothing is changed",
     )
 
 
@@ -155,37 +195,20 @@ def resume_command(options: SFTOptions, arguments: list[str]) -> str:
     return shlex.join([*distributed.launcher(), "-m", "minimind.sft", *kept, "--resume"])
 
 
-def _check_folder(out: Path, options: SFTOptions) -> None:
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; name a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    is_run = (out / "metrics.jsonl").exists()
-    if options.overwrite:
-        read = (*options.files, options.split.val_data, options.model, options.config)
-        inside = [x for x in read if x and Path(x).resolve().is_relative_to(out.resolve())]
-        if inside or not is_run:
-            fact = f"holds {inside[0]}, read by this run" if inside else "isn't the folder of a run"
-            raise FileExistsError(f"{out} {fact}; --overwrite would delete it: name another --out")
-    elif not options.resume:
-        raise FileExistsError(
-            f"{out} exists and isn't empty; --resume continues its run, --overwrite deletes it, or "
-            "name another --out"
-        )
-    elif (out / "model.safetensors").exists() and not is_run:
-        raise FileExistsError(f"{out} holds a model, but no run to resume; name another --out")
-
-
-def _prepare_folder(out: Path, options: SFTOptions, rejected: list[Path]) -> None:
+def _prepare_folder(options: SFTOptions, rejected: list[Path]) -> Path:
+    """Make the run's folder and return it."""
+    out = options.out
+    if out is None:
+        out = claim_folder(options.files[0], Path("runs"))
     out.mkdir(parents=True, exist_ok=True)
     if options.overwrite:
         with folder_lock(out):  # another run may hold it, so the folder itself stays
-            for old in out.iterdir():
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+            remove_run(out)
     lists = [file.read_bytes() for file in rejected if file.exists()]
     if lists:
-        (out / REJECTED).write_bytes(b"".join(lists))
+        replace_file(out / REJECTED, b"".join(lists))
         print(f"{out / REJECTED} lists the rejected rows")
+    return out
 
 
 def _plan(
@@ -214,16 +237,28 @@ def _plan(
 def _answer_some(out: Path, rows: Dataset, device: torch.device) -> None:
     """Answer three rows' prompts greedily with the saved weights, beside the rows' own answers."""
     model, tokenizer = load(out, device)
-    for row in islice(rows, 3):
+    cut = 0
+    for count, row in enumerate(islice(rows, 3), 1):  # noqa: B007  # the last is told
         prompt = row.input_ids[: row.loss_mask.index(True)]
         end = [*row.loss_mask, False].index(False, len(prompt))
         expected = row.input_ids[len(prompt) : end]
-        answer = generate(
-            model, prompt, temperature=0, max_new_tokens=ANSWER_TOKENS, stop_ids=tokenizer.stop_ids
+        answer = list(
+            generate(
+                model,
+                prompt,
+                temperature=0,
+                max_new_tokens=ANSWER_TOKENS,
+                stop_ids=tokenizer.stop_ids,
+            )
         )
         print(f"\n{tokenizer.decode(prompt, skip_control=True).strip()}")
-        print(tokenizer.decode(list(answer), skip_control=True))
+        print(tokenizer.decode(answer, skip_control=True))
+        if answer[-1] not in tokenizer.stop_ids:
+            cut += 1
+            print(f"(cut after {len(answer)} tokens)")
         print(f"(the row says: {tokenizer.decode(expected, skip_control=True)})")
+    if cut:
+        print(f"\n{cut} of {count} answers don't end: the model hasn't learned to; train longer")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import tyro
 
-from minimind.cli.command import new_folder
 from minimind.cli.options import check_least, option_names, parse_options, refuse_old_name
 from minimind.data.build import DataOptions
 from minimind.data.selection import SplitOptions
@@ -49,7 +48,7 @@ class SFTOptions:
     resume: bool = False
     """Resume from the newest checkpoint of --out, or start if it has none."""
     overwrite: bool = False
-    """Delete what is in --out first."""
+    """Delete the run that is in --out first; other files there stay."""
     dry_run: bool = False
     """Print what would be trained, and stop."""
     config: Path | None = None
@@ -71,7 +70,7 @@ class SFTOptions:
 
 
 def parse(argv: list[str]) -> SFTOptions:
-    """Options from the command line and its --config files, with the run's folder filled in."""
+    """Options from the command line and its --config files."""
     configs = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument == "--config"]
     configs += [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     argv = [argument for path in configs for argument in config_arguments(path)] + argv
@@ -80,9 +79,6 @@ def parse(argv: list[str]) -> SFTOptions:
     if options.model is None and "--learning-rate" not in given:
         faster = replace(options.training, learning_rate=BASE_LEARNING_RATE)
         options = replace(options, training=faster)
-    if options.out is None:
-        name = "stdin" if options.files[0] == "-" else Path(options.files[0]).name.split(".")[0]
-        options = replace(options, out=new_folder(name or "run"))
     return options
 
 

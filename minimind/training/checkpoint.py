@@ -135,6 +135,12 @@ def _gather(model: Transformer, state: TrainState) -> tuple[dict[str, Tensor], d
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, plain
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove complete and unfinished checkpoints; what else lies there stays."""
+    for path in (*_checkpoints(folder), *folder.glob(".writing-*")):
+        shutil.rmtree(path)
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     named = sorted(folder.glob("step-*"))  # a user's own copies, too, which aren't touched
     return [path for path in named if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
@@ -149,4 +155,6 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    # What UTF-8 can't write, such as bytes in a file's name, is escaped as in JSON.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,18 +1,10 @@
-"""Drive a training run: train, log, validate, save and stop. Pretraining and fine-tuning use it.
-
-runs/NAME-1/
-    config.json, model.safetensors, ...   the best weights: a Hugging Face folder
-    last/                    the last weights, likewise
-    checkpoints/             what a stopped run resumes from
-    metrics.jsonl run.json   what happened, and with which options and versions
-    non_finite_rows.jsonl    rows of the step whose loss or gradient ended the run
-"""
+"""Drive a training run: train, log, validate, save and stop. Pretraining and fine-tuning use it."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -21,27 +13,25 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from minimind.atomic_io import folder_lock
 from minimind.data.packing import Batch
 from minimind.data.plan import Batches, Steps
 from minimind.data.show import show_row
-from minimind.model.pretrained import save
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import save_checkpoint
 from minimind.training.loop import train
 from minimind.training.loss import token_scores
-from minimind.training.metrics import NonFinite, StepLogger
-from minimind.training.precision import DTYPES, Precision, autocast, choose_precision
+from minimind.training.metrics import STOPPED, NonFinite, StepLogger
+from minimind.training.precision import Precision, autocast, choose_precision
+from minimind.training.progress import Progress
 from minimind.training.resume import TrainingError, resume, rows_hash, run_fingerprint
+from minimind.training.run_folder import CHECKPOINTS, METRICS, NON_FINITE, RunWeights
 from minimind.training.state import TrainConfig, TrainState
 from minimind.training.step import supervised_states
 from minimind.training.stop import stop_requests
-
-NON_FINITE = "non_finite_rows.jsonl"
 
 Measure = Callable[[Transformer, Precision], Mapping[str, float]]
 
@@ -73,13 +63,19 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended. Losses are validation losses, None without validation data."""
+    """How a run ended. Losses are validation losses, None without validation data.
+
+    The best weights are those in the run's folder: the best of the scheduled validations. A run
+    that stops before the first of them (but step 0's) has the weights of its last step there,
+    validated beside the schedule.
+    """
 
     steps: int  # done in all
     first_loss: float | None  # before the first step
     best_loss: float | None
     last_loss: float | None
     best_step: int
+    last_loss_step: int  # of `last_loss`; the last step, unless the run was stopped
     finished: bool  # False if a signal or the time limit stopped it
     supervised_per_second: float  # of this call's training, without validating and saving
     skipped: int  # steps of this call that changed nothing, since fp16 gradients overflowed
@@ -99,11 +95,12 @@ def fit(
     options: Mapping[str, Any],
     validation: Batches | Measure | None = None,
     files: Sequence[str] = (),
+    system: str | None = None,
 ) -> RunResult:
     """Train to the end of `steps` from the newest checkpoint in `out`, or from the beginning.
 
     A signal or the time limit stops it after a step, with a checkpoint. Under torchrun every
-    process calls it with the same arguments; the main one writes.
+    process calls it with the same arguments; the main one writes. `run_folder` has the files.
 
     Args:
         out: the run's folder; it exists.
@@ -112,10 +109,11 @@ def fit(
         validation: batches to measure the loss on, or a function that returns figures by name,
             "validation_loss" among them.
         files: names of the data files, to name rows in errors.
+        system: the system message of the rows, to record with the weights.
 
     Raises:
         ValueError: `run.shard` doesn't divide the processes.
-        TrainingError: the loss isn't finite, or the checkpoint belongs to another run.
+        TrainingError: a loss isn't finite, or the checkpoint belongs to another run.
     """
     distributed.init_distributed(model.device)
     rank, world_size = distributed.rank(), distributed.world_size()
@@ -126,8 +124,9 @@ def fit(
     state = TrainState(model, replace(config, precision=precision))
     state.notes += [reason] if reason else []
     fingerprint = run_fingerprint(model, tokenizer, steps, config, identity, options)
-    metrics = out / "metrics.jsonl" if rank == 0 else None
+    metrics = out / METRICS if rank == 0 else None
     lag = 1 if model.device.type == "cuda" else 0
+    weights = RunWeights(out, model, tokenizer, run.save_dtype, system)
     stopping, notes_said = False, 0
 
     def is_due(every: int | None, step: int) -> bool:
@@ -139,26 +138,26 @@ def fit(
         nullcontext(resume(out, model, state, steps, fingerprint)) as losses,  # by step; locked
         stop_requests(run.max_minutes) as stop_requested,
         StepLogger(metrics, state.step, state.precision, lag) as log,
-        tqdm(
-            total=len(steps),
-            initial=state.step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log needs fewer lines
-            disable=rank > 0,
-        ) as bar,
+        Progress(len(steps), log, show=rank == 0) as progress,
     ):
 
-        def validate() -> None:
+        def measure(**mark: bool) -> float:
             assert validation
             figures = _measure(model, validation, state.precision)
-            losses[state.step] = figures["validation_loss"]
-            log.write({"step": state.step, **figures})
-            if rank == 0:
-                words = (f"{name.replace('_', ' ')} {x:.4f}" for name, x in figures.items())
-                bar.write(f"step {state.step}: {', '.join(words)}", sys.stderr)
+            if not math.isfinite(loss := figures["validation_loss"]):
+                raise TrainingError(_why_not_finite(loss, state.step, out))
+            log.write({"step": state.step, **figures, **mark})
+            progress.show()
+            words = (f"{name.replace('_', ' ')} {x:.4f}" for name, x in figures.items())
+            progress.say(f"step {state.step}: {', '.join(words)}")
+            return loss
+
+        def validate() -> None:
+            losses[state.step] = measure()
             if state.step == min(losses, key=losses.__getitem__):  # the first of equals
-                _save_weights(out, model, tokenizer, run)
+                weights.save_best()
+            else:
+                weights.restore_best()
 
         if validation and state.step not in losses and is_due(run.eval_every, state.step):
             validate()
@@ -170,11 +169,10 @@ def fit(
             saving = stopping or is_due(run.save_every, result.step)
             if bad := log.add(result, wait=bool(validating or saving)):
                 raise TrainingError(_name_rows(bad, steps, out, files, tokenizer))
-            for note in state.notes[notes_said:] if rank == 0 else ():
-                bar.write(note, sys.stderr)
+            for note in state.notes[notes_said:]:
+                progress.say(note)
             notes_said = len(state.notes)
-            bar.set_postfix_str(log.latest, refresh=False)
-            bar.update()
+            progress.update()
             if validating:
                 validate()
             if saving:
@@ -183,21 +181,29 @@ def fit(
                     "rows": rows_hash(steps, result.step),
                     "validation_losses": [*losses.items()],
                 }
-                save_checkpoint(out / "checkpoints", model, state, extra, run.keep_checkpoints)
+                save_checkpoint(out / CHECKPOINTS, model, state, extra, run.keep_checkpoints)
             if validating or saving:
                 log.start_clock()
             if stopping:
                 break
-        _save_weights(out / "last", model, tokenizer, run)
+        measured = dict(losses)
+        if stopping and validation and not any(losses):  # only step 0 has been validated
+            measured[state.step] = measure(**{STOPPED: True})
+            weights.save_stopped()
+        weights.save_last()
         if not validation:
-            _save_weights(out, model, tokenizer, run)
+            weights.save_best()
     best_step = min(losses, key=losses.__getitem__, default=state.step)
+    last_loss_step = max(measured, default=state.step)
+    if len(measured) > len(losses):
+        best_step = last_loss_step
     return RunResult(
         steps=state.step,
         first_loss=losses.get(min(losses, default=0)),
-        best_loss=losses.get(best_step),
-        last_loss=losses.get(max(losses, default=0)),
+        best_loss=measured.get(best_step),
+        last_loss=measured.get(last_loss_step),
         best_step=best_step,
+        last_loss_step=last_loss_step,
         finished=not stopping,
         supervised_per_second=log.supervised_per_second,
         skipped=log.skipped,
@@ -238,10 +244,13 @@ def validation_loss(model: Transformer, batches: Iterable[Batch], precision: Pre
     return float(total / count)
 
 
-def _save_weights(folder: Path, model: Transformer, tokenizer: Tokenizer, run: RunConfig) -> None:
-    full = distributed.gather_model(model)
-    if distributed.is_main_process():
-        save(folder, full, tokenizer, DTYPES[run.save_dtype])
+def _why_not_finite(loss: float, step: int, out: Path) -> str:
+    remedy = (
+        f"lower --learning-rate or use --precision fp32; checkpoints in {out} are intact"
+        if step
+        else "nothing is trained yet: use --precision fp32, another --model or other rows"
+    )
+    return f"step {step}: the validation loss is {loss}; {remedy}"
 
 
 def _name_rows(

@@ -17,6 +17,8 @@ import torch
 from minimind.training.loop import StepResult
 from minimind.training.precision import Precision
 
+STOPPED = "stopped"  # marks a validation that a stopped run adds to its schedule
+
 NonFinite = tuple[StepResult, float, float]  # with its loss and its gradient's norm
 
 
@@ -35,7 +37,8 @@ class StepLogger:
         self._unread: list[tuple[StepResult, torch.Tensor, torch.cuda.Event | None]] = []
         self._clock, self._seconds = time.perf_counter(), 0.0
         self._supervised, self.skipped = 0, 0
-        self.latest = ""  # the newest step's figures in words
+        self.step = step  # the newest whose numbers are read
+        self._learning_rate, self._since = 0.0, [0.0, 0]  # loss, supervised: of `describe`
         self._file: TextIO | None = None
         if path is not None:
             kept = _bytes_until(step, path) if step and path.exists() else 0
@@ -100,19 +103,30 @@ class StepLogger:
                     "seconds": round(seconds, 4),
                 }
             )
-            self.latest = (
-                f"loss {loss:.3f}, lr {result.learning_rate:.1e}, "
-                f"{self.supervised_per_second:,.0f} supervised tokens/s"
-            )
+            self.step, self._learning_rate = result.step, result.learning_rate
+            self._since[0] += loss * result.supervised
+            self._since[1] += result.supervised
         return None
+
+    def describe(self) -> str:
+        """In words: the loss per supervised token of the steps since this was last called, ..."""
+        (loss, count), self._since = self._since, [0.0, 0]
+        return (
+            f"loss {loss / count if count else math.nan:.3f}, lr {self._learning_rate:.1e}, "
+            f"{self.supervised_per_second:,.0f} supervised tokens/s"
+        )
 
 
 def _bytes_until(step: int, path: Path) -> int:
-    """Length of the lines up to `step`, ending before the first that is cut short or damaged."""
+    """Length of the lines up to `step`, ending before the first that is cut short or damaged.
+
+    What a stopped run measured beside its schedule ends them, too: a resumed one forgets it.
+    """
     kept = 0
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            values = json.loads(line)
+            if not line.endswith(b"\n") or values["step"] > step or STOPPED in values:
                 break
         except (ValueError, KeyError, TypeError):
             break

@@ -18,6 +18,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import load_checkpoint, newest_checkpoint
 from minimind.training.environment import processor, versions
+from minimind.training.run_folder import CHECKPOINTS, METRICS
 from minimind.training.state import TrainConfig, TrainState
 
 HARMLESS = ("python", "tokenizers", "safetensors", "numpy")  # the last bits don't depend on them
@@ -92,7 +93,7 @@ def resume(
     Raises:
         TrainingError: the checkpoint belongs to another run or version, or is damaged.
     """
-    path, extra, passed_over = newest_checkpoint(out / "checkpoints")
+    path, extra, passed_over = newest_checkpoint(out / CHECKPOINTS)
     for sentence in passed_over:
         print(sentence)
     if path is None:
@@ -101,6 +102,8 @@ def resume(
                 f"{out}: none of its checkpoints is complete; restore one, or start again in "
                 "another --out"
             )
+        if (out / METRICS).exists():
+            print("no checkpoint yet: starting from the beginning")
         return {}
     precision = state.precision
     try:

@@ -1,4 +1,4 @@
-"""Stop a run between two steps: on Ctrl-C, on SIGTERM, or after a time limit."""
+"""Stop a run between two steps: on a signal that asks for it, or after a time limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
@@ -16,7 +16,9 @@ STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops a
 
 @contextmanager
 def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], bool]]:
-    """First Ctrl-C or SIGTERM: stop after this step. Second Ctrl-C: stop now (KeyboardInterrupt).
+    """First Ctrl-C, SIGTERM or SIGHUP: stop after this step. Second Ctrl-C: KeyboardInterrupt, now.
+
+    SIGHUP comes when a terminal is closed; where it is ignored, as under nohup, it stays so.
 
     with stop_requests(max_minutes=30) as requested:
         for step in steps:
@@ -31,12 +33,17 @@ def stop_requests(max_minutes: float | None = None) -> Iterator[Callable[[], boo
         if signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not signalled:
-            os.write(2, STOPPING)  # print may be what was interrupted, and can't be entered twice
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, STOPPING)  # print may be interrupted, and can't be entered twice
         signalled = True
 
     main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()  # only it may set handlers
-    before = {number: signal.signal(number, handle) for number in numbers}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        numbers.append(hang_up)
+    # Only the main thread may set handlers.
+    before = {number: signal.signal(number, handle) for number in numbers if main_thread}
     try:
         yield lambda: signalled or time.monotonic() > deadline
     finally:
