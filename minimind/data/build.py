@@ -83,8 +83,11 @@ def build_dataset(
     options: DataOptions,
     cache: Path | None = None,
     names: Sequence[str] | None = None,
+    verify: bool = False,
 ) -> tuple[Dataset, DataReport, Path]:
     """Tokenize files once; the second time, map what the first time wrote.
+
+    With `verify` the cached files' sums are read, whatever their sizes and times.
 
     The third value is the dataset's folder in the cache, with rejected.jsonl if rows were bad. Its
     key is made of the files' content, the tokenizer, the template and the options. Errors and
@@ -102,7 +105,8 @@ def build_dataset(
         settings.append(names)  # rejected.jsonl has them
     with readable_again(files, root) as files:
         named = list(zip(files, names, strict=True))
-        folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
+        write = partial(_write, named, tokenizer, options)
+        folder = build_once(root, settings, named, write, verify)
     dataset, report = read_dataset(folder)
     for name in ("shapes", "turns", "bad"):
         report[name] = Counter(report[name])

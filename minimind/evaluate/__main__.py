@@ -21,7 +21,7 @@ from minimind.cli.options import parse_options
 from minimind.data.errors import DataError, printable
 from minimind.data.plain_text import encode_documents, read_documents
 from minimind.data.row_options import RowOptions
-from minimind.data.storage import cache_directory, readable_again
+from minimind.data.storage import readable_again
 from minimind.evaluate.evaluation import Evaluation, evaluate, score_documents
 from minimind.evaluate.figures import Record, compare, describe_counts
 from minimind.evaluate.page import evaluation_page
@@ -121,7 +121,7 @@ def run(options: EvaluateOptions) -> None:
         for later in options.model[1:]:
             load_tokenizer(later)
     records: dict[str, list[Record]] = {}
-    with readable_again(options.files, cache_directory()) as files:
+    with readable_again(options.files) as files:
         names = dict(zip(files, options.files, strict=True))
         for name in options.model or (None,):
             label = "the embedded base" if name is None else name

@@ -18,10 +18,11 @@ from minimind.cli.options import parse_options
 from minimind.cli.summary import describe_selection, describe_tokens
 from minimind.data.build import DataOptions, DataReport
 from minimind.data.conversation import Conversation
+from minimind.data.dataset import Dataset
 from minimind.data.errors import printable
 from minimind.data.reader import read_conversations
 from minimind.data.selection import SplitOptions, select_rows
-from minimind.data.storage import cache_directory, hash_of, readable_again
+from minimind.data.storage import hash_of, readable_again
 from minimind.inspect.lengths import count_lengths, draw_lengths
 from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
@@ -83,11 +84,16 @@ def run(options: InspectOptions) -> bool:
     """Look over the rows, check them if asked to, and show them; False if a check failed."""
     with following_options():
         tokenizer = load_tokenizer(options.model)
-    with readable_again(options.files, cache_directory()) as files:
-        selection = select_rows(files, tokenizer, options.data, options.split, options.files)
+    with readable_again(options.files) as files:
+        selection = select_rows(
+            files, tokenizer, options.data, options.split, options.files, verify=options.check
+        )
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
-        found = survey(_read(files, names, options.data), tokenizer, options.data, places)
+        data = selection.training
+        whole = Dataset(data.input_ids, data.loss_mask, data.weights, data.columns)
+        rows = _read(files, names, options.data)
+        found = survey(rows, tokenizer, options.data, places, whole if options.check else None)
     report = selection.reports[0]
     checks = list(check_data(found, report, tokenizer)) if options.check else []
     counts = tables(report, found)

@@ -47,6 +47,8 @@ def check_data(found: Survey, report: DataReport, tokenizer: Tokenizer) -> Itera
         tokenizer: the one that is saved with the model.
     """
     yield _decoding(found)
+    if found.not_stored is not None:
+        yield _stored(found)
     yield _supervision(report)
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(folder, tokenizer)
@@ -61,6 +63,14 @@ def _decoding(found: Survey) -> Check:
         fact = f"{found.mismatches:,} of {rows:,} rows don't; {found.first_mismatch}"
         return Check(name, "failed", fact, "the model would learn other text than the data has")
     return Check(name, "passed" if rows else "not checked", f"{rows:,} rows")
+
+
+def _stored(found: Survey) -> Check:
+    name = "the arrays that training reads hold these ids and masks"
+    if found.not_stored:
+        fact = f"{found.not_stored:,} rows are others; delete the cache ($MINIMIND_CACHE)"
+        return Check(name, "failed", fact, "training would read other tokens than are shown here")
+    return Check(name, "passed", "each file's sum, and each row")
 
 
 def _supervision(report: DataReport) -> Check:
