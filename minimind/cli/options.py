@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
+
+from minimind.terminal import EscapingStream, unescaped
 
 Options = TypeVar("Options")
 
@@ -30,7 +34,16 @@ def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> 
     for argument in argv:
         if argument.startswith("--"):
             refuse_old_name(argument[2:].partition("=")[0], names, "")
-    return tyro.cli(options, args=list(argv), prog=f"python -m {command}")
+    asks = not {"-h", "--help"}.isdisjoint(argv)  # help has colours, and no text but ours
+    with redirect_stdout(unescaped(sys.stdout) if asks else _NoColours(unescaped(sys.stdout))):
+        return tyro.cli(options, args=list(argv), prog=f"python -m {command}")
+
+
+class _NoColours(EscapingStream):
+    """Standard output as tyro sees it, whose errors may spell anything."""
+
+    def isatty(self) -> bool:
+        return False
 
 
 def option_names(options: Any) -> set[str]:

@@ -6,23 +6,24 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minimind.data.blocks import BLOCK_ROWS, blocks, characters
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import Array, Dataset
 from minimind.data.errors import DataError
 from minimind.data.masking import Truncation, encode_rows, truncate
+from minimind.data.normal_form import normalize
 from minimind.data.reader import read_conversations
 from minimind.data.row_options import RowOptions
 from minimind.data.storage import (
@@ -34,7 +35,6 @@ from minimind.data.storage import (
 )
 from minimind.tokenizer import Tokenizer
 
-BLOCK_ROWS = 512
 REJECTED = "rejected.jsonl"
 _ALPHANUMERIC = re.compile(r"[^\W_]+")
 
@@ -125,7 +125,7 @@ def prompt_key_of(conversation: Conversation) -> int:
     prompt = messages[:first_answer] if "user" in roles[:first_answer] else messages
     parts = []
     for message in prompt:
-        text = unicodedata.normalize("NFKC", message.content).casefold()
+        text = normalize("NFKC", message.content).casefold()
         parts.append(f"{message.role}\0{''.join(_ALPHANUMERIC.findall(text)) or text}\0")
     spelled = "".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(spelled, digest_size=8).digest(), "big")
@@ -217,10 +217,10 @@ def _encoded(
 
     The tokenizer releases Python's lock while it works, so both happen at once.
     """
-    blocks = iter(lambda: list(islice(conversations, BLOCK_ROWS)), [])
     encode = partial(encode_rows, tokenizer=tokenizer, train_on=train_on)
     with ThreadPoolExecutor(1) as worker:
-        started = ((block, worker.submit(encode, block)) for block in blocks)
+        cut = blocks(conversations, characters, count=BLOCK_ROWS)
+        started = ((block, worker.submit(encode, block)) for block in cut)
         waiting = next(started, None)
         while waiting:
             following = next(started, None)

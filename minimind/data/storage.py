@@ -256,13 +256,13 @@ class DatasetWriter:
             marks = _map(self._folder / "loss_mask.bin", np.bool_)
             with weights.open("wb") as file:  # of the rows before: 1 where a token is trained
                 for start in range(0, len(marks), 2**20):
-                    file.write(marks[start : start + 2**20].astype(np.float32))
+                    file.write(marks[start : start + 2**20].astype(np.float32).data)
         if weights.exists():
             factors = rows.loss_mask if rows.weights is None else rows.weights
             arrays["weights"] = factors.astype(np.float32)
         for name, data in arrays.items():
             with open(self._folder / f"{name}.bin", "ab") as file:
-                file.write(np.ascontiguousarray(data))  # tofile wouldn't say why it fails
+                file.write(np.ascontiguousarray(data).data)  # tofile hides why it fails
         self._tokens += len(rows.input_ids)
 
     def finish(self, report: Mapping[str, object]) -> None:

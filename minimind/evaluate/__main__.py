@@ -18,7 +18,7 @@ from tqdm import tqdm
 from minimind.cli.command import following_options, new_folder, run_command
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
-from minimind.data.errors import DataError, printable
+from minimind.data.errors import DataError
 from minimind.data.plain_text import encode_documents, read_documents
 from minimind.data.row_options import RowOptions
 from minimind.data.storage import readable_again
@@ -195,16 +195,12 @@ def _answers(records: dict[str, list[Record]], show: int) -> Iterator[str]:
     """The first rows' questions, each with every model's answer."""
     for row in islice(zip(*records.values(), strict=True), show):
         if any(record.answer is not None for record in row):
-            yield f"\nquestion: {_printable_lines(row[0].question)}"
+            yield f"\nquestion: {row[0].question}"
             for label, record in zip(records, row, strict=True):
                 name = f"answer ({label})" if len(records) > 1 else "answer"
                 answer = record.answer
                 none = "(none: the question doesn't fit the context)"
-                yield f"{name}: {none if answer is None else _printable_lines(answer)}"
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
+                yield f"{name}: {none if answer is None else answer}"
 
 
 def _table(results: dict[str, Any]) -> Iterator[str]:

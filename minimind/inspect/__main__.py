@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from minimind.cli.command import following_options, run_command
+from minimind.cli.command import following_options, print_escaped, run_command
 from minimind.cli.options import parse_options
 from minimind.cli.summary import describe_selection, describe_tokens
 from minimind.data.build import DataOptions, DataReport
@@ -161,7 +161,8 @@ def _print(
     for row in found.shown:
         print(f"\n{printable(row.place)} ({', '.join(row.reasons)})")
         part, more = row.first_tokens()
-        print(show_tokens(part, row.kept, tokenizer, colour=sys.stdout.isatty()) + printable(more))
+        shown = show_tokens(part, row.kept, tokenizer, colour=sys.stdout.isatty())
+        print_escaped(shown + printable(more))
     if checks:
         print()
     for check in checks:

@@ -11,9 +11,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import compress, islice
+from itertools import compress
 from typing import Any
 
+from minimind.data.blocks import blocks, characters
 from minimind.data.build import DataOptions, DataReport
 from minimind.data.chatml import TrainOn
 from minimind.data.conversation import Conversation, irregularities
@@ -24,7 +25,6 @@ from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.vocabulary import END
 
-BLOCK_ROWS = 512
 ROWS_PER_REASON = 3  # shown
 SAMPLE_ROWS = 200  # of the random sample
 SAMPLE_ROWS_SHOWN = 5
@@ -117,8 +117,7 @@ def survey(
     seen: set[int] = set()
     others = 0
     rest = None if stored is None else iter(stored)
-    source = iter(conversations)
-    while block := list(islice(source, BLOCK_ROWS)):
+    for block in blocks(conversations, characters):
         rows = encode_rows(block, tokenizer, train_on=options.train_on)
         for conversation, example in zip(block, rows, strict=True):
             part = truncate(example, options.max_length, tokenizer, options.truncation)

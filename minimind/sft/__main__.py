@@ -17,6 +17,7 @@ from minimind.cli.command import (
     OptionError,
     following_options,
     less_to_train_on,
+    print_escaped,
     run_command,
     write_record,
 )
@@ -64,7 +65,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     steps = _plan(selection, options, budget, model.config.max_position_embeddings)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
-    print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
+    print_escaped(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
     if options.dry_run:
         return
 
