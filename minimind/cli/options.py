@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
+from minimind.data.errors import show
 from minimind.terminal import EscapingStream, unescaped
 
 Options = TypeVar("Options")
@@ -21,6 +22,8 @@ RENAMED = {
     "keep": "keep-checkpoints",
     "warmup": "warmup-ratio",
 }
+
+MOST = 2**48  # of any number: far above what is of use, far below what overflows
 
 
 def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> Options:
@@ -36,7 +39,11 @@ def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> 
             refuse_old_name(argument[2:].partition("=")[0], names, "")
     asks = not {"-h", "--help"}.isdisjoint(argv)  # help has colours, and no text but ours
     with redirect_stdout(unescaped(sys.stdout) if asks else _NoColours(unescaped(sys.stdout))):
-        return tyro.cli(options, args=list(argv), prog=f"python -m {command}")
+        found = tyro.cli(options, args=list(argv), prog=f"python -m {command}")
+    for option, value in flatten(found).items():
+        if isinstance(value, int) and abs(value) >= MOST:
+            raise ValueError(f"{option} is {show(value)}; use less than {MOST:,}")
+    return found
 
 
 class _NoColours(EscapingStream):
