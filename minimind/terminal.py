@@ -42,18 +42,21 @@ class EscapingStream:
         bars: let a carriage return begin a piece, as progress bars need it.
 
     Attributes:
+        escapes: False for text that is escaped already; see `as_it_is`.
         failed: the error with which writing failed, None if it never did.
     """
 
     def __init__(self, unescaped: TextIO, bars: bool = False) -> None:
         self.unescaped = unescaped
         self._bars = bars
+        self.escapes = True
         self.failed: OSError | None = None
 
     def write(self, text: str) -> int:
         start = "\r" if self._bars and text.startswith("\r") else ""
+        shown = start + escape(text[len(start) :]) if self.escapes else text
         with self._remembering():
-            self.unescaped.write(start + escape(text[len(start) :]))
+            self.unescaped.write(shown)
         return len(text)
 
     def flush(self) -> None:
@@ -77,9 +80,19 @@ class EscapingStream:
 
 
 def unescaped(stream: Any) -> TextIO:
-    """The stream behind one that escapes, for text whose every part is escaped but its colours."""
+    """The stream behind one that escapes."""
     found: TextIO = getattr(stream, "unescaped", stream)
     return found
+
+
+@contextmanager
+def as_it_is(stream: Any) -> Iterator[None]:
+    """Escape nothing for a while: for text whose every part is escaped already but its colours."""
+    stream.escapes = False
+    try:
+        yield
+    finally:
+        stream.escapes = True
 
 
 def end_quietly(*_: object) -> None:

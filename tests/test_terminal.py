@@ -211,12 +211,8 @@ FULL = "error: what was printed is incomplete (No space left on device)\n"
         (">&- 2>&-", 0, ""),
         ("<&-", 0, ""),
         (">/dev/full", 1, FULL),
-        ("2>/dev/full --none", 2, ""),
-        (
-            "--help >/dev/full",
-            0,
-            "error: what was printed is incomplete (No space left on device)\n",
-        ),
+        ("2>/dev/full --none", 1, ""),
+        ("--help >/dev/full", 1, FULL),
         ("--help >&-", 0, "note: standard output is closed, so nothing is printed there\n"),
     ],
 )

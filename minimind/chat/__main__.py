@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, stream_reply
-from minimind.terminal import unescaped
+from minimind.terminal import as_it_is
 from minimind.tokenizer import Tokenizer
 from minimind.training.environment import choose_device
 
@@ -252,9 +252,9 @@ def run(options: ChatOptions) -> None:
 
     def write(text: str) -> None:
         # From a pipe, an answer is data for the next program.
-        stream = sys.stdout if sys.stdout.isatty() else unescaped(sys.stdout)
-        stream.write(text)
-        stream.flush()
+        with nullcontext() if sys.stdout.isatty() else as_it_is(sys.stdout):
+            sys.stdout.write(text)
+        sys.stdout.flush()
 
     def note(text: str) -> None:
         if terminal:

@@ -17,7 +17,7 @@ import torch
 
 from minimind.cli.options import Options
 from minimind.data.errors import DataError
-from minimind.terminal import EscapingStream, end_quietly, unescaped
+from minimind.terminal import EscapingStream, as_it_is, end_quietly, unescaped
 from minimind.training import distributed
 from minimind.training.environment import versions
 from minimind.training.resume import TrainingError
@@ -139,7 +139,8 @@ def prepare_terminal() -> None:
 
 def print_escaped(text: str) -> None:
     """Print a text that is escaped already, and may have colours."""
-    print(text, file=unescaped(sys.stdout))
+    with as_it_is(sys.stdout):
+        print(text)
 
 
 @contextmanager

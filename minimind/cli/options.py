@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from minimind.data.errors import show
-from minimind.terminal import EscapingStream, unescaped
+from minimind.terminal import EscapingStream, as_it_is
 
 Options = TypeVar("Options")
 
@@ -38,7 +38,7 @@ def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> 
         if argument.startswith("--"):
             refuse_old_name(argument[2:].partition("=")[0], names, "")
     asks = not {"-h", "--help"}.isdisjoint(argv)  # help has colours, and no text but ours
-    with redirect_stdout(unescaped(sys.stdout) if asks else _NoColours(unescaped(sys.stdout))):
+    with as_it_is(sys.stdout) if asks else redirect_stdout(_NoColours(sys.stdout)):
         found = tyro.cli(options, args=list(argv), prog=f"python -m {command}")
     for option, value in flatten(found).items():
         if isinstance(value, int) and abs(value) >= MOST:
