@@ -38,7 +38,7 @@ from minimind.data.build import DataOptions, DataReport, build_dataset
 from minimind.data.dataset import COLUMNS
 from minimind.data.plan import make_steps
 from minimind.data.selection import split_by_prompt
-from minimind.data.storage import read_dataset
+from minimind.data.storage import DatasetWriter, read_dataset
 from minimind.tokenizer import Tokenizer
 from minimind.training import checkpoint
 from minimind.training.resume import rows_hash
@@ -203,6 +203,7 @@ def sizes_table(sizes: Sequence[Measures]) -> str:
 def write_large_table(folder: Path, rows: int) -> None:
     """A dataset as `build_dataset` leaves it, of random lengths; its tokens are holes in files."""
     folder.mkdir()
+    writer = DatasetWriter(folder, 2**16)
     table = {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
     lengths = np.random.default_rng(0).integers(16, 256, rows)
     table["start"][:] = np.cumsum(lengths) - lengths
@@ -215,8 +216,7 @@ def write_large_table(folder: Path, rows: int) -> None:
     for name, width in (("input_ids.bin", 2), ("loss_mask.bin", 1)):
         with (folder / name).open("wb") as file:
             file.truncate(tokens * width)
-    head = {"dtype": "uint16", "weighted": False, "report": vars(DataReport())}
-    (folder / "report.json").write_text(json.dumps(head), encoding="utf-8")
+    writer.finish(vars(DataReport()))
 
 
 def plan(folder: Path) -> Measures:
@@ -248,6 +248,7 @@ def going_on(folder: Path, rows: int) -> dict[str, tuple[float, float]]:
     keys = np.random.default_rng(1).integers(0, 2**64, rows, np.uint64, endpoint=False)
     keys.tofile(built / "table.key.bin")
     np.memmap(built / "loss_mask.bin", np.bool_, "r+")[:] = True
+    DatasetWriter(built, 2**16).finish(vars(DataReport()))
     command += ["--resume", "--max-minutes", "0"]
     subprocess.run(command, check=True, capture_output=True)
     training, _ = split_by_prompt(read_dataset(built)[0], 0.00001)

@@ -9,6 +9,14 @@ for result in minimind.train(model, steps):
 print(minimind.reply(model, tokenizer, [{"role": "user", "content": "Hello!"}]))
 """
 
+import signal
+import sys
+
+from minimind.terminal import end_quietly
+
+if sys.argv[:1] == ["-m"] and any(word.startswith("minimind.") for word in sys.orig_argv):
+    signal.signal(signal.SIGINT, end_quietly)  # until the command's own imports are done
+
 from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Example
 from minimind.data.errors import DataError

@@ -66,23 +66,24 @@ def sha256_of(path: str | Path) -> str:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """Lock a folder, so that no second run writes into it. The lock ends with the process.
 
     Raises:
-        BlockingIOError: another process holds the lock.
+        BlockingIOError: another process holds the lock, and `wait` is False.
     """
     if sys.platform == "win32":  # can't open a folder: a file beside it is locked in its place
         import msvcrt
 
         place = folder.absolute().with_name(f".{folder.absolute().name}.lock")
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT)
-        lock = partial(msvcrt.locking, descriptor, msvcrt.LK_NBLCK, 1)  # a byte, written or not
+        mode = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK
+        lock = partial(msvcrt.locking, descriptor, mode, 1)  # a byte, written or not
     else:
         import fcntl
 
         descriptor = os.open(folder, os.O_RDONLY)
-        lock = partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = partial(fcntl.flock, descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     try:
         try:
             lock()

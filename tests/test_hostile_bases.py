@@ -22,6 +22,7 @@ from minimind.model.pretrained import load, save
 from minimind.tokenizer import Tokenizer
 from tests.support.checkpoints import read_json, write_checkpoint, write_json
 from tests.support.strategies import json_values
+from tests.support.tiny import write_base
 from tests.support.tokenizers_of_bases import write_sentencepiece
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -452,3 +453,74 @@ def test_a_sentencepiece_model_with_any_byte_changed_is_read_or_refused(
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (write_sentencepiece(tmp_path_factory.mktemp("sp")) / "tokenizer.model").read_bytes()
+
+
+# Links
+
+LINKED = [
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+]
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("kind", ["absolute", "relative", "through a folder"])
+def test_a_link_that_leaves_the_folder_is_refused_and_copies_nothing(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    base = write_base(tmp_path / "base")
+    file, secret = base / name, tmp_path / "secret" / name
+    secret.parent.mkdir()
+    if file.exists():
+        file.rename(secret)
+    else:
+        secret.write_text("{}")
+    (base / "inside").symlink_to(secret.parent)
+    targets = {
+        "absolute": secret,
+        "relative": Path("..", "secret", name),
+        "through a folder": Path("inside", name),
+    }
+    file.symlink_to(targets[kind])
+    message = rf"{name}: is a link that leaves its folder, to .*; put the file itself there"
+    with pytest.raises(ValueError, match=message):
+        load(base)
+
+
+@pytest.mark.parametrize("name", LINKED[:4])
+def test_links_within_a_folder_and_to_the_hubs_blobs_are_followed(
+    name: str, tmp_path: Path
+) -> None:
+    base = write_base(tmp_path / "base")
+    (base / name).rename(base / "other")
+    (base / name).symlink_to("other")
+    load(base)
+    blobs = tmp_path / "hub" / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (base / name).unlink()
+    (base / "other").rename(blobs / "0123456789abcdef")
+    (base / name).symlink_to(blobs / "0123456789abcdef")
+    load(base)
+    (tmp_path / "link").symlink_to(base)  # the folder itself may be one
+    load(tmp_path / "link")
+
+
+def test_a_shard_and_an_index_are_no_links_elsewhere(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    (base / "model.safetensors").rename(tmp_path / "shard")
+    (base / "a.safetensors").symlink_to(tmp_path / "shard")
+    index = {"weight_map": {"model.norm.weight": "a.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"a\.safetensors: is a link that leaves its folder"):
+        load(base)
+    (base / "model.safetensors.index.json").rename(tmp_path / "index")
+    (base / "model.safetensors.index.json").symlink_to(tmp_path / "index")
+    with pytest.raises(ValueError, match=r"index\.json: is a link that leaves its folder"):
+        load(base)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 import tyro
@@ -54,3 +56,28 @@ def test_an_old_option_is_refused_with_its_new_name(
         sentence = f"error: {given} is called --{RENAMED[old]} since 0.2.0; use that"
         known = RENAMED[old] in option_names(COMMANDS[command])
         assert (sentence in capsys.readouterr().err) == known
+
+
+@pytest.mark.parametrize("options", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("digits", [15, 30, 5000])
+def test_a_huge_number_is_refused_by_its_options_name(options: Any, digits: int) -> None:
+    needed = {"files": ["a"], "out": ["--out", "o"]}
+    given = [word for f in fields(options) for word in needed.get(f.name, [])]
+    for name in whole_numbers(options):
+        with pytest.raises((ValueError, SystemExit)) as caught:
+            parse_options("x", options, [*given, f"--{name}", "9" * digits])
+        if isinstance(caught.value, SystemExit):  # tyro's
+            assert caught.value.code == 2
+        else:
+            assert re.search(f"{name.replace('-', '[-_]')} is", str(caught.value))
+
+
+def whole_numbers(options: Any) -> Iterator[str]:
+    """The options that take an integer, those of the dataclasses in `options` too."""
+    types = get_type_hints(options)
+    for option in fields(options):
+        inner = types[option.name]
+        if is_dataclass(inner):
+            yield from whole_numbers(inner)
+        elif inner in (int, int | None):
+            yield option.name.replace("_", "-")

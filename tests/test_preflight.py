@@ -20,7 +20,7 @@ from minimind.data.dataset import Dataset
 from minimind.data.masking import encode_rows, truncate
 from minimind.inspect import preflight
 from minimind.inspect import survey as survey_module
-from minimind.inspect.preflight import Check, check_data
+from minimind.inspect.preflight import Check, _some_answers, check_data
 from minimind.inspect.survey import decoding_mismatch, survey
 from minimind.model.pretrained import BASE, save_tokenizer
 from minimind.tokenizer import Tokenizer
@@ -366,3 +366,14 @@ def test_a_tokenizer_that_transformers_can_not_use_is_reported(tokenizer, monkey
     found = check(tokenizer)[TEMPLATE]
     assert found.outcome == "not checked"
     assert found.fact == "transformers can't use the tokenizer: requires jinja2"
+
+
+@pytest.mark.parametrize("answers", [1, 2, 8, 9, 50, 2000])
+def test_the_prompts_that_are_checked_grow_with_the_row_alone(answers: int) -> None:
+    row = [Message(role, "a") for _ in range(answers) for role in ("user", "assistant")]
+    turns = _some_answers(row)
+    every = list(range(1, 2 * answers, 2))
+    assert turns[:8] == every[:8]
+    assert set(turns) <= set(every)
+    assert turns[-1] == every[-1]
+    assert sum(turns) <= 12 * len(row)

@@ -389,6 +389,11 @@ def test_options_come_from_a_file_and_the_command_line_goes_first(tmp_path: Path
         ),
         ('{"keep": 1}', "options.json: --keep is called --keep-checkpoints since 0.2.0"),
         ('{"system": {"a": 1}}', "system is an object; give a plain value"),
+        ('{"model": [["a"]]}', "model has a list or an object in it; give plain values"),
+        ('{"a":' * 100_000, "options.json: nested too deeply; name a JSON file"),
+        ("[" * 100_000, "options.json: nested too deeply; name a JSON file"),
+        (f'{{"seed": {"9" * 5000}}}', "options.json: Exceeds the limit"),
+        (f'{{"seed": {"9" * 30}}}', "--seed is a huge number; use less than 281,474"),
     ],
 )
 def test_an_options_file_that_cannot_be_read_is_named(

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from minimind.data.masking import encode_prompt
 from minimind.model.pretrained import load, load_system_message
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, stream_reply
+from minimind.terminal import as_it_is
 from minimind.tokenizer import Tokenizer
 from minimind.training.environment import choose_device
 
@@ -37,11 +39,6 @@ HELP = f"""\
 {KEYS}
 Ctrl-C stops an answer and keeps its text so far; Ctrl-D quits. To begin a question with "/", put a
 space before it."""
-
-# Control characters are printed as escapes, so that they can't move the cursor or change colours.
-VISIBLE = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +259,9 @@ def run(options: ChatOptions) -> None:
     terminal = options.prompt is None and sys.stdin.isatty()
 
     def write(text: str) -> None:
-        sys.stdout.write(text.translate(VISIBLE) if sys.stdout.isatty() else text)
+        # From a pipe, an answer is data for the next program.
+        with nullcontext() if sys.stdout.isatty() else as_it_is(sys.stdout):
+            sys.stdout.write(text)
         sys.stdout.flush()
 
     def note(text: str) -> None:
@@ -286,11 +285,17 @@ def run(options: ChatOptions) -> None:
             raise ValueError(str(error)) from None
     elif terminal:
         print(f"{options.model or 'the embedded base'}. /help lists commands, Ctrl-D quits.")
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-        history = state / "minimind" / "chat_history.jsonl" if options.history else None
-        converse(new_chat(), PromptLine(history, note))
+        converse(new_chat(), PromptLine(_history() if options.history else None, note))
     else:
         answer_lines(sys.stdin.buffer, new_chat)
+
+
+def _history() -> Path | None:
+    """The file with what was typed; None where there is no home folder to keep it in."""
+    with suppress(RuntimeError):
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+        return state / "minimind" / "chat_history.jsonl"
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:

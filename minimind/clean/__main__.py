@@ -20,7 +20,7 @@ from minimind.cli.options import parse_options
 from minimind.cli.output import check_file
 from minimind.data.conversation import parse_conversation
 from minimind.data.row_options import RowKeys
-from minimind.data.storage import cache_directory, readable_again
+from minimind.data.storage import readable_again
 
 ALL_RULES = (*RULES, *DATASET_RULES)
 
@@ -86,7 +86,7 @@ def run(options: CleanOptions) -> None:
         cleaning = options.cleaning()
         _check_places(options, out, rejected)
     with (
-        readable_again(options.files, cache_directory()) as files,
+        readable_again(options.files) as files,
         tqdm(desc="cleaning", unit="rows", file=sys.stderr, disable=None) as bar,
     ):
         names = dict(zip(files, options.files, strict=True))

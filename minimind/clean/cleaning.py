@@ -113,8 +113,8 @@ def clean_rows(
     names = names or {}
     out, rejected = out.resolve(), rejected.resolve()  # a symbolic link stays one
     with (  # in their file systems, so that the files can be moved
-        working_folder(out.parent, _WORKING) as folder,
-        working_folder(rejected.parent, _WORKING) as beside,
+        working_folder(out.parent, _WORKING, 0o777) as folder,
+        working_folder(rejected.parent, _WORKING, 0o777) as beside,
     ):
         with (
             DuplicateFinder(folder, near) as finder,

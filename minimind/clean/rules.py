@@ -21,6 +21,7 @@ from minimind.data.conversation import (
     parse_messages,
 )
 from minimind.data.errors import excerpt
+from minimind.data.normal_form import normalize
 from minimind.text.look_alike import LOOK_ALIKE
 from minimind.text.mojibake import broken_text
 from minimind.text.ngrams import LONGEST, ngrams
@@ -361,7 +362,7 @@ def _pairs(conversation: Conversation) -> list[tuple[str, str]]:
 
 def _letters(text: str) -> str:
     """A text's letters and digits, in one case and one Unicode form."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+    return "".join(filter(str.isalnum, normalize("NFKC", text).casefold()))
 
 
 def _letter_count(letters: str) -> int:

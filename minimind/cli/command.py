@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from minimind.atomic_io import replace_file
 from minimind.cli.options import Options
 from minimind.data.errors import DataError
+from minimind.terminal import EscapingStream, as_it_is, end_quietly, unescaped
 from minimind.training import distributed
 from minimind.training.environment import versions
 from minimind.training.resume import TrainingError
@@ -48,24 +50,36 @@ def run_command(
         interrupted: says after Ctrl-C what is left, unless the KeyboardInterrupt itself does.
     """
     prepare_terminal()
+    code = EXIT_OK
+    try:
+        code = _outcome(argv, parse, run, out_of_memory, interrupted)
+    finally:  # after --help too
+        code = max(_finish(stream, code) for stream in (sys.stdout, sys.stderr))
+    return code
+
+
+def _outcome(
+    argv: list[str] | None,
+    parse: Callable[[list[str]], Options],
+    run: Callable[[Options], bool | None],
+    out_of_memory: Callable[[Options], str],
+    interrupted: Callable[[Options], str],
+) -> int:
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
     except (ValueError, OSError) as error:
-        return fail(EXIT_USAGE, error)
+        return EXIT_FAILED if _is_of_printing(error) else fail(EXIT_USAGE, error)
+    except KeyboardInterrupt:
+        return fail(EXIT_INTERRUPTED, "interrupted")
     try:
         passed = run(options) is not False
-        sys.stdout.flush()  # here, where a closed pipe is handled
         return EXIT_OK if passed else EXIT_FAILED
     except DataError as error:
         return fail(EXIT_DATA, error)
     except OptionError as error:
         return fail(EXIT_USAGE, error)
-    except BrokenPipeError:
-        # Its reader has seen enough, as `head` does. Python would fail again as it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
     except (TrainingError, ValueError, OSError) as error:
-        return fail(EXIT_FAILED, error)
+        return EXIT_FAILED if _is_of_printing(error) else fail(EXIT_FAILED, error)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and distributed.is_loss_of_another(error):
             fact = f"another process of this run ended; torchrun's output names it ({error})"
@@ -79,16 +93,57 @@ def run_command(
         return fail(EXIT_INTERRUPTED, said[0] if said else interrupted(options))
 
 
+def _is_of_printing(error: Exception) -> bool:
+    """Whether a stream failed: `_finish` tells it, unless its reader has seen enough, as `head`."""
+    failures = [getattr(stream, "failed", None) for stream in (sys.stdout, sys.stderr)]
+    return isinstance(error, BrokenPipeError) or error in failures
+
+
+def _finish(stream: TextIO, code: int) -> int:
+    """Write out what is left; where that fails, Python must not try it again as it ends."""
+    with suppress(OSError):
+        stream.flush()
+    error = getattr(stream, "failed", None)
+    if error is None:
+        return code
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if not isinstance(error, BrokenPipeError):
+        fail(code, f"what was printed is incomplete ({error.strerror or error})")
+    return code or EXIT_FAILED
+
+
 def prepare_terminal() -> None:
-    """Read and print UTF-8 under any locale, warnings as one-line notes; mute other processes."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    """Print UTF-8 under any locale and obey nothing in it, warnings as one-line notes.
+
+    Of several processes the first one prints. Ctrl-C is an exception from here on.
+    """
+    if signal.getsignal(signal.SIGINT) is end_quietly:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:  # their numbers would become those of the next files to be opened
+        nothing = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, nothing)
+    for stream in map(unescaped, (sys.stdin, sys.stdout, sys.stderr)):
         if isinstance(stream, io.TextIOWrapper):
             errors = "strict" if stream is sys.stdin else "backslashreplace"
             stream.reconfigure(encoding="utf-8", errors=errors)
+    if not isinstance(sys.stdout, EscapingStream):
+        sys.stdout = EscapingStream(sys.stdout)
+    if not isinstance(sys.stderr, EscapingStream):
+        sys.stderr = EscapingStream(sys.stderr, bars=True)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     if not distributed.is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         warnings.showwarning = lambda *_: None
+    if "stdout" in closed:
+        warnings.warn("standard output is closed, so nothing is printed there", stacklevel=2)
+
+
+def print_escaped(text: str) -> None:
+    """Print a text that is escaped already, and may have colours."""
+    with as_it_is(sys.stdout):
+        print(text)
 
 
 @contextmanager
@@ -102,7 +157,8 @@ def following_options() -> Iterator[None]:
 
 def fail(code: int, error: object) -> int:
     where = "" if distributed.is_main_process() else f" in process {distributed.rank()}"
-    print(f"error{where}: {error}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it
+        print(f"error{where}: {error}", file=sys.stderr)
     return code
 
 

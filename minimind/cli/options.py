@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
+
+from minimind.data.errors import show
+from minimind.terminal import EscapingStream, as_it_is
 
 Options = TypeVar("Options")
 
@@ -17,6 +22,8 @@ RENAMED = {
     "keep": "keep-checkpoints",
     "warmup": "warmup-ratio",
 }
+
+MOST = 2**48  # of any number: far above what is of use, far below what overflows
 
 
 def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> Options:
@@ -30,7 +37,20 @@ def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> 
     for argument in argv:
         if argument.startswith("--"):
             refuse_old_name(argument[2:].partition("=")[0], names, "")
-    return tyro.cli(options, args=list(argv), prog=f"python -m {command}")
+    asks = not {"-h", "--help"}.isdisjoint(argv)  # help has colours, and no text but ours
+    with as_it_is(sys.stdout) if asks else redirect_stdout(_NoColours(sys.stdout)):
+        found = tyro.cli(options, args=list(argv), prog=f"python -m {command}")
+    for option, value in flatten(found).items():
+        if isinstance(value, int) and abs(value) >= MOST:
+            raise ValueError(f"{option} is {show(value)}; use less than {MOST:,}")
+    return found
+
+
+class _NoColours(EscapingStream):
+    """Standard output as tyro sees it, whose errors may spell anything."""
+
+    def isatty(self) -> bool:
+        return False
 
 
 def option_names(options: Any) -> set[str]:

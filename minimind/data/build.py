@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minimind.data.blocks import BLOCK_ROWS, blocks, characters
 from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import PROMPTS, Array, Dataset
@@ -34,7 +35,6 @@ from minimind.data.storage import (
 )
 from minimind.tokenizer import Tokenizer
 
-BLOCK_ROWS = 512
 LONGEST = 4096  # tokens of a row by default, where the model's context is longer
 MUCH, KEPT_SHARE = 0.02, 0.99  # lost to truncation, and kept by the length that is proposed
 REJECTED = "rejected.jsonl"
@@ -112,8 +112,11 @@ def build_dataset(
     options: DataOptions,
     cache: Path | None = None,
     names: Sequence[str] | None = None,
+    verify: bool = False,
 ) -> tuple[Dataset, DataReport, Path]:
     """Tokenize files once; the second time, map what the first time wrote.
+
+    With `verify` the cached files' sums are read, whatever their sizes and times.
 
     The third value is the dataset's folder in the cache, with rejected.jsonl if rows were bad. Its
     key is made of the files' content, the tokenizer, the template and the options. Errors and
@@ -131,7 +134,8 @@ def build_dataset(
         settings.append(names)  # rejected.jsonl has them
     with readable_again(files, root) as files:
         named = list(zip(files, names, strict=True))
-        folder = build_once(root, settings, named, partial(_write, named, tokenizer, options))
+        write = partial(_write, named, tokenizer, options)
+        folder = build_once(root, settings, named, write, verify)
     dataset, report = read_dataset(folder)
     counts: dict[str, Any] = {
         name: Counter(x) if isinstance(x, dict) else x for name, x in report.items()
@@ -326,10 +330,10 @@ def _encoded(
 
     The tokenizer releases Python's lock while it works, so both happen at once.
     """
-    blocks = iter(lambda: list(islice(conversations, BLOCK_ROWS)), [])
     encode = partial(encode_rows, tokenizer=tokenizer, train_on=train_on)
     with ThreadPoolExecutor(1) as worker:
-        started = ((block, worker.submit(encode, block)) for block in blocks)
+        cut = blocks(conversations, characters, count=BLOCK_ROWS)
+        started = ((block, worker.submit(encode, block)) for block in cut)
         waiting = next(started, None)
         while waiting:
             following = next(started, None)

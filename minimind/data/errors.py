@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 _LENGTH = 80  # characters of an excerpt
 SHOWN_ROWS = 10  # bad rows that are shown at once
-_BREAKS = re.compile(r"\s*\n\s*")
+_WHOLE = re.compile(
+    "[\u00a0\u1680\u2000-\u200a\u200c\u200d\u202f\u205f\u3000\U000e0020-\U000e007f]"
+)
+_BREAKS = re.compile(r"(?<!\s)\s*\n\s*")  # from the first space on: linear
 
 
 class DataError(ValueError):
@@ -73,11 +76,15 @@ class BadRowsError(DataError):
 
 
 def printable(text: str) -> str:
-    """Escape what could disturb a terminal or can't be encoded: controls, lone surrogates."""
+    """Put a text on one line, with nothing in it that a terminal obeys or that can't be seen.
+
+    Joiners, wide spaces and tags, of which emoji and Asian text are made, are left whole.
+    """
     if text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char if char.isprintable() or _WHOLE.match(char) else char.encode("unicode_escape").decode()
+        for char in text
     )
 
 

@@ -11,9 +11,10 @@ first one predicted from <|endoftext|>, and <|endoftext|> is what ends the docum
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from minimind.data.blocks import blocks
 from minimind.data.dataset import Example
 from minimind.data.errors import DataError, excerpt
 from minimind.data.formats import refuse_foreign
@@ -92,23 +93,11 @@ def windows_of(
     if max_length < 1:
         raise ValueError(f"max_length is {max_length}; use a positive number")
     end = tokenizer.end_of_text_id
-    for block in _blocks(documents):
+    for block in blocks(documents, lambda text: len(text) + 1, BLOCK, BLOCK):
         for document in tokenizer.encode_batch(block):
             ids = [end, *document, end]
             windows = [ids[at : at + max_length + 1] for at in range(0, len(ids) - 1, max_length)]
             yield [Example(w, [False] + [True] * (len(w) - 1)) for w in windows]
-
-
-def _blocks(documents: Iterable[str]) -> Iterator[Sequence[str]]:
-    block, size = [], 0
-    for document in documents:
-        block.append(document)
-        size += len(document) + 1
-        if size >= BLOCK:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
 
 
 def _text_of(row: Row) -> str:

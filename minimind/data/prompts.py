@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from minimind.data.chatml import TrainOn
 from minimind.data.conversation import Conversation
+from minimind.data.normal_form import normalize
 
 # What prose hardly has: a + b, f(x), a.bc, -x. A mark is found first, then its surroundings: fast.
 _CODE = re.compile(
@@ -83,11 +84,11 @@ def trained_prompts(conversation: Conversation, keys: list[int], train_on: Train
 
 def normalized(text: str) -> str:
     """What is left of a text where two texts that ask alike are equal."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = normalize("NFKC", text).casefold()
     is_code = _CODE.search(plain)
     if not is_code and not _DIGIT.search(plain):
         return plain.translate(_WORDS) or "".join(plain.split()) or plain
-    text = unicodedata.normalize("NFKC", text.translate(_SPELLED)).casefold()
+    text = normalize("NFKC", text.translate(_SPELLED)).casefold()
     if not is_code:
         text = _AFTER_A_WORD.sub("", text)
     text = _without_last_mark(text)

@@ -65,13 +65,16 @@ def select_rows(
     options: DataOptions,
     split: SplitOptions,
     names: Sequence[str] | None = None,
+    verify: bool = False,
 ) -> Selection:
     """Read and tokenize files, called by `names` in errors, and separate training from validation.
+
+    See `build_dataset` for `verify`.
 
     Raises:
         DataError: a file or a row can't be used, or `split.val_data` has no row to validate on.
     """
-    dataset, report, folder = build_dataset(files, tokenizer, options, names=names)
+    dataset, report, folder = build_dataset(files, tokenizer, options, names=names, verify=verify)
     if split.limit:
         dataset = dataset.select(np.arange(min(split.limit, len(dataset))))
     if split.val_data is None:
@@ -79,7 +82,9 @@ def select_rows(
         asked = _are_trained(validation, training, folder)
         kept, left_out = validation.select(~asked), int(asked.sum())
         return Selection(training, kept, [report], [folder], left_out=left_out)
-    validation, val_report, val_folder = build_dataset([split.val_data], tokenizer, options)
+    validation, val_report, val_folder = build_dataset(
+        [split.val_data], tokenizer, options, verify=verify
+    )
     if not len(validation):
         fact = "no row has an answer that can be scored"
         raise DataError("no_rows", fact, "use other rows", split.val_data)

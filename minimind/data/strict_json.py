@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 from minimind.data.errors import DataError, excerpt
 
@@ -98,8 +99,8 @@ class JsonText:
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         fact = f'the key "{excerpt(twice)}" appears twice in one object'
         raise DataError("duplicate_key", fact, "keep one of them")
     return row

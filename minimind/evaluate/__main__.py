@@ -24,7 +24,7 @@ from minimind.data.errors import SHOWN_ROWS, BadRowsError, DataError, printable
 from minimind.data.keys import KeyCounts
 from minimind.data.plain_text import encode_documents, read_documents
 from minimind.data.row_options import RowOptions
-from minimind.data.storage import cache_directory, readable_again
+from minimind.data.storage import readable_again
 from minimind.evaluate.evaluation import Evaluation, evaluate, score_documents
 from minimind.evaluate.figures import Record, compare, describe_counts
 from minimind.evaluate.page import evaluation_page
@@ -126,7 +126,7 @@ def run(options: EvaluateOptions) -> None:
             load_tokenizer(later)
     records: dict[str, list[Record]] = {}
     systems: dict[str, str | None] = {}
-    with readable_again(options.files, cache_directory()) as files:
+    with readable_again(options.files) as files:
         names = dict(zip(files, options.files, strict=True))
         keys = KeyCounts() if options.documents else _check_rows(names, options)
         print("\n".join(keys.describe()), end="\n" if keys.describe() else "", flush=True)
@@ -226,16 +226,12 @@ def _answers(records: dict[str, list[Record]], show: int) -> Iterator[str]:
     """The first rows' questions, each with every model's answer."""
     for row in islice(zip(*records.values(), strict=True), show):
         if any(record.answer is not None for record in row):
-            yield f"\nquestion: {_printable_lines(row[0].question)}"
+            yield f"\nquestion: {row[0].question}"
             for label, record in zip(records, row, strict=True):
                 name = f"answer ({label})" if len(records) > 1 else "answer"
                 answer = record.answer
                 none = "(none: the question doesn't fit the context)"
-                yield f"{name}: {none if answer is None else _printable_lines(answer)}"
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
+                yield f"{name}: {none if answer is None else answer}"
 
 
 def _table(results: dict[str, Any]) -> Iterator[str]:

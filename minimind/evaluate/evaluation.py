@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from minimind.data.blocks import BLOCK_ROWS, blocks, characters
 from minimind.data.dataset import Dataset, Example
 from minimind.data.masking import encode_prompt, encode_rows, truncate
 from minimind.evaluate.figures import Record
@@ -20,8 +21,6 @@ from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig, generate_batch
 from minimind.tokenizer import Tokenizer
 from minimind.training.scoring import Scores, score
-
-BLOCK_ROWS = 512  # read, scored and answered before the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,7 @@ def evaluate(
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Iterator[Record]:
     """Yield a Record for each question, in order; `progress` is told how many rows are done."""
-    source = iter(questions)
-    while block := list(islice(source, BLOCK_ROWS)):
+    for block in blocks(questions, lambda row: characters(row.conversation), count=BLOCK_ROWS):
         records = [
             Record(
                 row.conversation.path, row.conversation.line, row.prompt[-1].content, row.expected

@@ -6,12 +6,14 @@ Each metric takes a Case and returns a number, or None where it doesn't apply.
 from __future__ import annotations
 
 import re
-import unicodedata
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from minimind.evaluate.questions import PATTERN_FLAGS
+from minimind.data.errors import excerpt
+from minimind.data.normal_form import normalize
+from minimind.evaluate.patterns import SECONDS, found_in
 from minimind.text.ngrams import repeated_share
 from minimind.text.scripts import main_script
 
@@ -44,10 +46,15 @@ def contains(case: Case) -> float | None:
 
 
 def regex(case: Case) -> float | None:
-    """Whether the row's "pattern" matches in the answer, ignoring case."""
+    """Whether the row's "pattern" matches in the answer, ignoring case; not if that takes long."""
     if case.pattern is None:
         return None
-    return float(re.search(case.pattern, case.answer, PATTERN_FLAGS) is not None)
+    try:
+        return float(found_in(case.answer, case.pattern))
+    except TimeoutError:
+        fact = f'the pattern "{excerpt(case.pattern)}" took more than {SECONDS:g} s on an answer'
+        warnings.warn(f"{fact}, which counts as no match; simplify it", stacklevel=2)
+        return 0.0
 
 
 def numeric(case: Case) -> float | None:
@@ -99,4 +106,4 @@ def last_number(text: str) -> Decimal | None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(normalize("NFC", text).split())

@@ -10,7 +10,6 @@ A row may also have a "pattern": a regular expression that a right answer matche
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -19,8 +18,7 @@ from minimind.data.errors import DataError, excerpt
 from minimind.data.formats import refuse_foreign
 from minimind.data.reader import BOM, Row, decode_utf8, open_bytes, read_rows
 from minimind.data.row_options import RowOptions
-
-PATTERN_FLAGS = re.IGNORECASE | re.DOTALL
+from minimind.evaluate.patterns import why_no_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +94,7 @@ def _question(conversation: Conversation, row: Row) -> Question:
     if not question.prompt:
         fact = "no message is before the answer"
         raise DataError("no_question", fact, "begin with a user's message", *place)
-    if question.pattern is not None:
-        try:
-            re.compile(question.pattern, PATTERN_FLAGS)
-        except (re.error, TypeError) as error:
-            fact = f'"pattern" is no regular expression ({error})'
-            raise DataError("bad_pattern", fact, "fix it, or leave it out", *place) from None
+    if question.pattern is not None and (why := why_no_pattern(question.pattern)):
+        fact = f'"pattern" is no regular expression ({why})'
+        raise DataError("bad_pattern", fact, "fix it, or leave it out", *place)
     return question

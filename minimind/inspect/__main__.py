@@ -14,17 +14,18 @@ import numpy as np
 import tyro
 
 from minimind.atomic_io import replace_file
-from minimind.cli.command import following_options, run_command
+from minimind.cli.command import following_options, print_escaped, run_command
 from minimind.cli.options import parse_options
 from minimind.cli.output import check_file, print_first
 from minimind.cli.summary import describe_selection, describe_tokens
 from minimind.data.build import DataOptions, DataReport
 from minimind.data.conversation import Conversation
+from minimind.data.dataset import Dataset
 from minimind.data.errors import printable
 from minimind.data.keys import KeyCounts
 from minimind.data.reader import read_conversations
 from minimind.data.selection import SplitOptions, select_rows
-from minimind.data.storage import cache_directory, hash_of, readable_again
+from minimind.data.storage import hash_of, readable_again
 from minimind.inspect.lengths import count_lengths, draw_lengths
 from minimind.inspect.page import inspection_page
 from minimind.inspect.preflight import Check, check_data
@@ -88,11 +89,16 @@ def run(options: InspectOptions) -> bool:
     context = config.max_position_embeddings if config else None
     model_type = str(config.to_hf()["model_type"]) if config else None  # as it is saved
     options = replace(options, data=options.data.for_context(context))
-    with readable_again(options.files, cache_directory()) as files:
-        selection = select_rows(files, tokenizer, options.data, options.split, options.files)
+    with readable_again(options.files) as files:
+        selection = select_rows(
+            files, tokenizer, options.data, options.split, options.files, verify=options.check
+        )
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
-        found = survey(_read(files, names, options.data), tokenizer, options.data, places)
+        data = selection.training
+        whole = Dataset(data.input_ids, data.loss_mask, data.weights, data.columns)
+        rows = _read(files, names, options.data)
+        found = survey(rows, tokenizer, options.data, places, whole if options.check else None)
     report = selection.reports[0]
     checks = list(check_data(found, report, tokenizer, model_type)) if options.check else []
     counts = tables(report, found)
@@ -165,7 +171,8 @@ def _print(
     for row in found.shown:
         print(f"\n{printable(row.place)} ({', '.join(row.reasons)})")
         part, more = row.first_tokens()
-        print(show_tokens(part, row.kept, tokenizer, colour=sys.stdout.isatty()) + printable(more))
+        shown = show_tokens(part, row.kept, tokenizer, colour=sys.stdout.isatty())
+        print_escaped(shown + printable(more))
     if checks:
         print()
     for check in checks:

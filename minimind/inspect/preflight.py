@@ -24,6 +24,7 @@ from minimind.tokenizer.vocabulary import END
 
 MAX_SPELLING = 0.01  # share of answers that spell control tokens: some prose is about them
 MOST_UNREAD = 0.01  # share of the messages in which a key with text or booleans may be left
+ANSWERS_CHECKED = 8  # of a row, the first ones; of a longer row some more
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ def check_data(
         model_type: the model's, as it is saved.
     """
     yield _decoding(found)
+    if found.not_stored is not None:
+        yield _stored(found)
     yield _usable(report)
     yield _keys(report)
     yield _supervision(report)
@@ -108,6 +111,14 @@ def _lengths(report: DataReport) -> Check:
     if report.loses_much:
         return Check(name, "failed", fact, "the model would not learn what is there")
     return Check(name, "passed", fact)
+
+
+def _stored(found: Survey) -> Check:
+    name = "the arrays that training reads hold these ids and masks"
+    if found.not_stored:
+        fact = f"{found.not_stored:,} rows are others; delete the cache ($MINIMIND_CACHE)"
+        return Check(name, "failed", fact, "training would read other tokens than are shown here")
+    return Check(name, "passed", "each file's sum, and each row")
 
 
 def _supervision(report: DataReport) -> Check:
@@ -179,14 +190,14 @@ def _template(folder: str, sample: Sequence[Conversation], tokenizer: Tokenizer)
         ids = list(example.input_ids)
         encoded = _through_transformers(theirs, row.messages, return_assistant_tokens_mask=True)
         same = encoded["input_ids"] == ids
-        for turn, message in enumerate(row.messages):
+        for message in row.messages:
             content = first + tokenizer.encode(message.content)
             same &= theirs(message.content)["input_ids"] == content
-            if message.role == "assistant" and turn:
-                before = row.messages[:turn]
-                prompt = _through_transformers(theirs, before, add_generation_prompt=True)
-                same &= prompt["input_ids"] == encode_prompt(before, tokenizer)
-                same &= prompt["input_ids"] == ids[: len(prompt["input_ids"])]
+        for turn in _some_answers(row.messages):
+            before = row.messages[:turn]
+            prompt = _through_transformers(theirs, before, add_generation_prompt=True)
+            same &= prompt["input_ids"] == encode_prompt(before, tokenizer)
+            same &= prompt["input_ids"] == ids[: len(prompt["input_ids"])]
         if not same:
             fact = f"{row.path}:{row.line}: transformers gives other ids"
             return Check(name, "failed", fact, asked)
@@ -195,6 +206,19 @@ def _template(folder: str, sample: Sequence[Conversation], tokenizer: Tokenizer)
             consequence = "other trainers would learn other tokens of the same rows"
             return Check(name, "failed", fact, consequence)
     return Check(name, "passed", f"{len(plain)} rows and their prompts, by transformers")
+
+
+def _some_answers(messages: Sequence[Message]) -> list[int]:
+    """Where the first answers stand, then each that stands twice as far, and the last.
+
+    Together what is before them is a few times the row; before all of them it is its square.
+    """
+    turns = [turn for turn, m in enumerate(messages) if m.role == "assistant" and turn]
+    chosen = turns[:ANSWERS_CHECKED]
+    for turn in turns[ANSWERS_CHECKED:]:
+        if turn >= 2 * chosen[-1] or turn == turns[-1]:
+            chosen.append(turn)
+    return chosen
 
 
 def _through_transformers(

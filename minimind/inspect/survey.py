@@ -11,9 +11,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import compress, islice
+from itertools import compress
 from typing import Any
 
+from minimind.data.blocks import blocks, characters
 from minimind.data.build import DataOptions, DataReport
 from minimind.data.chatml import TrainOn
 from minimind.data.conversation import Conversation, irregularities
@@ -24,7 +25,6 @@ from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.vocabulary import END
 
-BLOCK_ROWS = 512
 ROWS_PER_REASON = 3  # shown
 SAMPLE_ROWS = 200  # of the random sample
 SAMPLE_ROWS_SHOWN = 5
@@ -78,6 +78,7 @@ class Survey:
         duplicates: rows with the same messages as an earlier row.
         mismatches: rows whose trained ids decode to something else than the answers.
         first_mismatch: place and fact of the first of them.
+        not_stored: rows that the dataset has otherwise; None if there was none to compare with.
         sample: a random sample of the rows.
         shown: rows to look at, in the order of the files.
     """
@@ -90,6 +91,7 @@ class Survey:
     duplicates: int = 0
     mismatches: int = 0
     first_mismatch: str = ""
+    not_stored: int | None = None
     sample: list[Conversation] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
 
@@ -99,6 +101,7 @@ def survey(
     tokenizer: Tokenizer,
     options: DataOptions,
     chosen: Iterable[str] = (),
+    stored: Iterable[Example] | None = None,
 ) -> Survey:
     """Look over rows.
 
@@ -107,15 +110,20 @@ def survey(
         tokenizer: decides the ids.
         options: how rows become Examples.
         chosen: places, FILE:LINE, of rows to show in any case.
+        stored: the dataset that was made of these rows.
     """
     found = Survey()
     picks = _Picks(set(chosen))
     seen: set[int] = set()
-    source = iter(conversations)
-    while block := list(islice(source, BLOCK_ROWS)):
+    others = 0
+    rest = None if stored is None else iter(stored)
+    for block in blocks(conversations, characters):
         rows = encode_rows(block, tokenizer, train_on=options.train_on)
         for conversation, example in zip(block, rows, strict=True):
-            kept = len(truncate(example, options.limit, tokenizer, options.truncation))
+            part = truncate(example, options.limit, tokenizer, options.truncation)
+            if rest is not None and any(part.loss_mask):
+                others += next(rest, None) != part
+            kept = len(part)
             reasons = _count(found, conversation, example, kept)
             if fact := decoding_mismatch(conversation, example, tokenizer, options.train_on):
                 found.mismatches += 1
@@ -129,6 +137,7 @@ def survey(
                 reasons.append("duplicate")
             seen.add(key)
             picks.consider(ShownRow(len(found.lengths), conversation, example, kept, reasons))
+    found.not_stored = None if rest is None else others + sum(1 for _ in rest)
     found.sample = [row.conversation for row in picks.sample]
     found.shown = picks.rows()
     return found

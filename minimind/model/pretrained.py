@@ -36,7 +36,7 @@ from minimind.model.config import ModelConfig
 from minimind.model.families import FAMILIES, weight_under_llamas_name
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
-from minimind.tokenizer.files import parse_object
+from minimind.tokenizer.files import parse_object, refuse_foreign_links
 
 BASE = Path(__file__).parents[1] / "base"
 
@@ -84,6 +84,7 @@ def load(
     _tell_of_an_adapter(directory)
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no config.json; give a directory that holds a model")
+    refuse_foreign_links([path])
     config = ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
     if FAMILIES[config.model_type].even_heads and config.hidden_size % config.num_attention_heads:
         warnings.warn(
@@ -280,6 +281,7 @@ def _read_weights(
         expected = {key: value.shape for key, value in Transformer(config).state_dict().items()}
     stored = {}  # plain name -> what reads the tensor, when it is indexed
     for path in _weight_files(directory):
+        refuse_foreign_links([path])
         try:
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
@@ -317,6 +319,7 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / _WEIGHTS]
     index = directory / _INDEX
     if index.is_file():
+        refuse_foreign_links([index])
         weight_map = parse_object(index.read_bytes(), index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index}: has no weight_map; fetch the file again")

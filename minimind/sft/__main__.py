@@ -17,6 +17,7 @@ from minimind.cli.command import (
     OptionError,
     following_options,
     less_to_train_on,
+    print_escaped,
     run_command,
     write_record,
 )
@@ -82,7 +83,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     steps = _plan(training, options, budget, longest, context)
     print("\n".join(describe_tokens(training, validation)))
     print(f"hash: {data_hash}\n{describe_plan(steps)}")
-    print(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
+    print_escaped(show_row(training[0], tokenizer, colour=sys.stdout.isatty()))
     system = selection.reports[0].system
     if system:
         print(f"system message: {printable(system)}; chat and evaluate will use it, too")

@@ -89,8 +89,8 @@ def config_arguments(path: str) -> list[str]:
         options = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(options, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        fact = f"{place}{error}"
+    except (OSError, ValueError, RecursionError) as error:
+        fact = f"{place}{'nested too deeply' if isinstance(error, RecursionError) else error}"
         raise ValueError(f'{fact}; name a JSON file of options, such as {{"epochs": 3}}') from error
     names = option_names(SFTOptions) - {"files", "config"}
     arguments: list[str] = []
@@ -104,6 +104,8 @@ def config_arguments(path: str) -> list[str]:
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, list):
+            if any(isinstance(part, (dict, list)) for part in value):
+                raise ValueError(f"{place}{name} has a list or an object in it; give plain values")
             arguments += [f"--{option}", *map(str, value)]
         elif value is not None:
             arguments.append(f"--{option}={value}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimind.data.conversation import Conversation
+from minimind.data.normal_form import normalize
 from minimind.text.ngrams import LONGEST
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _grams(text: str) -> set[str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(normalize("NFKC", text).casefold().split())
 
 
 def _hash(text: str, person: bytes) -> bytes:

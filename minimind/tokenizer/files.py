@@ -9,6 +9,8 @@ beside them      tokenizer_config.json, special_tokens_map.json, added_tokens.js
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class TokenizerFiles:
         main = path if path.is_file() else _find_main(path)
         names = (JSON, MODEL, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, GENERATION, _TEMPLATE)
         beside = [main.parent / name for name in (*names, "vocab.json", "merges.txt")]
+        refuse_foreign_links(beside if path.is_file() else [main, *beside])
         self.contents = {file.name: file.read_bytes() for file in beside if file.is_file()}
         self.place = str(main)
         if main.suffix == ".model":
@@ -72,6 +75,21 @@ class TokenizerFiles:
                 if role in ("bos_token", "eos_token", "pad_token", "unk_token") and content:
                     named[role] = str(content)
         return named
+
+
+def refuse_foreign_links(files: Iterable[Path]) -> None:
+    """Raise a ValueError if a file of a model's folder is a link to a place outside the folder.
+
+    What is read of a model is saved with its runs, and so would be whatever the link names. A blob
+    of the hub's cache is the exception: there a model's files are links to blobs.
+    """
+    for file in files:
+        target, folder = (Path(os.path.realpath(path)) for path in (file, file.parent))
+        is_blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+        if file.is_symlink() and not target.is_relative_to(folder) and not is_blob:
+            raise ValueError(
+                f"{file}: is a link that leaves its folder, to {target}; put the file itself there"
+            )
 
 
 def parse_object(content: bytes, path: Path) -> Object:

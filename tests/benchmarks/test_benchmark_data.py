@@ -54,4 +54,5 @@ def test_a_size_is_measured_and_its_growth_fitted(tmp_path: Path) -> None:
 def test_a_synthetic_table_is_opened_and_planned(tmp_path: Path) -> None:
     scaling.write_large_table(tmp_path / "planned", 1000)
     assert scaling.plan(tmp_path / "planned")["to the step s"] > 0
-    assert json.loads((tmp_path / "planned" / "report.json").read_text())["dtype"] == "uint16"
+    head = json.loads((tmp_path / "planned" / "report.json").read_text())["head"]
+    assert head["dtype"] == "uint16"
