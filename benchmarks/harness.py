@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-Measures = dict[str, float]
+Measures = dict[str, Any]  # numbers by name, mostly
 MATMUL = {"cpu": 2048, "cuda": 8192}  # rows and columns of the product that tells a peak
 
 
