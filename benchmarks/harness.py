@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-Measures = dict[str, float]
-MATMUL = 2048  # rows and columns of the product that tells a machine's peak
+Measures = dict[str, Any]  # numbers by name, mostly
+MATMUL = {"cpu": 2048, "cuda": 8192}  # rows and columns of the product that tells a peak
 
 
 class Contestant:
@@ -70,9 +71,14 @@ def serve(work: Callable[[], Measures]) -> None:
 
 
 def alternate(
-    commands: Mapping[str, Sequence[str]], rounds: int, threads: int
+    commands: Mapping[str, Sequence[str]], rounds: int, threads: int, *, together: bool = True
 ) -> dict[str, list[Measures]]:
-    """Let contestants take turns, round by round."""
+    """Let contestants take turns, round by round; or, if they don't fit in memory `together`, let
+    each do all its rounds before the next one starts.
+    """
+    if not together:
+        alone = [alternate({n: c}, rounds, threads) for n, c in commands.items()]
+        return {name: measures for result in alone for name, measures in result.items()}
     contestants = {name: Contestant(command, threads) for name, command in commands.items()}
     results: dict[str, list[Measures]] = {name: [] for name in commands}
     for number in range(rounds):
@@ -92,7 +98,8 @@ def matmul_peak(
     Not the best of them: the cores of a shared machine are faster at one moment than at the next,
     and a training step gets its average share of both.
     """
-    a, b = (torch.randn(MATMUL, MATMUL, device=device, dtype=dtype) for _ in range(2))
+    size = MATMUL[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out, times = torch.empty_like(a), []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
@@ -100,7 +107,7 @@ def matmul_peak(
         torch.mm(a, b, out=out)
         synchronize(device)
         times.append(time.perf_counter() - start)
-    return 2 * MATMUL**3 / statistics.median(times)
+    return 2 * size**3 / statistics.median(times)
 
 
 def synchronize(device: torch.device) -> None:
@@ -110,8 +117,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory() -> float:
-    """GB that this process has held at most; on CUDA, of the GPU's memory."""
-    if torch.cuda.is_available():
+    """GB that this process has held at most; of the GPU's memory, if it uses one."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.environment import environment
 from benchmarks.harness import Measures, alternate, markdown, ratio, serve, spread
-from benchmarks.train_throughput import Workload, add_training_options, ours, precision_of
+from benchmarks.train_throughput import Workload, add_training_options, ours
 from benchmarks.workload import SHAPES
 from minimind.training.environment import choose_device
 from minimind.training.scoring import score
@@ -35,16 +35,18 @@ def main() -> None:
     if options.contestant:
         serve(contestant(options))
         return
+    device = choose_device(options.device)
     command = ["-m", "benchmarks.memory", *sys.argv[1:], "--contestant"]
     names = [*map(str, sorted(options.tokens_per_batch, reverse=True)), SCORING]
     if options.peers:
         from benchmarks.peers import available
 
-        names += available()
+        names += available(device)
     commands = {name: [*command, name] for name in names}
-    results = alternate(commands, options.rounds, options.threads)
+    together = device.type == "cpu"
+    results = alternate(commands, options.rounds, options.threads, together=together)
     print(f"{options.only}, {options.threads} threads\n\n{table(results)}\n")
-    facts = environment(options.device) | {"threads": str(options.threads)}
+    facts = environment(str(device)) | {"threads": str(options.threads)}
     print(json.dumps(facts | {"results": results} if options.json else facts))
     if options.plot:
         plot(results, options.plot)
@@ -69,7 +71,7 @@ def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
     if options.contestant == SCORING:
         return scoring(workload, options)
     if options.contestant.isdigit():
-        return ours(workload, options, int(options.contestant))
+        return ours(workload, int(options.contestant))
     from benchmarks.peers import PEERS
 
     return PEERS[options.contestant](workload)
@@ -77,9 +79,7 @@ def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
 
 def scoring(workload: Workload, options: argparse.Namespace) -> Callable[[], Measures]:
     """Evaluation of each round's rows."""
-    device = choose_device(options.device)
-    model = workload.new_model().to(device)
-    precision = precision_of(options)
+    model = workload.new_model()
     rounds = workload.rounds()
 
     def work() -> Measures:
@@ -87,7 +87,7 @@ def scoring(workload: Workload, options: argparse.Namespace) -> Callable[[], Mea
         rows = workload.dataset.select(np.concatenate(steps))
         start = time.perf_counter()
         budget = max(options.tokens_per_batch)
-        score(model, rows, tokens_per_batch=budget, precision=precision)
+        score(model, rows, tokens_per_batch=budget, precision=workload.precision)
         return workload.measures(steps, time.perf_counter() - start, None)
 
     return work

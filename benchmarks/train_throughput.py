@@ -3,23 +3,30 @@
     python -m benchmarks.train_throughput                          ours, shapes 5M and 26M
     python -m benchmarks.train_throughput --shape 26M --peers      beside others' loops
     python -m benchmarks.train_throughput --compiled               beside our compiled loop
+    python -m benchmarks.train_throughput --tokens-per-step 65536  larger steps than 16 rows
     python -m benchmarks.train_throughput --model DIR data.jsonl   own weights, own rows
 
-Everyone trains on the same conversations, 16 a step, and is timed over whole steps: forward,
-backward, clipping, AdamW. Tokens are the conversations' own, whatever padding somebody adds. Each
-contestant is a process; they take turns, and the peak is measured in turns with them, in the type
-that products have: float32 on a CPU, unless --precision says otherwise.
+Everyone trains on the same conversations, and is timed over whole steps: forward, backward,
+clipping, AdamW. Tokens are the conversations' own, whatever padding somebody adds. Ours is
+`minimind.train`, as a long run has it: its batches are built within the clock, those of others
+before it (TRL's within). A first round is for warming up; what our first step takes, with planning,
+compiling and capturing, stands in a column of its own.
+
+Each contestant is a process. On a CPU they take turns, and the peak is measured in turns with them;
+on a GPU, whose memory they can't share, one comes after the other. The peak is that of the type
+that products have: float32 on a CPU and bf16 on a GPU, unless --precision says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,17 +48,22 @@ from benchmarks.harness import (
 )
 from benchmarks.workload import SHAPES, docstring_dataset
 from minimind.data.build import DataOptions, build_dataset
-from minimind.data.packing import cut, make_batch
+from minimind.data.dataset import Dataset
+from minimind.data.padding import PLANNED_STEPS, pad
+from minimind.data.plan import Steps
 from minimind.model.transformer import Transformer
 from minimind.training.environment import choose_device
-from minimind.training.loop import train_step
-from minimind.training.precision import DTYPES, Precision, resolve_precision
+from minimind.training.loop import train
+from minimind.training.precision import DTYPES, Precision
 from minimind.training.state import TrainConfig, TrainState
 
-PER_STEP = 16  # conversations
-OURS = {"ours": 4096, "ours, 1,024 a micro-batch": 1024}  # tokens of a micro-batch, at most
-COMPILED = "ours, compiled"
-PEAK = "matrix product"
+PER_STEP = 16  # conversations, unless --tokens-per-step says otherwise
+CPU_BATCH = 4096  # tokens of a micro-batch, at most
+STEPS = {"cpu": 2, "cuda": 20}  # of a round
+PEAK, OURS, COMPILED, EAGER = "matrix product", "ours", "ours, compiled", "ours, eager"
+DEFAULT_PRECISION: dict[str, Precision] = {"cpu": "fp32", "cuda": "bf16"}
+
+Work = Callable[[], Measures]
 
 
 def main() -> None:
@@ -59,53 +71,59 @@ def main() -> None:
     if options.contestant:
         serve(contestant(options))
         return
-    results = {}
+    device, results = choose_device(options.device), {}
     for shape in [str(options.model)] if options.model else options.shape:
         command = ["-m", "benchmarks.train_throughput", *sys.argv[1:], "--only", shape]
-        names = [PEAK, *OURS, *([COMPILED] if options.compiled else [])]
+        names = [PEAK, OURS, *([COMPILED] if options.compiled else [])]
+        names += [EAGER] if device.type == "cuda" else []
         if options.peers:
             from benchmarks.peers import available
 
-            names += available()
+            names += available(device)
         commands = {name: [*command, "--contestant", name] for name in names}
-        rounds = alternate(commands, options.rounds, options.threads)
+        together = device.type == "cpu"
+        rounds = alternate(commands, options.rounds, options.threads, together=together)
         print(f"{shape}, {options.threads} threads\n\n{table(rounds)}\n", flush=True)
         results[shape] = rounds
-    facts = environment(options.device) | {"threads": str(options.threads)}
+    facts = environment(str(device)) | {"threads": str(options.threads)}
     facts["precision"] = precision_of(options)
     print(json.dumps(facts | {"results": results} if options.json else facts))
     if options.plot:
         plot(results, options.plot)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="*", help="JSONL rows; default docstrings")
     parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["5M", "26M"])
     add_training_options(parser)
+    parser.add_argument(
+        "--tokens-per-batch",
+        type=int,
+        help=f"of a micro-batch, at most; default {CPU_BATCH:,}, a whole step on a GPU",
+    )
     parser.add_argument("--compiled", action="store_true", help="ours, compiled, too")
     parser.add_argument("--peers", action="store_true", help="needs the bench extra")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)  # what a child process does
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peers and precision_of(options) != "fp32":
-        parser.error("--peers are measured in fp32; use --precision fp32")
+    options = parser.parse_args(arguments)
+    if options.peers and precision_of(options) == "fp16":
+        parser.error("--peers are measured in fp32 and bf16; name one as --precision")
     return options
 
 
 def precision_of(options: argparse.Namespace) -> Precision:
-    """What products are computed in: asked for, else float32 on a CPU, so that all do the same."""
-    device = choose_device(options.device)
-    plain: Precision = "fp32" if device.type == "cpu" else "auto"
-    return resolve_precision(options.precision or plain, device)
+    """What everyone's products are computed in."""
+    return options.precision or DEFAULT_PRECISION[choose_device(options.device).type]
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """What every benchmark that trains can be asked."""
     parser.add_argument("--model", type=Path, help="a folder with weights, in place of --shape")
-    parser.add_argument("--steps", type=int, default=2, help="optimizer steps a round")
+    parser.add_argument("--tokens-per-step", type=int, help=f"about; default {PER_STEP} rows")
+    parser.add_argument("--steps", type=int, help="optimizer steps a round; default 2, on a GPU 20")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
@@ -114,16 +132,48 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path)
 
 
+class Plan(Steps):
+    """A long run over the rows as they stand, again and again.
+
+    Args:
+        tokens_per_step: about as many, as the library's own plans have; None: `PER_STEP` rows.
+        tokens_per_batch: raised to the longest row's, as the commands do.
+        count: how many steps, at least.
+    """
+
+    def __init__(
+        self, dataset: Dataset, tokens_per_step: int | None, tokens_per_batch: int, count: int = 0
+    ) -> None:
+        longest = int(dataset.column("input_length").max())
+        super().__init__(dataset, tokens_per_step or 1, max(tokens_per_batch, longest), 1, 0)
+        # As a long run: its shape has a margin.
+        self._indices = range(max(count, 2 * PLANNED_STEPS))
+        numbers = np.arange(1, len(self) + 1)
+        self._ends = PER_STEP * numbers
+        if tokens_per_step is not None:
+            passes = 1 + tokens_per_step * len(self) // self.tokens_per_epoch
+            lengths = np.tile(self.lengths[self.rows].astype(np.int64), passes)
+            middles = np.cumsum(lengths) - lengths / 2
+            ends = np.searchsorted(middles, tokens_per_step * numbers)
+            self._ends = np.maximum.accumulate(np.maximum(ends - numbers, 0)) + numbers
+
+    def rows_of(self, index: int) -> np.ndarray:
+        number = self._indices[index]
+        rows = np.arange(self._ends[number - 1] if number else 0, self._ends[number])
+        return self.rows[rows % len(self.rows)].astype(np.int64)
+
+
 class Workload:
-    """The same rows for everybody, `PER_STEP` a step, over and over."""
+    """The same rows, steps, device and precision for everybody."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        _, tokenizer = minimind.load()
+        self.device, self.precision = choose_device(options.device), precision_of(options)
         self.folder = options.model
         if options.model:
             model, tokenizer = minimind.load(options.model)
             self.config = model.config
         else:
+            _, tokenizer = minimind.load()
             self.config = replace(SHAPES[options.only], max_position_embeddings=8192)
             if options.files:  # whose ids are the tokenizer's
                 self.config = replace(self.config, vocab_size=tokenizer.vocab_size)
@@ -132,21 +182,36 @@ class Workload:
                 options.files, tokenizer, DataOptions(max_length=512)
             )
         else:
-            self.dataset = docstring_dataset(tokenizer, vocabulary=self.config.vocab_size)
-        self.steps_per_round = options.steps
+            self.dataset = docstrings(None if options.model else self.config.vocab_size)
+        self.steps_per_round = options.steps or STEPS[self.device.type]
+        self.steps = 1 + (1 + options.rounds) * self.steps_per_round  # and to warm up
+        self.tokens_per_step = options.tokens_per_step
+
+    def plan(self, tokens_per_batch: int | None = None) -> Plan:
+        """The steps; a micro-batch has by default what the library chooses for the device."""
+        default = CPU_BATCH if self.device.type == "cpu" else 2**62
+        budget = tokens_per_batch or default
+        return Plan(self.dataset, self.tokens_per_step, budget, self.steps)
 
     def rounds(self) -> Iterator[list[np.ndarray]]:
         """Each round's steps: the rows of each."""
-        order = np.arange(len(self.dataset))
-        while True:
-            used, order = np.split(order, [PER_STEP * self.steps_per_round])
-            order = np.concatenate([order, used])
-            yield np.split(used, self.steps_per_round)
+        plan = self.plan()
+        for first in range(1, len(plan), self.steps_per_round):  # ours has done step 0
+            yield [plan.rows_of(first + index) for index in range(self.steps_per_round)]
 
     def new_model(self) -> Transformer:
         if self.folder:
-            return minimind.load(self.folder)[0]
-        return Transformer(self.config).initialize()
+            return minimind.load(self.folder)[0].to(self.device)
+        if self.device.type == "cpu":
+            return Transformer(self.config).initialize()
+        # Filled on the device: the CPU takes seconds for a large model.
+        torch.manual_seed(0)
+        with self.device:
+            model = Transformer(self.config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.02)
+        return model
 
     def measures(self, steps: list[np.ndarray], seconds: float, executed: float | None) -> Measures:
         rows = np.concatenate(steps)
@@ -154,64 +219,91 @@ class Workload:
         counted = {} if executed is None else {"executed_flops": executed}
         return counted | {
             "seconds": seconds,
+            "steps": len(steps),
             "tokens": sum(lengths),
             "supervised": int(self.dataset.column("supervised")[rows].sum()),
             "model_flops": model_flops(self.config, lengths),
         }
 
 
-def contestant(options: argparse.Namespace) -> Callable[[], Measures]:
+@functools.cache
+def docstrings(vocabulary: int | None) -> Dataset:
+    """The docstrings' rows, their ids folded into a vocabulary if one is given."""
+    return docstring_dataset(minimind.load()[1], vocabulary=vocabulary or 0)
+
+
+def contestant(options: argparse.Namespace) -> Work:
     """What does one round of `options.contestant`."""
-    if options.contestant == PEAK:
+    name = options.contestant
+    if name == PEAK:
         device = choose_device(options.device)
         dtype = DTYPES[precision_of(options)]
         return lambda: {"flops_per_second": matmul_peak(device, 2.0, dtype)}
     workload = Workload(options)
-    if options.contestant in OURS:
-        return ours(workload, options, OURS[options.contestant])
-    if options.contestant == COMPILED:
-        return ours(workload, options, OURS["ours"], compiled=True)
+    if name in (OURS, COMPILED, EAGER):
+        return ours(
+            workload,
+            options.tokens_per_batch,
+            compiled=name == COMPILED,
+            may_capture=name != EAGER,
+        )
     from benchmarks.peers import PEERS
 
-    return PEERS[options.contestant](workload)
+    return PEERS[name](workload)
 
 
 def ours(
     workload: Workload,
-    options: argparse.Namespace,
-    tokens_per_batch: int,
+    tokens_per_batch: int | None = None,
     *,
     compiled: bool = False,
-) -> Callable[[], Measures]:
-    """Our loop."""
-    device = choose_device(options.device)
-    model = workload.new_model().to(device)
-    config = TrainConfig(precision=precision_of(options))
+    may_capture: bool = True,
+) -> Work:
+    """Our loop; its first step is done before the first round."""
+    if compiled:  # never measure a fall-back under this name
+        warnings.filterwarnings("error", message="not compiled")
+    device, model = workload.device, workload.new_model()
+    config = TrainConfig(precision=workload.precision, compile="on" if compiled else "off")
     state = TrainState(model, config)
-    if compiled:
-        warnings.simplefilter("error", UserWarning)  # never measure a fall-back under this name
-        model.compile_training()
-    rounds = workload.rounds()
-    inputs = workload.dataset.column("input_length").astype(np.int64)
+    state.may_capture = state.may_capture and may_capture
+    plan = workload.plan(tokens_per_batch)
+    run = train(model, plan, config, state=state)
+    synchronize(device)
+    start = time.perf_counter()
+    next(run)
+    synchronize(device)
+    first_step = time.perf_counter() - start
 
     def work() -> Measures:
-        steps = next(rounds)
-        groups = [cut(rows, inputs[rows], tokens_per_batch) for rows in steps]
-        batches = [[make_batch(workload.dataset, group) for group in step] for step in groups]
+        first = state.step
+        synchronize(device)
         start = time.perf_counter()
-        for step in batches:
-            train_step(model, step, config, state, 1.0)
+        for _ in range(workload.steps_per_round):
+            next(run)
+        host = time.perf_counter() - start
         synchronize(device)
         seconds = time.perf_counter() - start
-        executed = sum(executed_flops(model.config, b) for step in batches for b in step)
-        return workload.measures(steps, seconds, executed)
+        indices = range(first, state.step)
+        batches = [batch for index in indices for batch in plan[index]]
+        shapes = [state.fixed_shape(batch) for batch in batches]
+        padded = [pad(b, s)[1] if s else b for b, s in zip(batches, shapes, strict=True)]
+        executed = sum(executed_flops(model.config, batch) for batch in padded)
+        fast = state.graphs is not None or state.compiled
+        return workload.measures([plan.rows_of(i) for i in indices], seconds, executed) | {
+            "host_seconds": host,  # until the last step was queued
+            "first_step": first_step,
+            "batches": len(batches),
+            "eager": shapes.count(None) if fast else len(batches),
+            "graphs": state.graphs is not None,
+            "notes": list(state.notes),
+        }
 
     return work
 
 
 def table(results: dict[str, list[Measures]]) -> str:
     peaks = [measures["flops_per_second"] for measures in results[PEAK]]
-    rows = [[PEAK, "", "", "", f"{spread([p / 1e9 for p in peaks])} GFLOP/s", "", ""]]
+    rows = [[PEAK, "", "", "", f"{spread([p / 1e9 for p in peaks])} GFLOP/s", *[""] * 5]]
     speeds = {
         name: [m["tokens"] / m["seconds"] for m in rounds]
         for name, rounds in results.items()
@@ -222,10 +314,15 @@ def table(results: dict[str, list[Measures]]) -> str:
         supervised = [m["supervised"] / m["seconds"] for m in rounds]
         shares = {kind: share(rounds, peaks, kind) for kind in ("model_flops", "executed_flops")}
         row = [name, spread(speed), spread(supervised), shares["model_flops"]]
-        row += [shares["executed_flops"], f"{rounds[-1]['peak_gb']:.2f} GB"]
-        rows.append([*row, ratio(speeds["ours"], speed)])
+        row += [shares["executed_flops"]]
+        row += [spread([1e3 * m["seconds"] / m["steps"] for m in rounds], ",.1f"), "", ""]
+        if "first_step" in rounds[-1]:
+            eager, batches = (sum(m[key] for m in rounds) for key in ("eager", "batches"))
+            row[-2:] = [f"{rounds[-1]['first_step']:.1f}", f"{eager:,} of {batches:,}"]
+        rows.append([*row, f"{rounds[-1]['peak_gb']:.2f} GB", ratio(speeds[OURS], speed)])
     header = ["contestant", "tokens/s", "supervised tokens/s", "of peak, model FLOP/s (MFU)"]
-    return markdown([*header, "of peak, executed", "peak memory", "ours is"], rows)
+    header += ["of peak, executed", "ms a step", "first step, s", "batches run eagerly"]
+    return markdown([*header, "peak memory", "ours is"], rows)
 
 
 def share(rounds: list[Measures], peaks: list[float], kind: str) -> str:

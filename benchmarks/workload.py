@@ -10,6 +10,7 @@ import ast
 import random
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from minimind.data.conversation import parse_conversation
@@ -40,10 +41,14 @@ def _shape(
 
 
 SHAPES = {
+    "tiny": _shape(6400, 64, 128, 2, 2, 1),  # to see that a benchmark runs, and for nothing else
     "5M": _shape(6400, 256, 704, 8, 4, 2),
     "26M": _shape(6400, 512, 1408, 8, 8, 2),
     "64M": _shape(6400, 768, 2432, 8, 8, 4),  # MiniMind's, of which times on GPUs are published
     "135M": _shape(49152, 576, 1536, 30, 9, 3),  # SmolLM2's
+    "0.6B": replace(  # Qwen3's
+        _shape(151936, 1024, 3072, 28, 16, 8), model_type="qwen3", head_dim=128, qk_norm=True
+    ),
 }
 
 
