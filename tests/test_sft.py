@@ -692,17 +692,17 @@ def test_a_best_by_one_row_or_by_none_is_said(
     said = {
         0: (
             "no row validates: the last weights are kept, whether or not they are the best",
-            f"{out} holds the last weights: no row validates, so none are known to be the best",
-            "no validation data: these are the last weights",
+            f"{out} holds the last weights, of step 1: there is no validation data; {out / 'last'}",
+            "the last weights, of step 1: there is no validation data",
         ),
         1: (
             'one row validates: it alone decides which weights are "best"',
-            f"{out} holds the best weights, by one validation row, {out / 'last'} those of step 1",
+            ", by one validation row; ",
             "at the end, of 1 row\n",
         ),
         2: (
             "; validation: 2 rows",
-            f"{out} holds the best weights, {out}",
+            f"{out} holds the best weights, of step ",
             "at the end, of 2 rows",
         ),
     }[held]
