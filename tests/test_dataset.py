@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minimind.data.conversation import Conversation, Message
 from minimind.data.dataset import COLUMNS, Dataset, Example
 from minimind.data.masking import encode_conversation, encode_rows
-from minimind.data.storage import hash_of
+from minimind.data.storage import DatasetWriter, hash_of
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import conversations
 
@@ -81,6 +81,7 @@ def test_a_hash_is_kept_in_the_datasets_folder_for_each_choice_of_rows(
     choices = [dataset, dataset.select(np.arange(49)), dataset.select(np.arange(1, 50))]
     expected = [hash_of(choice) for choice in choices]
     assert len(set(expected)) == 3
+    DatasetWriter(tmp_path, 100).finish({})  # a dataset's folder
     assert [hash_of(choice, tmp_path) for choice in choices] == expected
     dataset.input_ids[:] = 7  # no token is read again
     assert [hash_of(choice, tmp_path) for choice in choices] == expected

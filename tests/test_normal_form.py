@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind.clean.rules import check_conversation
-from minimind.data.build import prompt_key_of
 from minimind.data.conversation import Conversation, Message
 from minimind.data.errors import one_line
 from minimind.data.normal_form import normalize
+from minimind.data.prompts import prompt_keys_of
 from minimind.evaluate.metrics import OPTIONAL_METRICS, Case
 from minimind.text.near_duplicates import _plain
 
@@ -51,7 +51,7 @@ def test_no_text_takes_time_that_grows_with_its_square(unit: str) -> None:
     conversation = Conversation((Message("user", text), Message("assistant", text)))
     started = time.monotonic()
     check_conversation(conversation)
-    prompt_key_of(conversation)
+    prompt_keys_of(conversation)
     one_line(text)
     _plain(text)
     for name in ("exact", "contains", "numeric"):

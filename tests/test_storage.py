@@ -89,6 +89,7 @@ ROWS = [
     for n in range(5)
 ]
 ROWS[3]["messages"][1]["weight"] = 0.5  # type: ignore[assignment]
+ROWS[2]["messages"] += ROWS[4]["messages"]  # it answers two prompts
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def data(tmp_path: Path) -> Path:
 def build(
     data: Path, tokenizer: Tokenizer, verify: bool = False
 ) -> tuple[list[Example], str, Path]:
-    options = DataOptions(on_bad_row="skip")
+    options = DataOptions(on_bad_row="skip").for_context(1024)  # as the commands have it
     dataset, _, folder = build_dataset([data], tokenizer, options, verify=verify)
     return list(dataset), hash_of(dataset, folder), folder
 
@@ -139,6 +140,7 @@ def a_folder(path: Path) -> None:
 
 DAMAGES = [other_bytes, first_byte, all_ones, cut, emptied, longer, Path.unlink, a_folder]
 FILES = [
+    "prompts.bin",
     "input_ids.bin",
     "loss_mask.bin",
     "weights.bin",

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from minimind.terminal import EscapingStream
 from minimind.training.checkpoint import newest_checkpoint
 from minimind.training.run_folder import CHECKPOINTS, RECORD, WEIGHTS, is_run, written_by_a_run
 
@@ -148,3 +149,5 @@ class _Lasting:
         except OSError:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if isinstance(self._stream, EscapingStream):
+            self._stream.failed = None  # it was no failure of the command's

@@ -102,7 +102,7 @@ def resume(
                 f"{out}: none of its checkpoints is complete; restore one, or start again in "
                 "another --out"
             )
-        if (out / METRICS).exists():
+        if distributed.is_main_process() and (out / METRICS).exists():
             print("no checkpoint yet: starting from the beginning")
         return {}
     precision = state.precision
