@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from minimind.data.plan import make_steps
 from minimind.model.transformer import Transformer
 from minimind.training import graphs as module
 from minimind.training import loop
-from minimind.training.compile_trial import SKIPPED, TIMED
+from minimind.training.compile_trial import SKIPPED, TIMED, CompileTrial
 from minimind.training.graphs import why_not_captured
 from minimind.training.loop import StepResult, train
 from minimind.training.state import TrainConfig, TrainState
@@ -207,10 +208,13 @@ def test_a_short_run_says_why_it_is_not_compiled(calls) -> None:
 def test_a_long_run_is_compiled_and_stays_so_only_if_that_is_faster(
     calls, faster, monkeypatch
 ) -> None:
-    seconds = iter([0.0, 2e4, 3e4, 3e4 + (1e4 if faster else 3e4)])
-    monkeypatch.setattr(
-        "minimind.training.compile_trial.CompileTrial._clock", lambda _: next(seconds)
-    )
+    clock = count(0.0, 1e3)  # seconds: a step takes 1e3 until it is compiled, and 1e4 or 10 then
+
+    def now(trial: CompileTrial) -> float:
+        moment = next(clock)
+        return moment * (0.01 if faster else 10) if trial._state.compiled else moment
+
+    monkeypatch.setattr(CompileTrial, "_clock", now)
     monkeypatch.setattr(Transformer, "compile_training", lambda self: None)
     steps = (plan() * 20)[: 2 * (SKIPPED + TIMED) + 4]
     _, state = graphed(new_model(), steps, replace(FP32, compile="auto"))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from statistics import median
+from typing import TypeVar
 
 import torch
 
 from minimind.training.state import TrainConfig, TrainState
+
+StepResult = TypeVar("StepResult")
 
 SKIPPED, TIMED = 3, 20  # steps before, and in, a measurement
 COMPILING = 21.0  # seconds, as measured for 26M on an H100 (commit 94a8f45)
@@ -16,31 +21,31 @@ SHARE = 0.1  # of the time left that compiling may take
 class CompileTrial:
     """With `compile="auto"`: measure graphed steps, compile if that can pay, and measure again.
 
-    It waits for the device four times in a run. What it decides stands in the state's notes.
+    Steps that are measured wait for the device, some fifty in a run. What is decided stands in the
+    state's notes.
     """
 
     def __init__(self, config: TrainConfig, state: TrainState, steps: int) -> None:
         self._state, self._steps = state, steps
         self._done = config.compile != "auto" or state.compiled
         self._eager: float | None = None  # seconds a step, once it is known
-        self._count, self._start = 0, 0.0
+        self._seconds: list[float] = []
 
-    def after_step(self) -> None:
-        """Count a step, and decide after the last that is timed."""
-        state = self._state
-        if self._done or state.graphs is None:
-            return
-        self._count += 1
-        if self._count == SKIPPED:
-            self._start = self._clock()
-        if self._count < SKIPPED + TIMED:
-            return
-        seconds = (self._clock() - self._start) / TIMED
-        self._count = 0
-        if self._eager is None:
-            self._decide(seconds)
-        else:
-            self._judge(self._eager, seconds)
+    def run(self, step: Callable[[], StepResult]) -> StepResult:
+        """One step; after the last that is measured, decide."""
+        if self._done or self._state.graphs is None:  # the step that captures isn't measured
+            return step()
+        start = self._clock()
+        result = step()
+        self._seconds.append(self._clock() - start)
+        if len(self._seconds) == SKIPPED + TIMED:
+            seconds = median(self._seconds[SKIPPED:])
+            self._seconds.clear()
+            if self._eager is None:
+                self._decide(seconds)
+            else:
+                self._judge(self._eager, seconds)
+        return result
 
     def _decide(self, seconds: float) -> None:
         left = (self._steps - self._state.step) * seconds

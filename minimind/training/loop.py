@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,10 @@ def train(
     state: TrainState | None = None,
 ) -> Iterator[StepResult]:
     """Train `model` in place, one optimizer step per item.
+
+    In bf16 and fp16 a step computes with half-precision copies of the layers: hooks on the model's
+    own modules don't fire. On CUDA the step is captured as graphs where it can be; `state.notes`
+    says how a run computes.
 
     Args:
         model: float32 weights, on the device to train on.
@@ -117,8 +122,8 @@ def _train(
     while state.step < len(steps):
         state.keep_peaks(config)  # again: a caller may add groups between two steps
         factor = schedule_at(state.step, len(steps), warmup_steps, config.min_lr_ratio)
-        yield train_step(model, steps[state.step], config, state, factor)
-        trial.after_step()
+        step = steps[state.step]
+        yield trial.run(partial(train_step, model, step, config, state, factor))
 
 
 def train_step(
@@ -152,6 +157,7 @@ def train_step(
 def _eager_step(step: Step, config: TrainConfig, state: TrainState) -> tuple[Tensor, Tensor]:
     """The step's loss and the gradients' norm; the slow twin of `StepGraphs.run`."""
     total = torch.zeros((), device=state.device)
+    state.model.zero_grad()  # a step that was interrupted may have left some
     for number, batch in enumerate(step, 1):
         distributed.announce_backward(state.model, last=number == len(step))
         fits = state.shape is None or state.shape.holds(batch)
