@@ -43,7 +43,7 @@ def measure(folder: Path, options: Sequence[str] = ()) -> Measures:
     imports = {name: import_seconds(name) for name in ("torch", "minimind.sft.__main__")}
     command = [sys.executable, "-u", "-m", "minimind.sft", *map(str, SAMPLE)]
     command += ["--epochs", str(EPOCHS), "--out", str(folder / "run"), *options]
-    marks, log = {}, folder / "log"
+    log, marks = folder / "log", dict[str, float]()
     started = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen(

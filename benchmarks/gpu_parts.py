@@ -19,7 +19,8 @@ from torch import Tensor
 
 from benchmarks import first_command, train_throughput
 from benchmarks.harness import Measures, matmul_peak, peak_memory, synchronize
-from benchmarks.train_throughput import COMPILED, EAGER, OURS, PER_STEP, Plan, Workload
+from benchmarks.train_throughput import COMPILED, EAGER, OURS, PER_STEP, Workload
+from minimind.data.plan import Steps
 from minimind.model.transformer import Transformer
 from minimind.training.loop import StepResult, train, train_step
 from minimind.training.precision import DTYPES, Precision
@@ -38,6 +39,7 @@ LIGER, TRANSFORMERS = (f"transformers{w}, sorted by length" for w in (" with Lig
 MINIMIND = [f"MiniMind's loop, 16 padded to {length}" for length in (768, 512)]
 COPIED = {"cuda": 2**30, "cpu": 2**24}  # bytes
 LEARNING_RATE = 1e-3
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
 Case = tuple[str, str, int | None]  # a contestant, its shape, tokens a step; None: 16 rows
 
@@ -199,7 +201,7 @@ class Same:
     def curves(self, steps: int) -> Measures:
         """The loss step by step in each precision, at one learning rate."""
         plan, out = self._workload.plan()[:steps], {}
-        for precision in DTYPES:
+        for precision in PRECISIONS:
             model, config = self._new_model(), self._config(precision)
             state = TrainState(model, config)
             results = list(train(model, plan, config, state=state))
@@ -223,7 +225,7 @@ class Same:
         with _deterministic(deterministic, warn_only=True):
             return figures | self._repeated(plan)
 
-    def _repeated(self, plan: Plan) -> Measures:
+    def _repeated(self, plan: Steps) -> Measures:
         config = self._config("bf16")
         runs = []
         for _ in range(2):
@@ -252,7 +254,7 @@ class Same:
         }
 
     def _gradients(
-        self, plan: Plan, precision: Precision, eager: bool
+        self, plan: Steps, precision: Precision, eager: bool
     ) -> tuple[float, dict[str, Tensor], TrainState]:
         """Of the plan's first step; eagerly without padding, or as `train` does it."""
         model, config = self._new_model(), self._config(precision, max_grad_norm=math.inf)

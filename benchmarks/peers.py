@@ -156,7 +156,7 @@ def transformers(workload: Workload, cut: Cut, liger: bool = False) -> Work:
         getattr(kernels, f"apply_liger_kernel_to_{model.config.model_type}")(model=model)
 
     def loss_of(ids: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = model(input_ids=ids, labels=labels).loss
+        loss: Tensor = model(input_ids=ids, labels=labels, use_cache=False).loss
         return loss
 
     return loop(workload, model, loss_of, cut)

@@ -12,6 +12,11 @@ import torch
 
 from benchmarks import gpu, gpu_parts
 from benchmarks.gpu import FAILED, LIVES, SKIPPED, Worker
+from minimind.data.padding import shape_of_run
+from minimind.training import graphs as module
+from minimind.training import loop
+from minimind.training.loop import train
+from minimind.training.step import forward_backward
 
 SMALL = ["--small", "--device", "cpu"]
 
@@ -45,6 +50,50 @@ def test_some_parts_run_on_a_cpu(capsys, tmp_path) -> None:
     assert results["ours: tiny, 600"]["eager"] == results["ours: tiny, 600"]["batches"] == 3
     assert "| ours | tiny | " in printed
     assert (tmp_path / "out" / "gpu.log").exists()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs on a CPU: what would be captured is called."""
+
+    def graphed(model, plan, config, state):
+        state.shape, state.may_capture = shape_of_run(plan), True
+        return train(model, plan, config, state=state)
+
+    monkeypatch.setattr(module.StepGraphs.__init__, "__defaults__", (lambda function: function,))
+    monkeypatch.setattr(loop, "why_not_captured", lambda config, state: None)
+    monkeypatch.setattr(gpu_parts, "train", graphed)
+
+
+def test_a_graphed_step_is_compared_with_an_eager_one(graphs) -> None:
+    figures = gpu_parts.Same("tiny", torch.device("cpu"), 600).graphed_step()
+    assert figures["graphs"]
+    assert figures["micro_batches"] == 2
+    assert abs(figures["loss_difference"]) < 1e-4
+    assert figures["worst_gradient"][0] < 0.01
+
+
+def test_a_graphed_step_with_wrong_gradients_is_seen(graphs, monkeypatch) -> None:
+    def twice(batch, supervised, total, config, state):
+        forward_backward(batch, supervised, torch.zeros(()), config, state)
+        forward_backward(batch, supervised, total, config, state)
+
+    monkeypatch.setattr(module, "forward_backward", twice)
+    figures = gpu_parts.Same("tiny", torch.device("cpu"), 600).graphed_step()
+    assert figures["graphs"]
+    assert abs(figures["loss_difference"]) < 1e-4
+    assert figures["worst_gradient"][0] == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_step_that_does_not_repeat_is_seen(graphs, monkeypatch, same) -> None:
+    def noisy(*arguments):
+        forward_backward(*arguments)
+        arguments[2].add_(0.0 if same else 1e-4 * torch.rand(()))
+
+    monkeypatch.setattr(module, "forward_backward", noisy)
+    figures = gpu_parts.Same("tiny", torch.device("cpu"), 600).repeated()
+    assert (figures["twice"], figures["resumed"]) == (same, same)
 
 
 @pytest.mark.slow
