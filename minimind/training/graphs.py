@@ -159,6 +159,7 @@ class StepGraphs:
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
     """While a step is captured, its learning rates are tensors; a state dict never shows it."""
+    optimizer._warned_capturable_if_run_uncaptured = True  # warming up is meant
     groups = optimizer.param_groups
     before = [(group["lr"], group["capturable"]) for group in groups]
     for group, rate in zip(groups, rates, strict=True):
