@@ -32,13 +32,14 @@ def model_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
 def executed_flops(config: ModelConfig, batch: Batch) -> int:
     """Of our forward and backward pass over one batch.
 
-    In the last layer all after attention, and then the head, read supervised positions alone.
+    In the last layer what comes after attention, and then the head, reads supervised positions
+    alone.
     """
     layers, tokens = config.num_hidden_layers, len(batch)
     attention, mlp = _layer(config)
-    output = config.hidden_size * config.num_attention_heads * config.head_dim
-    matrices = tokens * (layers * (attention + mlp) - mlp - output)
-    matrices += batch.num_supervised * (output + mlp + _head(config))
+    after = config.hidden_size * config.num_attention_heads * config.head_dim + mlp
+    matrices = tokens * (layers * (attention + mlp) - after)
+    matrices += batch.num_supervised * (after + _head(config))
     pairs = layers * sum(map(causal_pairs, batch.documents.lengths))
     return 6 * matrices + _attention(config, pairs, FLASH_ATTENTION)
 

@@ -151,7 +151,10 @@ def test_where_compiling_fails_the_reason_is_said_once_and_the_run_continues(mon
         with pytest.warns(UserWarning, match="^not compiled: .*no working C") as notes:
             states = [model(ids), model(ids)]
         assert all(torch.equal(state, expected) for state in states)
-        assert len(notes) == len(calls) == 2  # what stands before attention, and the MLP
+        assert len(notes) == len(calls) == 2  # what stands before attention, and after
+        model.compile_training()  # another run tries, and says, it again
+        with pytest.warns(UserWarning, match="^not compiled: .*no working C"):
+            model(ids)
     finally:
         compiling.compiled.cache_clear()
 

@@ -13,32 +13,37 @@ from torch import Tensor
 MOST_SIZES = 64  # for which one function may be compiled; PyTorch's own limit is 8
 
 
-@functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled at its first call that needs gradients; other calls run eagerly.
+class Compiled:
+    """A function, compiled at its first call that needs gradients; other calls run eagerly.
 
     It takes a module, then tensors, and is compiled again for tensors of other sizes. Where
-    compiling fails, a warning says why, and this and all later calls run eagerly.
+    compiling fails, a warning says why, and this and all later calls run eagerly until `retry`.
     """
-    fast: Callable[..., Any] | None = None
-    failed = False
 
-    def call(module: torch.nn.Module, *tensors: Tensor) -> Any:
-        nonlocal fast, failed
-        if failed or not torch.is_grad_enabled():  # passes without gradients are few
-            return function(module, *tensors)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._fast: Callable[..., Any] | None = None
+        self._failed = False
+
+    def retry(self) -> None:
+        self._failed = False
+
+    def __call__(self, module: torch.nn.Module, *tensors: Tensor) -> Any:
+        if self._failed or not torch.is_grad_enabled():  # passes without gradients are few
+            return self._function(module, *tensors)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's own, about its own code
-                if fast is None:
+                if self._fast is None:
                     config = torch._dynamo.config
                     config.recompile_limit = max(config.recompile_limit, MOST_SIZES)
-                    fast = torch.compile(function, dynamic=False)
-                return fast(module, *tensors)
+                    self._fast = torch.compile(self._function, dynamic=False)
+                return self._fast(module, *tensors)
         except torch._dynamo.exc.TorchDynamoException as error:
-            failed = True
+            self._failed = True
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"not compiled: {reason}", stacklevel=2)
-        return function(module, *tensors)
+        return self._function(module, *tensors)
 
-    return call
+
+compiled = functools.cache(Compiled)  # one for all layers and models

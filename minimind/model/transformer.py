@@ -164,6 +164,8 @@ class Transformer(nn.Module):
         # One compiled function of each serves all layers.
         before = compiled(DecoderLayer.before_attention)
         after = compiled(DecoderLayer.after_attention)
+        before.retry()
+        after.retry()
         for layer in self.model.layers:
             assert isinstance(layer, DecoderLayer)
             layer.before_attention = MethodType(before, layer)  # type: ignore[method-assign]

@@ -57,6 +57,7 @@ def test_the_default_batch_is_the_librarys() -> None:
     assert [len(workload.plan(budget)[0]) for budget in (10_000, None, 1000)] == [1, 3, 10]
 
 
+@pytest.mark.filterwarnings("ignore")  # what peers warn of is their own
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", [OURS, *available(torch.device("cpu"))])
 def test_each_contestant_does_the_same_rows(name, precision) -> None:
