@@ -1,4 +1,4 @@
-"""What is worth knowing of a GPU in one call: is the fast step right, and how fast is it.
+"""Check the graphed step on a GPU and measure it, in one call.
 
     python -m benchmarks.gpu --seconds 420
     python -m benchmarks.gpu --only 'ours: *' 'first command'     parts by name; --list names them

@@ -14,17 +14,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-# Controls (newline and tab apart), what turns the order of letters around, line ends that are no
-# newline, half surrogate pairs. Joiners, wide spaces and tags, which emoji need, aren't among them.
+# Control characters but newline and tab, bidi controls, Unicode's line separators, lone surrogates.
+# Not joiners, wide spaces and tags, of which emoji and Asian text are made.
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]"
 )
 
 
 def escape(text: str) -> str:
-    """Show what a terminal would obey: \\x1b for ESC, \\u202e for what turns the order around.
+    """Show what a terminal would obey: \\x1b for ESC, \\u202e for a right-to-left override.
 
-    In JSON nothing below U+0020 is left to escape, and the rest keeps its meaning.
+    JSON keeps its meaning: it escapes U+0000 to U+001F itself, and reads \\u202e as written here.
     """
     return _OBEYED.sub(_shown, text)
 
@@ -35,11 +35,11 @@ def _shown(found: re.Match[str]) -> str:
 
 
 class EscapingStream:
-    """A text stream that escapes what is written, and is otherwise the stream it stands for.
+    """A text stream that escapes what is written, and is otherwise the stream behind it.
 
     Args:
-        unescaped: that stream.
-        bars: let a carriage return begin a piece, as progress bars need it.
+        unescaped: the stream that is written to.
+        bars: leave a carriage return at the start of a write whole, as progress bars need it.
 
     Attributes:
         escapes: False for text that is escaped already; see `as_it_is`.

@@ -693,11 +693,11 @@ def test_the_length_that_is_proposed_keeps_99_percent_and_a_shorter_one_keeps_fe
     rows = list(build(path, tokenizer)[0])
     report, enough = kept(limit)
     assert report.loses_much <= (not enough)
-    assert (report.ample_length == 0) == enough
+    assert (report.suggested_max_length == 0) == enough
     if not enough:
-        assert report.ample_length > limit
-        assert kept(report.ample_length)[1]
-        assert not kept(report.ample_length - 1)[1]
+        assert report.suggested_max_length > limit
+        assert kept(report.suggested_max_length)[1]
+        assert not kept(report.suggested_max_length - 1)[1]
 
 
 @pytest.mark.parametrize(
@@ -715,7 +715,7 @@ def test_without_a_length_rows_are_kept_whole(tmp_path: Path, tokenizer: Tokeniz
     path = write(tmp_path / "long.jsonl", [exchange("q", "word " * 9000)])
     dataset, report, _ = build(path, tokenizer)
     assert len(dataset[0]) > 9000
-    assert (report.truncated, report.ample_length) == (0, 0)
+    assert (report.truncated, report.suggested_max_length) == (0, 0)
 
 
 def test_a_length_that_cannot_be_is_refused() -> None:

@@ -97,7 +97,7 @@ def test_a_loss_to_length_above_2_percent_is_a_warning_with_the_length_that_help
     rows: int, supervised: int, context: int | None, before: str, after: str
 ) -> None:
     report = DataReport(rows=rows, supervised=supervised, truncated=3, dropped_long=1)
-    report.tokens_lost, report.unsupervised, report.ample_length = 70, 2, 2345
+    report.tokens_lost, report.unsupervised, report.suggested_max_length = 70, 2, 2345
     assert describe_rows(report, Path("rejected.jsonl"), context)[-1] == before + LOST + after
 
 

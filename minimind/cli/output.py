@@ -115,7 +115,7 @@ def output_may_break() -> Iterator[None]:
     Hours of training don't end because the `tee` behind them did, or their terminal was closed.
     """
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = lasting = [_Lasting(stream) for stream in streams]
+    sys.stdout, sys.stderr = lasting = [TolerantStream(stream) for stream in streams]
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ def output_may_break() -> Iterator[None]:
             stream.finish()
 
 
-class _Lasting:
+class TolerantStream:
     """A text stream whose errors are dropped."""
 
     def __init__(self, stream: Any) -> None:

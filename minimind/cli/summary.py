@@ -49,7 +49,7 @@ def _describe_truncation(report: DataReport, context: int | None) -> str:
     rows = report.truncated / (report.rows - report.unsupervised)
     tokens = report.tokens_lost / (report.supervised + report.tokens_lost)
     words = f"warning: {words}, {rows:.0%} of the rows and {tokens:.0%} of the tokens"
-    ample = report.ample_length
+    ample = report.suggested_max_length
     if context is None or ample <= context:
         return f"{words}; --max-length {ample} keeps 99% of both"
     return (

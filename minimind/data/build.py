@@ -94,7 +94,9 @@ class DataReport(KeyCounts):
     truncated: int = 0  # rows that lost trained tokens, dropped ones included
     dropped_long: int = 0  # of these, rows of which nothing was left
     tokens_lost: int = 0  # trained tokens lost to truncation
-    ample_length: int = 0  # keeps KEPT_SHARE of rows and trained tokens; 0 if these are kept
+    suggested_max_length: int = (
+        0  # keeps KEPT_SHARE of rows and trained tokens; 0 if these are kept
+    )
     tokens: int = 0
     supervised: int = 0
     system: str | None = None  # the message that --system or every row has, where rows have it
@@ -272,7 +274,7 @@ def _blocks(
         report.tokens += int(lengths.sum())
         report.supervised += int(after.sum())
         yield list(compress(sources, lengths.tolist())), _cut(rows, lengths)
-    report.ample_length = _ample_length(long_rows, long_tokens, report)
+    report.suggested_max_length = _ample_length(long_rows, long_tokens, report)
     common = systems if len(systems) == 1 else systems & {options.system}
     report.system = next(iter(common), None)
 

@@ -53,7 +53,7 @@ def says_something(value: object) -> bool:
     return any(leaf is not None and leaf != "" for leaf in _leaves(value))
 
 
-def sort_keys(
+def check_keys(
     item: JsonObject, read: Collection[str], notes: Notes, subject: str = ""
 ) -> list[tuple[str, bool]]:
     """Refuse keys that mean something we don't train; return the other ones that aren't `read`.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minimind.data.errors import DataError, printable, show
-from minimind.data.keys import FLAGS, JsonObject, Notes, Unread, says_something, sort_keys
+from minimind.data.keys import FLAGS, JsonObject, Notes, Unread, check_keys, says_something
 
 ROLES = ("system", "user", "assistant", "tool")
 _ROLE_OF = {role: role for role in ROLES} | {
@@ -120,7 +120,7 @@ def _read_message(item: object, notes: Notes) -> Message:
     role_key = "role" if item.get("role") is not None else "from"
     key = "value" if item.get("content") is None and item.get("value") is not None else "content"
     read = _READ[role_key, key]
-    unread = {} if item.keys() <= read else dict(sort_keys(item, read, notes))
+    unread = {} if item.keys() <= read else dict(check_keys(item, read, notes))
     role = _read_role(item.get(role_key), notes)
     content = item.get(key)
     text = _join(content, notes, unread) if isinstance(content, list) else content
@@ -164,7 +164,7 @@ def _join(parts: list[object], notes: Notes, unread: dict[str, bool]) -> str:
             remedy = 'only text is trained: {"type": "text", "text": ...}'
             raise DataError("bad_part", f"has {found} as content part {number}", remedy)
         if not part.keys() <= _READ_OF_PART:
-            for key, holds_text in sort_keys(part, _READ_OF_PART, notes):
+            for key, holds_text in check_keys(part, _READ_OF_PART, notes):
                 unread[key] = holds_text or unread.get(key, False)
         texts.append(_check_text(part.get("text"), "text", "tool"))  # one part may be empty
     return "".join(texts)

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import NamedTuple, TypeAlias
 
 from minimind.data.errors import DataError, printable, show
-from minimind.data.keys import FLAGS, JsonObject, Notes, Unread, sort_keys
+from minimind.data.keys import FLAGS, JsonObject, Notes, Unread, check_keys
 from minimind.data.messages import (
     TWO_SYSTEMS,
     Message,
@@ -120,7 +120,7 @@ def read_row(row: object, shapes: dict[str, _Shape], notes: Notes) -> tuple[str,
         if not row.keys() <= read:
             notes.unread += [
                 Unread(key, False, texts)
-                for key, texts in sort_keys(row, read, notes, "the row ")
+                for key, texts in check_keys(row, read, notes, "the row ")
                 if not (key in FLAGS and isinstance(row[key], bool))
             ]
         messages = [
@@ -129,7 +129,7 @@ def read_row(row: object, shapes: dict[str, _Shape], notes: Notes) -> tuple[str,
         messages = check_turns(messages, notes)
         _add_system(row, readers, messages, notes)
         return name, _weighted(row, readers, messages)
-    sort_keys(row, (), notes, "the row ")  # what is refused by name is told first
+    check_keys(row, (), notes, "the row ")  # what is refused by name is told first
     raise _unknown_shape(row, shapes)
 
 

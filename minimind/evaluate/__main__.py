@@ -198,10 +198,12 @@ def _check_rows(names: dict[str, str], options: EvaluateOptions) -> KeyCounts:
     def on_error(error: DataError) -> None:
         nonlocal bad
         error.path = names.get(error.path, error.path)
+        if error.rest_unread and (not first or options.rows.on_bad_row == "skip"):
+            raise error
         bad += 1
         first.append(error)
         if error.rest_unread:
-            raise BadRowsError(first, bad, rows + bad) if len(first) > 1 else error
+            raise BadRowsError(first, bad, rows + bad)
         del first[SHOWN_ROWS:]
 
     for question in islice(read_questions(names, options.rows, on_error), options.limit):

@@ -87,7 +87,7 @@ def run(options: InspectOptions) -> bool:
     with following_options():
         tokenizer, config = load_tokenizer(options.model), read_config(options.model)
     context = config.max_position_embeddings if config else None
-    model_type = str(config.to_hf()["model_type"]) if config else None  # as it is saved
+    model_type = config.model_type if config else None
     options = replace(options, data=options.data.for_context(context))
     with readable_again(options.files) as files:
         selection = select_rows(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_SIZES = 64  # for which one function may be compiled; PyTorch's own limit is 8
+MOST_SIZES = 64  # sizes for which one function may be compiled; PyTorch's own limit is 8
 
 
 class Compiled:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 _BIAS = "attention_bias"
@@ -19,6 +19,7 @@ class Family:
     """What a `model_type` stands for: each switch's fixed value, or its key in config.json."""
 
     architecture: str
+    _: KW_ONLY
     qkv_bias: bool | str = _BIAS
     o_bias: bool | str = _BIAS
     mlp_bias: bool | str = "mlp_bias"
@@ -35,11 +36,28 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("LlamaForCausalLM", even_heads=True),
     "mistral": Family(
-        "MistralForCausalLM", False, False, False, window=4096, written={"sliding_window": None}
+        "MistralForCausalLM",
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        window=4096,
+        written={"sliding_window": None},
     ),
-    "qwen2": Family("Qwen2ForCausalLM", True, False, False, window=4096, windows_are_on=False),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        qkv_bias=True,
+        o_bias=False,
+        mlp_bias=False,
+        window=4096,
+        windows_are_on=False,
+    ),
     "qwen3": Family(
-        "Qwen3ForCausalLM", _BIAS, _BIAS, False, True, 128, window=4096, windows_are_on=False
+        "Qwen3ForCausalLM",
+        mlp_bias=False,
+        qk_norm=True,
+        head_dim=128,
+        window=4096,
+        windows_are_on=False,
     ),
     "seed_oss": Family(
         "SeedOssForCausalLM", o_bias="attention_out_bias", head_dim=128, defaults={_BIAS: True}

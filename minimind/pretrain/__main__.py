@@ -291,7 +291,9 @@ def _plan(
     saved = extra.get("fingerprint")
     if saved and saved["options"].get("--minutes") == options.minutes:
         return steps.with_length(saved["steps"])
-    precision = resolve_precision(options.training.precision, model)
+    lengths = steps.lengths[steps.rows_of(0)].tolist()
+    precision = resolve_precision(options.training.precision, model, lengths)
+    config = replace(options.training, precision=precision)  # measured once
 
     def validate() -> None:
         if measure:
@@ -299,7 +301,7 @@ def _plan(
 
     eval_every = options.run.eval_every or steps.steps_per_epoch
     seconds = 60 * options.minutes
-    count = steps_within(seconds, model, steps, options.training, validate, eval_every)
+    count = steps_within(seconds, model, steps, config, validate, eval_every)
     return steps.with_length(count)
 
 

@@ -155,7 +155,7 @@ def _report(
     if result.skipped:
         print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
     if result.eager_batches:
-        print(f"{result.eager_batches} batches were larger than planned: they ran uncompiled")
+        print(f"{result.eager_batches} batches were larger than planned: they ran eagerly")
     print(f"{result.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
     print(describe_folder(out, result.finished))
     if not result.finished:

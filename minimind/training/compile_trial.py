@@ -11,7 +11,7 @@ import torch
 
 from minimind.training.state import TrainConfig, TrainState
 
-StepResult = TypeVar("StepResult")
+ResultT = TypeVar("ResultT")
 
 SKIPPED, TIMED = 3, 20  # steps before, and in, a measurement
 COMPILING = 21.0  # seconds, as measured for 26M on an H100 (commit 94a8f45)
@@ -31,7 +31,7 @@ class CompileTrial:
         self._eager: float | None = None  # seconds a step, once it is known
         self._seconds: list[float] = []
 
-    def run(self, step: Callable[[], StepResult]) -> StepResult:
+    def run(self, step: Callable[[], ResultT]) -> ResultT:
         """One step; after the last that is measured, decide."""
         if self._done or self._state.graphs is None:  # the step that captures isn't measured
             return step()

@@ -80,7 +80,7 @@ class RunResult:
     supervised_per_second: float  # of this call's training, without validating and saving
     skipped: int  # steps of this call that changed nothing, since fp16 gradients overflowed
     precision: Precision  # what "auto" chose
-    eager_batches: int  # of this call, beyond the fixed shape of its CUDA graphs
+    eager_batches: int  # of this call: beyond the fixed shape that graphs or --compile need
     notes: tuple[str, ...]  # how it computed, and why
 
 

@@ -6,7 +6,7 @@ import torch
 
 from minimind.model.transformer import Transformer
 
-CPU_TOKENS = 4096  # on a CPU more tokens at once aren't faster
+CPU_TOKENS = 4096  # on a CPU, fine-tuning is no faster with more tokens at once
 USED = 0.8  # of a GPU's memory, at most
 STATE_BYTES = 18  # of a parameter: float32 weight, gradient and two moments, half-precision copy
 
@@ -26,8 +26,8 @@ def tokens_that_fit(model: Transformer, device: torch.device) -> int:
 def bytes_per_token(model: Transformer) -> int:
     """What a token's activations take from its forward to its backward pass, in half precision.
 
-    Fitted to an H100's peaks at 26M, 135M and 0.6B (commit 94a8f45, docs/gpus.md): they are within
-    7% of it, without CUDA graphs.
+    Fitted to the peaks measured on an H100 at 26M, 135M and 0.6B (commit 94a8f45, docs/gpus.md),
+    before there were CUDA graphs; it is within 7% of each.
     """
     c = model.config
     heads = c.num_attention_heads + 2 * c.num_key_value_heads

@@ -109,7 +109,7 @@ class StepLogger:
         return None
 
     def describe(self) -> str:
-        """In words: the loss per supervised token of the steps since this was last called, ..."""
+        """Loss per supervised token since the last call, learning rate and speed, in words."""
         (loss, count), self._since = self._since, [0.0, 0]
         return (
             f"loss {loss / count if count else math.nan:.3f}, lr {self._learning_rate:.1e}, "

@@ -1,7 +1,7 @@
 """The files of a run's folder: their names, and how its weights get there.
 
 runs/NAME-1/
-    config.json, model.safetensors, ...   the best weights: a Hugging Face folder
+    config.json, model.safetensors, ...   the best weights: a Hugging Face folder, and minimind.json
     last/                    the last weights, likewise
     checkpoints/             what a run resumes from
     metrics.jsonl run.json   what happened, and with which options and versions
