@@ -114,17 +114,18 @@ def describe_share(
     share = held_back / total if total else fraction
     if not fraction or (0 < share < 1 and fraction / 2 <= share <= 2 * fraction):
         return []
+    fact = f"warning: {held_back:,} of {total:,} {rows} ({share:.1%}) validate, and --val-fraction "
+    fact += f"is {fraction:g}: "
     side = validation if share > fraction else training
     _, firsts, sizes = np.unique(side.column("key"), return_index=True, return_counts=True)
     largest = int(sizes.argmax())
+    if sizes[largest] == 1:
+        return [f"{fact}among so few it is chance; --val-data names rows to validate on"]
     row = int(firsts[largest])
     place, line = files[int(side.take("file", row))], int(side.take("line", row))
     place += f":{line}" if line else ""  # a text file is one document
-    return [
-        f"warning: {held_back:,} of {total:,} {rows} ({share:.1%}) validate, and --val-fraction is "
-        f"{fraction:g}: {alike} stay together, and the largest such group has {sizes[largest]:,} "
-        f"(from {place})" + ("; among so few rows it is chance" if sizes[largest] == 1 else "")
-    ]
+    group = f"{alike} stay together, and the largest such group has {sizes[largest]:,}"
+    return [f"{fact}{group} (from {place})"]
 
 
 def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
@@ -145,8 +146,9 @@ def describe_tokens(training: Dataset, validation: Dataset) -> list[str]:
 
 
 def describe_plan(steps: Steps) -> str:
+    mean = round(steps.tokens_per_epoch / steps.steps_per_epoch)
     return (
-        f"steps: {len(steps):,} of about {steps.tokens_per_step:,} tokens, "
+        f"steps: {len(steps):,} of about {mean:,} tokens (each row up to its last trained one), "
         f"{steps.steps_per_epoch:,} an epoch, at most {steps.tokens_per_batch:,} in memory at once"
     )
 

@@ -156,6 +156,8 @@ def _report(
         print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
     if result.eager_batches:
         print(f"{result.eager_batches} batches were larger than planned: they ran eagerly")
+    if result.finished and not result.supervised_per_second:
+        print("nothing was left to train; more --epochs add steps")
     print(f"{result.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
     print(describe_folder(out, result.finished))
     if not result.finished:
