@@ -28,6 +28,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of absent keys, where not Llama's
     window: int | None = None  # the sliding window where config.json has no such key
     windows_are_on: bool = True  # where use_sliding_window is absent
+    has_window_switch: bool = True  # or else use_sliding_window switches nothing
     written: Mapping[str, Any] = field(default_factory=dict)  # keys that are always the same
     even_heads: bool = False  # transformers refuses a hidden_size that isn't a multiple of heads
 
@@ -35,7 +36,11 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("LlamaForCausalLM", even_heads=True),
     "mistral": Family(
-        "MistralForCausalLM", False, False, False, window=4096, written={"sliding_window": None}
+        "MistralForCausalLM",
+        *(False, False, False),
+        window=4096,
+        has_window_switch=False,
+        written={"sliding_window": None},
     ),
     "qwen2": Family("Qwen2ForCausalLM", True, False, False, window=4096, windows_are_on=False),
     "qwen3": Family(
@@ -187,7 +192,7 @@ def _refuse_windows(data: Mapping[str, Any], family: Family) -> None:
             "use a model whose layers are all full_attention"
         )
     window = data.get("sliding_window", family.window)  # null says that there is none
-    switch = data.get("use_sliding_window")
+    switch = data.get("use_sliding_window") if family.has_window_switch else None
     if window is None and switch and family.windows_are_on:
         window = "not there"
     context = data.get("max_position_embeddings")
