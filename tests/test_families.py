@@ -83,7 +83,8 @@ def variants(model_type: str) -> list[tuple[str, Any]]:
             values = []
         out += [(key, other) for other in VALUES.get(key, values)]
     switched = {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}
-    return [*out, *(("", switched | {"max_window_layers": first}) for first in range(3))]
+    out += [("", switched | {"max_window_layers": first}) for first in range(3)]
+    return [*out, ("", switched | {"use_sliding_window": False})]  # Mistral has no such switch
 
 
 def theirs_from(config: dict) -> PreTrainedModel:

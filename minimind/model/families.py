@@ -29,6 +29,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of absent keys, where not Llama's
     window: int | None = None  # the sliding window where config.json has no such key
     windows_are_on: bool = True  # where use_sliding_window is absent
+    has_window_switch: bool = True  # or else use_sliding_window switches nothing
     written: Mapping[str, Any] = field(default_factory=dict)  # keys that are always the same
     even_heads: bool = False  # transformers refuses a hidden_size that isn't a multiple of heads
 
@@ -41,6 +42,7 @@ FAMILIES: Mapping[str, Family] = {
         o_bias=False,
         mlp_bias=False,
         window=4096,
+        has_window_switch=False,
         written={"sliding_window": None},
     ),
     "qwen2": Family(
@@ -205,7 +207,7 @@ def _refuse_windows(data: Mapping[str, Any], family: Family) -> None:
             "use a model whose layers are all full_attention"
         )
     window = data.get("sliding_window", family.window)  # null says that there is none
-    switch = data.get("use_sliding_window")
+    switch = data.get("use_sliding_window") if family.has_window_switch else None
     if window is None and switch and family.windows_are_on:
         window = "not there"
     context = data.get("max_position_embeddings")
