@@ -292,6 +292,22 @@ def test_eos_and_pad_are_written_as_trained_in_every_file(
         assert getattr(again, name) == getattr(tokenizer, name), name
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+def test_tokens_that_are_only_named_beside_the_tokenizer_are_not_served(
+    name: str, key: str, tmp_path: Path
+) -> None:
+    """transformers would add them, with ids beyond the model's, and find them in text."""
+    write_llama3(tmp_path)
+    if name == "special_tokens_map.json":
+        (tmp_path / name).write_text("{}")
+        key = "additional_special_tokens"
+    edit_json(tmp_path / name, **{key: ["fox", {"content": "quick"}, "x"]})
+    edit_json(tmp_path / "tokenizer_config.json", split_special_tokens=True)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert_served_as_trained(tokenizer, served(tokenizer, tmp_path / "saved", "llama"))
+
+
 def test_no_word_is_made_the_padding(tmp_path: Path) -> None:
     """transformers would take it out of text."""
     write_ours(tmp_path)

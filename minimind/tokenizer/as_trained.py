@@ -96,6 +96,8 @@ def write_as_trained(
     if isinstance(extra := config.get("extra_special_tokens"), list):  # transformers 4 wants a dict
         config["additional_special_tokens"] = extra
         del config["extra_special_tokens"]
+    config.pop("split_special_tokens", None)  # readers would spell <|im_start|> in letters
+    config = _without_foreign(config, vocabulary)
     if config.get("legacy"):  # a space after each control token
         config["legacy"] = False
     config |= {
@@ -110,7 +112,8 @@ def write_as_trained(
     }
     files.write(CONFIG, config)
     if SPECIAL_TOKENS in files.contents:
-        kept = {key: token for key, token in files.read(SPECIAL_TOKENS).items() if key not in roles}
+        named = _without_foreign(files.read(SPECIAL_TOKENS), vocabulary)
+        kept = {key: token for key, token in named.items() if key not in roles}
         files.write(SPECIAL_TOKENS, kept | {key: token for key, token in roles.items() if token})
     # Nothing about sampling: the base's own settings were meant for the base.
     generation = {
@@ -119,6 +122,18 @@ def write_as_trained(
         "pad_token_id": None if pad is None else ids[pad],
     }
     files.write(GENERATION, generation)
+
+
+def _without_foreign(config: Object, vocabulary: Vocabulary) -> Object:
+    """Without listed tokens that aren't ours: readers would add them, and take them out of text."""
+    listed = config.get("additional_special_tokens")
+    if not isinstance(listed, list):
+        return config
+    names = (
+        (token, token.get("content") if isinstance(token, dict) else token) for token in listed
+    )
+    kept = [token for token, name in names if str(name) in vocabulary.control]
+    return {**config, "additional_special_tokens": kept}
 
 
 def _plain(token: Any, bos: str | None) -> Any:
