@@ -196,6 +196,15 @@ def test_what_a_caller_changes_between_two_steps_is_captured_anew(calls, change)
     assert state.graphs is second is not None, state.notes
 
 
+def test_a_weight_that_was_frozen_stays_in_graphs_too(calls) -> None:
+    steps, model = plan(), new_model()
+    _, state = graphed(model, steps[:2], FP32)
+    norm = model.model.norm.weight.requires_grad_(False)
+    before = norm.clone()
+    loop.train_step(model, steps[2], FP32, state, 1.0)
+    assert torch.equal(norm, before)
+
+
 def test_gradients_that_a_caller_sets_to_none_are_found_again(calls) -> None:
     steps, model = plan(), new_model()
     _, state = graphed(model, steps[:2], FP32)

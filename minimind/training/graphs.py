@@ -109,6 +109,7 @@ class StepGraphs:
         self._batch = view_batch(self._buffer, self._shape)
         self._supervised, self._total, self._norm = torch.zeros(3, device=state.device).unbind()
         self._rates = [torch.zeros((), device=state.device) for _ in state.optimizer.param_groups]
+        state.model.zero_grad()  # an earlier capture's, and what a weight had before it was frozen
         self._parameters = list(state.model.parameters())
         self._trained = [p for p in self._parameters if p.requires_grad]
         self._gradients = [torch.zeros_like(p) for p in self._trained]
