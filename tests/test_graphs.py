@@ -40,6 +40,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     called: list[str] = []
 
     def capture(function: Callable[[], None]) -> Callable[[], None]:
+        function()  # a warm-up, which makes the moments
+
         def replay() -> None:
             called.append(function.__name__)
             function()
@@ -145,6 +147,62 @@ def test_a_users_optimizer_steps_as_it_likes(calls) -> None:
         runs.append([r.loss.item() for r in results])
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
     assert "_step_optimizer" not in calls
+
+
+def move_weights(state: TrainState) -> None:
+    for parameter in state.model.parameters():
+        parameter.data = parameter.data.clone()  # as model.cpu().cuda() does
+
+
+def load_moments(state: TrainState) -> None:
+    state.optimizer.load_state_dict(copy.deepcopy(state.optimizer.state_dict()))
+
+
+def freeze(state: TrainState) -> None:
+    state.model.model.norm.requires_grad_(False)
+
+
+def change_an_option(state: TrainState) -> None:
+    state.optimizer.param_groups[0]["weight_decay"] = 0.5
+
+
+def add_a_group(state: TrainState) -> None:
+    parameter = state.optimizer.param_groups[0]["params"].pop()
+    state.optimizer.add_param_group({"params": [parameter], "weight_decay": 0.0})
+
+
+def change_the_shape(state: TrainState) -> None:
+    assert state.shape is not None
+    state.shape = replace(state.shape, tokens=2 * state.shape.tokens)
+
+
+CHANGES = [move_weights, load_moments, freeze, change_an_option, add_a_group, change_the_shape]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[change.__name__ for change in CHANGES])
+def test_what_a_caller_changes_between_two_steps_is_captured_anew(calls, change) -> None:
+    steps, model = plan(), new_model()
+    _, state = graphed(model, steps[:2], FP32)
+    first = state.graphs
+    for step in steps[2:4]:
+        loop.train_step(model, step, FP32, state, 1.0)
+    assert state.graphs is first is not None  # nothing was changed
+    change(state)
+    state.keep_peaks(FP32)
+    loop.train_step(model, steps[4], FP32, state, 1.0)
+    second = state.graphs
+    assert second is not first
+    loop.train_step(model, steps[5], FP32, state, 1.0)
+    assert state.graphs is second is not None, state.notes
+
+
+def test_a_weight_that_was_frozen_stays_in_graphs_too(calls) -> None:
+    steps, model = plan(), new_model()
+    _, state = graphed(model, steps[:2], FP32)
+    norm = model.model.norm.weight.requires_grad_(False)
+    before = norm.clone()
+    loop.train_step(model, steps[2], FP32, state, 1.0)
+    assert torch.equal(norm, before)
 
 
 def test_gradients_that_a_caller_sets_to_none_are_found_again(calls) -> None:

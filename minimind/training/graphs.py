@@ -27,6 +27,7 @@ from minimind.training.step import batch_loss, forward_backward, update
 
 WARM_UPS = 3  # runs before a capture, as PyTorch's notes on CUDA graphs ask for
 MOST_DIFFERENCE = 1e-3  # between the first graphed and the first eager loss, nats a token
+FREE_OPTIONS = ("params", "lr", "initial_lr")  # of an optimizer's group: not captured as constants
 
 Run = Callable[[], None]
 
@@ -98,6 +99,7 @@ class StepGraphs:
             with _capturable(state.optimizer, self._rates):
                 self._update = capture(self._step_optimizer)
         self._begin_step(1)
+        self._captured = self._what_is_read()
 
     def prepare(self, config: TrainConfig, state: TrainState) -> None:
         """Make what the graphs read and write at fixed addresses."""
@@ -107,13 +109,30 @@ class StepGraphs:
         self._batch = view_batch(self._buffer, self._shape)
         self._supervised, self._total, self._norm = torch.zeros(3, device=state.device).unbind()
         self._rates = [torch.zeros((), device=state.device) for _ in state.optimizer.param_groups]
-        self._trained = [p for p in state.model.parameters() if p.requires_grad]
+        state.model.zero_grad()  # an earlier capture's, and what a weight had before it was frozen
+        self._parameters = list(state.model.parameters())
+        self._trained = [p for p in self._parameters if p.requires_grad]
         self._gradients = [torch.zeros_like(p) for p in self._trained]
         self._begin_step(1)
 
     def serves(self, config: TrainConfig) -> bool:
-        """Whether a step by this config is what was captured."""
-        return config == self._config
+        """Whether a step by this config, on what the state now holds, is what was captured."""
+        same = config == self._config and self._state.shape == self._shape
+        return same and self._what_is_read() == self._captured
+
+    def _what_is_read(self) -> list[object]:
+        """Where weights and moments lie, and what the update has as constants."""
+        optimizer = self._state.optimizer
+        facts: list[object] = [(p.data_ptr(), p.requires_grad) for p in self._parameters]
+        facts.append(len(optimizer.param_groups))
+        if self._state.has_own_rates:  # its update isn't captured
+            return facts
+        for group in optimizer.param_groups:
+            facts += [value for name, value in group.items() if name not in FREE_OPTIONS]
+            for parameter in group["params"]:
+                moments = optimizer.state.get(parameter, {}).values()
+                facts += [parameter.data_ptr(), *(x.data_ptr() for x in moments)]
+        return facts
 
     def run(self, step: Step, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
         """One optimizer step: its loss and the gradients' norm, scalars on the device."""
