@@ -289,3 +289,17 @@ def test_compile_off_and_on_do_as_told(calls, monkeypatch) -> None:
         _, state = graphed(new_model(), plan()[:2], replace(FP32, compile=choice))
         assert state.compiled is compiled
         assert state.notes == []
+
+
+def test_a_checkpoint_of_a_compiled_run_runs_eagerly_where_nothing_fixes_sizes() -> None:
+    config = replace(FP32, compile="auto")  # off on a CPU
+    model = new_model()
+    state = TrainState(model, config)
+    state.load_state_dict(state.state_dict() | {"compiled": True})
+    next(train(model, plan(), config, state=state))
+    assert not state.compiled
+
+
+def test_no_steps_are_no_run() -> None:
+    for compile in ("off", "on"):
+        assert list(train(new_model(), [], replace(FP32, compile=compile))) == []

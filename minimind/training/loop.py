@@ -110,9 +110,12 @@ def train(
 def _train(
     model: Transformer, steps: Sequence[list[Batch]], config: TrainConfig, state: TrainState
 ) -> Iterator[StepResult]:
+    if state.step >= len(steps):
+        return
     if state.device.type == "cuda" or config.compile == "on":
         state.shape = shape_of_run(steps)
-    if config.compile == "off" and state.compiled:
+    on_cpu_by_itself = config.compile == "auto" and state.device.type == "cpu"
+    if (config.compile == "off" or on_cpu_by_itself) and state.compiled:
         state.compile(False)
     if config.compile == "on" and not state.compiled:
         state.compile()
