@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,3 +131,41 @@ def test_half_precision_learns_as_float32_does() -> None:
     assert end < start / 2
     for precision in ("bf16", "fp16"):
         assert float(losses[precision][-1].loss) == pytest.approx(end, abs=0.05)
+
+
+def test_a_weight_can_be_frozen_and_trained_again_between_two_steps() -> None:
+    model = new_model()
+    state = TrainState(model, BF16)
+    layer = model.model.layers[0]
+    for trained in (True, False, True):
+        layer.requires_grad_(trained)
+        before = copy.deepcopy(model.state_dict())
+        train_step(model, STEP, BF16, state, 1.0)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name
+
+
+def test_a_gradient_that_an_interrupted_step_left_is_dropped() -> None:
+    norms = []
+    for interrupted in (True, False):
+        model = new_model()
+        state = TrainState(model, BF16)
+        half = state.working.model.model.layers[0].mlp.up_proj.weight
+        if interrupted:  # between the sum and the hook that takes it
+            half.grad = torch.ones_like(half)
+        norms.append(train_step(model, STEP, BF16, state, 1.0).grad_norm.item())
+    assert norms[0] == norms[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_model_and_state_trains_on_by_itself(precision, copied) -> None:
+    config, steps = replace(BF16, precision=precision), [STEP] * 4
+    model = new_model()
+    state = TrainState(model, config)
+    run = train(model, steps, config, state=state)
+    next(run)
+    other, other_state = copied((model, state))
+    for ours, theirs in zip(run, train(other, steps, config, state=other_state), strict=True):
+        assert torch.equal(ours.loss, theirs.loss)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))

@@ -127,6 +127,15 @@ class TrainState:
         self.keep_peaks(config)
         self.set_precision(resolve_precision(config.precision, model))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy computes with its own model, and captures graphs of its own."""
+        return self.__dict__ | {"graphs": None}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.update(attributes)
+        if self.compiled:
+            self.compile()
+
     def keep_peaks(self, config: TrainConfig) -> None:
         """Note each group's peak learning rate as `initial_lr`, as PyTorch's schedulers do."""
         for group in self.optimizer.param_groups:

@@ -29,9 +29,11 @@ class WorkingCopy(Generic[ModuleT]):
     """A model, or a layer, for one precision: `refresh()` before a step, compute with `.model`."""
 
     def __init__(self, model: ModuleT, dtype: torch.dtype) -> None:
-        self.model = model
+        self.model = self._source = model
+        self._dtype = dtype
         self._halves: list[Tensor] = []
         self._weights: list[Tensor] = []
+        self._layers: list[tuple[nn.Parameter, nn.Parameter]] = []  # half, weight
         if dtype == torch.float32:
             return
         self.model = _share(model)
@@ -45,19 +47,24 @@ class WorkingCopy(Generic[ModuleT]):
         if isinstance(self.model, Transformer):
             self.model.half_head = self._cast(self.model.head_weight, dtype)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copied and pickled as its model: a copied hook would add to the first model's weights."""
+        return type(self), (self._source, self._dtype)
+
     def _half(self, weight: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
-        half = nn.Parameter(self._cast(weight, dtype), weight.requires_grad)
-        if weight.requires_grad:
+        half = nn.Parameter(self._cast(weight, dtype))
 
-            def add(half: Tensor) -> None:
-                assert half.grad is not None
-                if weight.grad is None:
-                    weight.grad = half.grad.float()
-                else:
-                    weight.grad += half.grad
-                half.grad = None
+        def add(half: Tensor) -> None:
+            assert half.grad is not None
+            if weight.grad is None:
+                weight.grad = half.grad.float()
+            else:
+                weight.grad += half.grad
+            half.grad = None
 
-            half.register_post_accumulate_grad_hook(add)
+        half.register_post_accumulate_grad_hook(add)
+        half.requires_grad_(weight.requires_grad)
+        self._layers.append((half, weight))
         return half
 
     def _cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,9 +75,12 @@ class WorkingCopy(Generic[ModuleT]):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Cast the weights as they now are."""
+        """Cast the weights as they now are: other values, frozen or not."""
         if self._halves:
             torch._foreach_copy_(self._halves, self._weights)
+        for half, weight in self._layers:
+            half.grad = None  # a step that was interrupted may have left one
+            half.requires_grad_(weight.requires_grad)
 
 
 def _share(module: ModuleT) -> ModuleT:
