@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +80,7 @@ def test_a_pickle_with_code_is_refused_and_never_run(
     if zipped:
         torch.save(bomb, base / name)
     else:
-        (base / name).write_bytes(pickle.dumps(bomb))
+        (base / name).write_bytes(pickle.dumps(bomb, protocol=2))
     refused = (
         rf"{name}: not a plain state dict \(it calls \w+\.mkdir\); save the weights alone, with"
     )

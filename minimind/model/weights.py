@@ -77,13 +77,14 @@ def open_state_dict(path: Path) -> dict[str, Any]:
     """
     save = "save the weights alone, with torch.save(model.state_dict(), FILE)"
     try:
-        pickled = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how it was pickled
+            pickled = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes end in any of them
         called = re.search(r"GLOBAL (\S+)", str(error))
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        fact = f"it calls {called[1]}" if called else f"{first_line:.100}"
+        fact = f"it calls {called[1]:.80}" if called else "damaged, or not written by torch.save"
         raise ValueError(f"{path}: not a plain state dict ({fact}); {save}") from None
     if not isinstance(pickled, dict) or not pickled:
         raise ValueError(
