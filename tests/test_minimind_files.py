@@ -20,6 +20,7 @@ from minimind.inspect import __main__ as inspect
 from minimind.model.config import ModelConfig
 from minimind.model.minimind_files import config_of_shapes
 from minimind.model.pretrained import load, load_system_message, load_tokenizer, read_config, save
+from minimind.pretrain.__main__ import PretrainOptions, prepare
 from minimind.sft import __main__ as sft
 from tests.support.checkpoints import (
     read_json,
@@ -574,3 +575,14 @@ def test_the_commands_take_a_state_dict_and_its_tokenizer(
     assert set(load_file(tmp_path / "run/model.safetensors")) == set(weights())
     assert "run: has its own tokenizer; leave out --tokenizer" in refused.err
     assert "--tokenizer is for a .pth, and no --model is" in refused.err
+
+
+def test_pretraining_goes_on_from_a_state_dict(tokenizer, tmp_path) -> None:
+    path = write_state_dict(tmp_path / "full_sft_32.pth")
+    options = PretrainOptions(
+        files=("a.txt",), out=tmp_path / "run", model=str(path), tokenizer=str(tokenizer)
+    )
+    with pytest.warns(UserWarning, match=DEFAULTS):
+        found, model = prepare(options, torch.device("cpu"))
+    assert found.vocab_size == 261
+    assert_golden(model)
