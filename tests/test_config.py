@@ -122,7 +122,7 @@ def test_a_length_beside_rope_scaling_wins_over_the_one_inside() -> None:
 
 
 REFUSED = {
-    "model_type 'gemma' is not supported; use a base of llama, .*exaone .another name in": {
+    "model_type 'gemma' is not supported; use a base of llama, .*exaone, minimind .another na": {
         "model_type": "gemma",
         "hidden_act": "gelu",  # the family is what a person can choose, so it goes first
     },

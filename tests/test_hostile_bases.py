@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,12 +71,25 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
-def test_a_pickle_with_code_is_refused_unread(name: str, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [False, True], ids=["bare", "zipped"])
+def test_a_pickle_with_code_is_refused_and_never_run(
+    name: str, zipped: bool, base: Path, tmp_path: Path
+) -> None:
     (base / "model.safetensors").unlink()
-    (base / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    assert_refused(
-        base, f"only {name}, a pickle, which could run any code; turn", FileNotFoundError
+    bomb = {"model.norm.weight": Bomb(tmp_path / "ran")}
+    if zipped:
+        torch.save(bomb, base / name)
+    else:
+        (base / name).write_bytes(pickle.dumps(bomb, protocol=2))
+    refused = (
+        rf"{name}: not a plain state dict \(it calls \w+\.mkdir\); save the weights alone, with"
     )
+    if name == "pytorch_model.bin":
+        assert_refused(base, refused)
+    else:
+        said = f"only {name}, whose name says nothing of what is in it; if it is the model's state"
+        assert_refused(base, said, FileNotFoundError)
+    assert_refused(base / name, refused)
     assert not (tmp_path / "ran").exists()
 
 

@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -184,19 +182,6 @@ def test_a_tied_head_that_is_stored_again_must_equal_the_embedding(checkpoint) -
             load(checkpoint)
     edit_json(checkpoint / "config.json", tie_word_embeddings=False)
     assert torch.equal(load(checkpoint)[0].head_weight, embedding * 2)
-
-
-def test_the_command_that_a_refused_pickle_comes_with_converts_it(checkpoint) -> None:
-    expected = logits_of(load(checkpoint)[0])
-    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
-    (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="turn it into safetensors:") as error:
-        load(checkpoint)
-    command = str(error.value).splitlines()[1]
-    assert "weights_only=True" in command
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
-    assert torch.equal(logits_of(load(checkpoint)[0]), expected)
 
 
 def test_a_directory_without_weights_or_config_says_so(checkpoint) -> None:

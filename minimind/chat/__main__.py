@@ -52,7 +52,10 @@ class ChatOptions:
     """
 
     model: str | None = None
-    """A run's folder, another Hugging Face folder or a hub name; default: the embedded base."""
+    """A run's folder, another Hugging Face folder, a hub name or a .pth; default: the embedded
+    base."""
+    tokenizer: str | None = None
+    """The folder of a .pth's tokenizer; default: the folder that the .pth is in."""
     prompt: str | None = None
     """Answer this, and exit."""
     system: str | None = None
@@ -253,7 +256,8 @@ def answer_lines(lines: Iterable[bytes], new_chat: Callable[[], Chat]) -> None:
 def run(options: ChatOptions) -> None:
     """Load the model, and answer `--prompt`, the terminal or the pipe."""
     with following_options():
-        model, tokenizer = load(options.model, device=choose_device(options.device))
+        device = choose_device(options.device)
+        model, tokenizer = load(options.model, device, tokenizer=options.tokenizer)
         system = options.system
         recorded = load_system_message(options.model) if system is None else None
     terminal = options.prompt is None and sys.stdin.isatty()

@@ -29,7 +29,7 @@ from minimind.evaluate.evaluation import Evaluation, evaluate, score_documents
 from minimind.evaluate.figures import Record, compare, describe_counts
 from minimind.evaluate.page import evaluation_page
 from minimind.evaluate.questions import Question, read_questions
-from minimind.model.pretrained import load, load_system_message, load_tokenizer
+from minimind.model.pretrained import is_state_dict, load, load_system_message, load_tokenizer
 from minimind.model.transformer import Transformer
 from minimind.sampler import SampleConfig
 from minimind.tokenizer import Tokenizer
@@ -56,8 +56,10 @@ class EvaluateOptions:
     """Rows with or without answers, or .txt files with a prompt per line; - is standard input:
     rows, or with --documents one text."""
     model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A run's folder, another Hugging Face folder or a hub name; give several to compare them;
-    default: the embedded base."""
+    """A run's folder, another Hugging Face folder, a hub name or a .pth; give several to compare
+    them; default: the embedded base."""
+    tokenizer: str | None = None
+    """The folder of a .pth's tokenizer; default: the folder that the .pth is in."""
     out: Path | None = None
     """Folder for results.json and report.html; default: a new evaluations/NAME-N."""
     overwrite: bool = False
@@ -98,12 +100,18 @@ class EvaluateOptions:
             raise ValueError("--no-generate and --no-score leave nothing to do; drop one of them")
         if len(set(self.model)) < len(self.model):
             raise ValueError("--model names a model twice; name each once")
+        if self.tokenizer is not None and not any(map(is_state_dict, self.model)):
+            raise ValueError("--tokenizer is for a .pth, and no --model is one; leave it out")
         of_rows = self.metrics or self.limit or self.compile or self.rows != RowOptions()
         if self.documents and (of_rows or not self.score):
             raise ValueError(
                 "--documents scores whole texts; leave out --metrics, --limit, --system, "
                 "--prompt-key, --answer-key, --ignore-keys, --on-bad-row, --compile, --no-score"
             )
+
+    def tokenizer_of(self, model: str | None) -> str | None:
+        """The --tokenizer of a .pth; another model has its own."""
+        return self.tokenizer if is_state_dict(model) else None
 
     @property
     def evaluation(self) -> Evaluation:
@@ -123,7 +131,7 @@ def run(options: EvaluateOptions) -> None:
         evaluation, device = options.evaluation, choose_device(options.device)
         _check_out(options.out or Path("evaluations"), options.overwrite)
         for later in options.model[1:]:
-            load_tokenizer(later)
+            load_tokenizer(later, options.tokenizer_of(later))
     records: dict[str, list[Record]] = {}
     systems: dict[str, str | None] = {}
     with readable_again(options.files) as files:
@@ -133,7 +141,7 @@ def run(options: EvaluateOptions) -> None:
         for name in options.model or (None,):
             label = "the embedded base" if name is None else name
             with following_options():
-                model, tokenizer = load(name, device=device)
+                model, tokenizer = load(name, device, tokenizer=options.tokenizer_of(name))
             if options.compile:
                 compile_decoding(model, options.rows_per_batch, print)
             if options.documents:

@@ -51,7 +51,10 @@ class InspectOptions:
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
     model: str | None = None
-    """Use this base's tokenizer: a Hugging Face folder or hub name; default: the embedded base."""
+    """Use this base's tokenizer: a Hugging Face folder, a hub name or a .pth; default: the embedded
+    base."""
+    tokenizer: str | None = None
+    """The folder of a .pth's tokenizer; default: the folder that the .pth is in."""
     check: bool = False
     """Check what the data and the base's tokenizer could break: bad rows, keys that aren't read,
     losses to length, masks, stop tokens; exit with 1 if a check fails."""
@@ -85,7 +88,8 @@ class InspectOptions:
 def run(options: InspectOptions) -> bool:
     """Look over the rows, check them if asked to, and show them; False if a check failed."""
     with following_options():
-        tokenizer, config = load_tokenizer(options.model), read_config(options.model)
+        tokenizer = load_tokenizer(options.model, options.tokenizer)
+        config = read_config(options.model)
     context = config.max_position_embeddings if config else None
     model_type = config.model_type if config else None
     options = replace(options, data=options.data.for_context(context))

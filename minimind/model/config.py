@@ -174,8 +174,8 @@ class ModelConfig:
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}        transformers 5
 
         Sizes must be there; other absent fields take transformers' defaults. EXAONE's own names
-        are read as Llama's. `place` begins every error, and the UserWarning that names the keys
-        that are not read.
+        are read as Llama's, and MiniMind's as Qwen3's or Llama's, with its code's defaults. `place`
+        begins every error, and the UserWarning that names the keys that are not read.
 
         Raises:
             ValueError: a field is missing or malformed, or asks for what this model can't do.

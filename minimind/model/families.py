@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from minimind.model.minimind_files import config_as_qwen3_or_llama
+
 _BIAS = "attention_bias"
 
 
@@ -71,7 +73,8 @@ FAMILIES: Mapping[str, Family] = {
         windows_are_on=False,
     ),
 }
-READ = (*FAMILIES, "exaone")  # the last is Llama under other names, and is saved as Llama
+# The last two are others under other names: Llama, and Qwen3 or Llama; saved as what they are.
+READ = (*FAMILIES, "exaone", "minimind")
 
 # Of EXAONE 3 and 3.5: its names, and Llama's.
 _EXAONE_KEYS = {
@@ -127,7 +130,9 @@ def family_of(model_type: object) -> Family:
 
 
 def under_llamas_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json as Llama's, where it is EXAONE's."""
+    """config.json as Llama's, where it is EXAONE's; as Qwen3's or Llama's, where MiniMind's."""
+    if data.get("model_type") == "minimind":
+        return config_as_qwen3_or_llama(data)
     if data.get("model_type") != "exaone":
         return data
     for theirs, ours in _EXAONE_KEYS.items():

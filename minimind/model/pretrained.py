@@ -24,35 +24,40 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minimind.atomic_io import sync, write_tensors
 from minimind.data.chatml import CHAT_TEMPLATE
 from minimind.model.config import ModelConfig
-from minimind.model.families import FAMILIES, weight_under_llamas_name
+from minimind.model.families import FAMILIES
 from minimind.model.transformer import Transformer
+from minimind.model.weights import (
+    EMBEDDING,
+    HEAD,
+    INDEX,
+    PICKLES,
+    WEIGHTS,
+    config_of_state_dict,
+    open_state_dict,
+    open_weights,
+    plain_name,
+    read_weights,
+)
 from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.files import parse_object, refuse_foreign_links
 
 BASE = Path(__file__).parents[1] / "base"
 
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
 _OURS = "minimind.json"  # what other readers have no place for
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
 # All that `save` may write.
 MODEL_FILES = (
-    *("config.json", _WEIGHTS, "generation_config.json", "chat_template.jinja", _OURS),
+    *("config.json", WEIGHTS, "generation_config.json", "chat_template.jinja", _OURS),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt"),
 )
-_FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors spells them; the rest is quantized
 
 # What is fetched of a hub repository: neither pickles nor copies in other formats.
 _FETCHED = ["*.json", "model*.safetensors", "*.model", "merges.txt", "*.jinja"]
@@ -62,61 +67,103 @@ def load(
     path_or_name: str | Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load and return a pretrained model, on `device` and in `dtype`, and its tokenizer.
 
         load()                                    the base that is part of this package
         load("runs/sft-1")                        a directory
         load("HuggingFaceTB/SmolLM2-135M")        a hub name: fetched into the cache
+        load("full_sft_768.pth", tokenizer="minimind/model")     a state dict, as MiniMind saves it
 
     Tokens of ChatML that the base lacks are added, each with the mean of the existing rows, and so
     is a row for a padding token that has none; a UserWarning says so. Another names the keys of
     config.json that are not read. A hub name's newest version is fetched; with HF_HUB_OFFLINE=1
-    the cached one is used. Nothing is ever unpickled.
+    the cached one is used. Of pickles (a .pth, or a pytorch_model.bin where there are no other
+    weights) plain state dicts alone are read, and no code in them is ever run. What a .pth's shapes
+    don't tell stands in a config.json beside it, or is MiniMind's default; a UserWarning names it.
+
+    Args:
+        path_or_name: None, a directory, a hub name or a .pth.
+        tokenizer: the folder of a .pth's tokenizer; None is the folder that the .pth is in.
 
     Raises:
         FileNotFoundError: no such directory or hub name, or a file is missing there.
-        ValueError: the config asks for what `Transformer` can't do, or the weights don't fit it.
+        ValueError: the config asks for what `Transformer` can't do, or the weights don't fit it, or
+            a pickle isn't a plain state dict, or `tokenizer` is given with a directory.
         RuntimeError, AssertionError: PyTorch can't use `device`.
     """
-    directory = _locate(path_or_name)
-    path = directory / "config.json"
-    _tell_of_an_adapter(directory)
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory}: no config.json; give a directory that holds a model")
-    refuse_foreign_links([path])
-    config = ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
+    place = _locate(path_or_name)
+    _tell_of_an_adapter(place)
+    stored = open_state_dict(place) if place.is_file() else None
+    config = _read_config(place) if stored is None else config_of_state_dict(place, stored)
     if FAMILIES[config.model_type].even_heads and config.hidden_size % config.num_attention_heads:
         warnings.warn(
-            f"{path}: hidden_size {config.hidden_size} is not a multiple of "
+            f"{place}: hidden_size {config.hidden_size} is not a multiple of "
             f"{config.num_attention_heads} heads: it loads and trains here, but transformers 5 "
             "refuses such a model, this one and the one that is saved",
             stacklevel=2,
         )
-    tokenizer = Tokenizer.load(directory)
-    weights = _read_weights(directory, config, torch.device(device), dtype)
-    config = _fit_vocabulary(config, weights, tokenizer, directory)
+    found = _load_tokenizer(place, tokenizer)
+    stored = open_weights(place) if stored is None else stored
+    weights = read_weights(stored, config, place, torch.device(device), dtype)
+    config = _fit_vocabulary(config, weights, found, place)
     with torch.device("meta"):  # shapes only: the weights read above become the parameters
         model = Transformer(config)
     model.load_state_dict(weights, assign=True)
-    return model, tokenizer
+    return model, found
 
 
-def load_tokenizer(path_or_name: str | Path | None = None) -> Tokenizer:
-    return Tokenizer.load(_locate(path_or_name))
+def load_tokenizer(
+    path_or_name: str | Path | None = None, tokenizer: str | Path | None = None
+) -> Tokenizer:
+    """The tokenizer that `load` returns for the same arguments, before tokens are added."""
+    return _load_tokenizer(_locate(path_or_name), tokenizer)
+
+
+def _load_tokenizer(place: Path, folder: str | Path | None) -> Tokenizer:
+    if place.is_dir():
+        if folder is not None:
+            raise ValueError(f"{place}: has its own tokenizer; leave out --tokenizer {folder}")
+        return Tokenizer.load(place)
+    if folder is not None:
+        return Tokenizer.load(_locate(folder))
+    try:
+        return Tokenizer.load(place.parent)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{place}: no tokenizer beside it; give its folder with --tokenizer FOLDER (of "
+            "MiniMind's own files, its folder model/)"
+        ) from None
+
+
+def is_state_dict(path_or_name: str | Path | None) -> bool:
+    """Whether it is a file that `load` reads as a state dict, which needs a tokenizer's folder."""
+    path = Path(path_or_name or "")
+    return path.suffix in PICKLES and path.is_file()
 
 
 def read_config(path_or_name: str | Path | None = None) -> ModelConfig | None:
     """A base's config; None where its config.json is missing or refused: `load` says why."""
-    path = _locate(path_or_name) / "config.json"
+    place = _locate(path_or_name)
     with suppress(OSError, ValueError):
-        return ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
+        if place.is_file():
+            return config_of_state_dict(place, open_state_dict(place))
+        return _read_config(place)
     return None
+
+
+def _read_config(directory: Path) -> ModelConfig:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory}: no config.json; give a directory that holds a model")
+    refuse_foreign_links([path])
+    return ModelConfig.from_hf(parse_object(path.read_bytes(), path), str(path))
 
 
 def load_system_message(path_or_name: str | Path | None = None) -> str | None:
     """The system message that a model was trained with, if it was saved with one."""
-    path = _locate(path_or_name) / _OURS
+    path = _locate(path_or_name) / _OURS  # no such path where it is a state dict's
     system = parse_object(path.read_bytes(), path).get("system_message") if path.is_file() else None
     return system if isinstance(system, str) and system else None
 
@@ -155,7 +202,7 @@ def save(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} ids and the model rows for "
             f"{config.vocab_size}; save the tokenizer that was loaded with the model"
         )
-    if (directory / _INDEX).exists():
+    if (directory / INDEX).exists():
         raise FileExistsError(
             f"{directory}: holds a sharded model, and some readers would still read its shards; "
             "save to another directory"
@@ -183,12 +230,12 @@ def save(
         _write_json(staging / "config.json", config.to_hf() | token_ids | dtypes)
         _write_json(staging / _OURS, {"system_message": system})
         weights = {
-            _plain_name(key): value.detach().to("cpu", dtype).contiguous()
+            plain_name(key): value.detach().to("cpu", dtype).contiguous()
             for key, value in model.state_dict().items()
         }
         # One file whatever its size: every reader maps it, and a tied head was never in the dict.
-        write_tensors(staging / _WEIGHTS, weights, {"format": "pt"})
-        shutil.copymode(staging / "config.json", staging / _WEIGHTS)  # safetensors says 0600
+        write_tensors(staging / WEIGHTS, weights, {"format": "pt"})
+        shutil.copymode(staging / "config.json", staging / WEIGHTS)  # safetensors says 0600
         _move(staging, directory)
 
 
@@ -212,12 +259,12 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 
 def _move(staging: Path, directory: Path) -> None:
     """Move new files over the old ones; within a run only the weights differ, one rename."""
-    weights = directory / _WEIGHTS
+    weights = directory / WEIGHTS
     changed = []
     for file in staging.iterdir():
         sync(file)
         old = directory / file.name
-        if file.name != _WEIGHTS and not (old.exists() and filecmp.cmp(file, old, shallow=False)):
+        if file.name != WEIGHTS and not (old.exists() and filecmp.cmp(file, old, shallow=False)):
             changed.append(file)
     if changed and weights.exists():  # another model's: they must not be read with our tokenizer
         weights.unlink()
@@ -225,7 +272,7 @@ def _move(staging: Path, directory: Path) -> None:
     for file in changed:
         os.replace(file, directory / file.name)
     sync(directory)  # the weights come last: a directory that has them has the rest
-    os.replace(staging / _WEIGHTS, weights)
+    os.replace(staging / WEIGHTS, weights)
     sync(directory)
 
 
@@ -233,7 +280,7 @@ def _locate(path_or_name: str | Path | None) -> Path:
     if path_or_name is None:
         return BASE
     name, path = str(path_or_name), Path(path_or_name)
-    if path.is_dir():
+    if path.is_dir() or is_state_dict(path):
         return path
     if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         fact = "is a file" if path.exists() else "no such directory"
@@ -259,7 +306,7 @@ def _tell_of_an_adapter(directory: Path) -> None:
     if not path.is_file():
         return
     base = parse_object(path.read_bytes(), path).get("base_model_name_or_path")
-    if (directory / _WEIGHTS).is_file() or (directory / _INDEX).is_file():
+    if (directory / WEIGHTS).is_file() or (directory / INDEX).is_file():
         warnings.warn(
             f"{path}: a PEFT adapter (of {base!r:.200}) lies beside the model's weights, and is "
             "not read; move it away if its changes are in the weights, else merge it first",
@@ -271,94 +318,6 @@ def _tell_of_an_adapter(directory: Path) -> None:
         "(PEFT's merge_and_unload, then save_pretrained of the model and of its tokenizer) and "
         "give that folder"
     )
-
-
-def _read_weights(
-    directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Every parameter under its name; the files' headers are checked before a tensor is read."""
-    with torch.device("meta"):
-        expected = {key: value.shape for key, value in Transformer(config).state_dict().items()}
-    stored = {}  # plain name -> what reads the tensor, when it is indexed
-    for path in _weight_files(directory):
-        refuse_foreign_links([path])
-        try:
-            file = safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path}: not a complete safetensors file ({error}); fetch it again"
-            ) from None
-        for key in file.keys():  # noqa: SIM118  # not a dict
-            name = _plain_name(key)
-            if name in stored:
-                raise ValueError(f"{path}: {name} is there twice; keep one of the two")
-            # Old Llama files hold the rotary frequencies, which are computed here.
-            if not name.endswith("rotary_emb.inv_freq"):
-                stored[name] = file.get_slice(key)
-    head = stored.pop(_HEAD, None) if config.tie_word_embeddings else None
-    if problems := _misfits(expected, stored):
-        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        listed = "\n    ".join(["", *problems[:10], *more])
-        raise ValueError(
-            f"{directory}: {len(problems)} of its weights don't fit its config.json; use the two "
-            f"files of one model{listed}"
-        )
-    shape = list(expected[_EMBEDDING])
-    if head and (head.get_shape() != shape or not torch.equal(head[:], stored[_EMBEDDING][:])):
-        raise ValueError(
-            f"{directory}: {_HEAD} differs from {_EMBEDDING}, but config.json ties them; "
-            "set tie_word_embeddings to false to keep both"
-        )
-    # Copies, not views of the file: whatever changes the file later must not change the model.
-    return {name: stored[name][:].to(device, dtype, copy=True) for name in expected}
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The single file where there is one, as transformers prefers, else the shards."""
-    if (directory / _WEIGHTS).is_file():
-        return [directory / _WEIGHTS]
-    index = directory / _INDEX
-    if index.is_file():
-        refuse_foreign_links([index])
-        weight_map = parse_object(index.read_bytes(), index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index}: has no weight_map; fetch the file again")
-        shards = sorted({str(shard) for shard in weight_map.values()})
-        for shard in shards:
-            if Path(shard).name != shard:
-                raise ValueError(f"{index}: names {shard!r}; a shard lies in the same directory")
-            if not (directory / shard).is_file():
-                raise FileNotFoundError(f"{directory}: no {shard}, which {_INDEX} lists; fetch it")
-        return [directory / shard for shard in shards]
-    pickles = sorted(file for end in ("bin", "pth", "pt") for file in directory.glob(f"*.{end}"))
-    if pickles:
-        raise FileNotFoundError(
-            f"{directory}: only {pickles[0].name}, a pickle, which could run any code; "
-            "turn it into safetensors:\n"
-            'python -c "import sys, torch; from safetensors.torch import save_file; '
-            "save_file({k: v.clone() for k, v in torch.load(sys.argv[1], weights_only=True, "
-            f"map_location='cpu').items()}}, sys.argv[2])\" '{pickles[0]}' '{directory / _WEIGHTS}'"
-        )
-    raise FileNotFoundError(f"{directory}: no {_WEIGHTS}; give a directory that holds weights")
-
-
-def _plain_name(key: str) -> str:
-    """Without the marks of torch.compile (`_orig_mod`) and of DDP (`module`); as Llama names it."""
-    plain = ".".join(part for part in key.split(".") if part not in ("_orig_mod", "module"))
-    return weight_under_llamas_name(plain)
-
-
-def _misfits(expected: Mapping[str, torch.Size], stored: Mapping[str, Any]) -> list[str]:
-    problems = [f"{name} is missing" for name in expected if name not in stored]
-    for name, header in stored.items():
-        shape, dtype = header.get_shape(), header.get_dtype()
-        if name not in expected:
-            problems.append(f"{name} is unexpected")
-        elif shape != list(expected[name]):
-            problems.append(f"{name} is {shape}, not {list(expected[name])}")
-        elif dtype not in _FLOATS:
-            problems.append(f"{name} holds {dtype}, not floating-point numbers")
-    return problems
 
 
 def _fit_vocabulary(
@@ -374,7 +333,7 @@ def _fit_vocabulary(
             f"{directory}: the tokenizer has {tokenizer.vocab_size - len(ids & set(new))} ids and "
             f"the model rows for {config.vocab_size}; use the two of one model"
         )
-    for name in (_EMBEDDING, _HEAD):
+    for name in (EMBEDDING, HEAD):
         if new and name in weights:
             rows = weights[name]
             mean = rows.float().mean(0, keepdim=True).to(rows.dtype)

@@ -32,7 +32,7 @@ from minimind.data.errors import DataError
 from minimind.data.plan import Steps, make_steps
 from minimind.data.selection import split_by_prompt
 from minimind.data.storage import hash_of
-from minimind.model.pretrained import load, load_tokenizer
+from minimind.model.pretrained import is_state_dict, load, load_tokenizer
 from minimind.model.transformer import Transformer
 from minimind.pretrain.corpus import build_corpus, scripts_of
 from minimind.pretrain.shapes import shape_named
@@ -67,11 +67,13 @@ class PretrainOptions:
     overwrite: bool = False
     """Delete the run that is in --out first; other files there stay."""
     model: str | None = None
-    """A Hugging Face folder or hub name to start from; default: random weights of --config."""
+    """A Hugging Face folder, a hub name or a .pth to start from; default: random weights of
+    --config."""
     config: str | None = None
     """A new model's shape: tiny, small (the default), medium, or a JSON file like a config.json."""
     tokenizer: str | None = None
-    """A folder or hub name with a new model's tokenizer; default: the embedded base's."""
+    """A folder or hub name with the tokenizer of a new model or of a .pth; default: the embedded
+    base's, or the one in the .pth's folder."""
     mix: tuple[float, ...] = ()
     """A weight per file, its share of the tokens trained; default: as much as there is of each."""
     epochs: int | None = None
@@ -111,7 +113,8 @@ class PretrainOptions:
             raise ValueError(f"--val-fraction is {self.val_fraction}; use 0 to less than 1")
         if sum(budget is not None for budget in (self.epochs, self.tokens, self.minutes)) > 1:
             raise ValueError("--epochs, --tokens and --minutes are budgets; use one of them")
-        if self.model is not None and (self.config or self.tokenizer):
+        tokenizer = None if is_state_dict(self.model) else self.tokenizer
+        if self.model is not None and (self.config or tokenizer):
             option = "--config" if self.config else "--tokenizer"
             raise ValueError(f"--model brings its own shape and tokenizer; drop {option}")
         if self.mix and len(self.mix) != len(self.files):
@@ -149,7 +152,7 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
 
 def _start(options: PretrainOptions) -> tuple[Transformer, Tokenizer]:
     if options.model is not None:
-        return load(options.model)
+        return load(options.model, tokenizer=options.tokenizer)
     tokenizer = load_tokenizer(options.tokenizer)
     shape = shape_named(options.config or "small", tokenizer.vocab_size)
     return Transformer(shape).initialize(options.seed), tokenizer

@@ -61,11 +61,12 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         device = choose_device(options.device)
         distributed.init_distributed(device)
         if options.out is not None:
-            read = (*options.files, options.split.val_data, options.model, options.config)
+            files = (*options.files, options.split.val_data, options.config)
+            read = (*files, options.model, options.tokenizer)
             check_run_folder(options.out, read, resume=options.resume, overwrite=options.overwrite)
         if distributed.world_size() > 1 and "-" in options.files:
             raise ValueError("standard input can't be read by several processes; name a file")
-        model, tokenizer = load(options.model)
+        model, tokenizer = load(options.model, tokenizer=options.tokenizer)
     context = model.config.max_position_embeddings
     options = replace(options, data=options.data.for_context(context))
     with distributed.main_process_first():

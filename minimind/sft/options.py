@@ -29,7 +29,10 @@ class SFTOptions:
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """JSONL, gzipped JSONL or JSON array files of conversations; - is standard input."""
     model: str | None = None
-    """A Hugging Face folder or hub name to start from; default: the small embedded base."""
+    """A Hugging Face folder, a hub name or a .pth to start from; default: the small embedded
+    base."""
+    tokenizer: str | None = None
+    """The folder of a .pth's tokenizer; default: the folder that the .pth is in."""
     out: Path | None = None
     """The run's folder; default: a new runs/NAME-N."""
     epochs: int = 10
