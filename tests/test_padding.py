@@ -79,7 +79,7 @@ def test_what_a_padded_batch_holds_is_seen_at_a_glance() -> None:
     )
     batch = make_batch(rows, np.arange(2))
     buffer, padded = pad(batch, BatchShape(tokens=12, documents=6, supervised=5, max_seqlen=4))
-    assert padded.input_ids.tolist() == [5, 7, 2, 5, 9, *[0] * 7]
+    assert padded.input_ids.tolist() == [5, 7, 2, 5, 9, *[5] * 7]
     assert padded.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 1, 2]
     assert padded.labels.tolist() == [-100, 2, 8, -100, 2, *[IGNORE_INDEX] * 7]
     assert padded.supervised.tolist() == [1, 2, 4, 1, 1]

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind.data.packing import make_batch
+from minimind.training.graphs import why_not_captured
 from minimind.training.loop import train, train_step
 from minimind.training.state import TrainConfig, TrainState
 from minimind.training.step import batch_loss
@@ -169,3 +170,27 @@ def test_a_copy_of_model_and_state_trains_on_by_itself(precision, copied) -> Non
     for ours, theirs in zip(run, train(other, steps, config, state=other_state), strict=True):
         assert torch.equal(ours.loss, theirs.loss)
     assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("own", ["module", "forward hook", "gradient hook"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_model_with_parts_of_a_callers_own_trains_under_autocast(own, precision) -> None:
+    model, seen = new_model(), []
+    if own == "module":
+        layer = model.model.layers[0].self_attn
+        linear = torch.nn.Linear(32, 32, bias=False)
+        linear.weight = layer.q_proj.weight
+        layer.q_proj = linear
+    elif own == "forward hook":
+        model.model.layers[0].register_forward_hook(lambda module, *_: seen.append(module))
+    else:
+        model.model.layers[0].mlp.down_proj.weight.register_hook(seen.append)
+    config = TrainConfig(precision=precision)
+    state = TrainState(model, config)
+    assert state.working.model is model
+    result = train_step(model, STEP, config, state, 1.0)
+    twin = train_step(new_model(), STEP, config, TrainState(new_model(), config), 1.0)
+    assert result.grad_norm > 0
+    assert result.loss.item() == pytest.approx(twin.loss.item(), abs=0.02)
+    assert len(seen) == (0 if own == "module" else len(STEP))
+    assert why_not_captured(config, state) == ("the model has modules or hooks of a caller's own")

@@ -86,6 +86,7 @@ def pad(batch: Batch, shape: BatchShape, pin_memory: bool = False) -> tuple[Tens
     buffer = empty_buffer(shape, pin_memory=pin_memory)
     out = view_batch(buffer, shape, lengths, batch.rows)
     out.input_ids[:tokens] = batch.input_ids
+    out.input_ids[tokens:] = batch.input_ids[0]  # a row of the embedding that is read anyway
     out.positions[:tokens] = batch.positions
     out.positions[tokens:] = torch.arange(spare) % longest
     out.labels.fill_(IGNORE_INDEX)

@@ -37,6 +37,8 @@ def why_not_captured(config: TrainConfig, state: TrainState) -> str | None:
     head_dim, dtype = state.model.config.head_dim, DTYPES[state.precision]
     if distributed.world_size() > 1:
         return "several processes exchange gradients"
+    if state.autocast != "fp32":
+        return "the model has modules or hooks of a caller's own"
     if state.precision == "fp16":
         return "fp16 changes its loss's scale from step to step"
     if config.activation_checkpointing:
@@ -82,11 +84,12 @@ class StepGraphs:
     ) -> None:
         self.prepare(config, state)
         self._load(first)
+        # Before the capture, whose memory it then doesn't add to.
+        with torch.compiler.set_stance("force_eager"):
+            eager = batch_loss(state.working.model, self._batch, config, state.autocast).detach()
         self._micro_batch = capture(self._forward_backward)
         self._begin_step(1)
         self._micro_batch()
-        with torch.compiler.set_stance("force_eager"):
-            eager = batch_loss(state.working.model, self._batch, config, state.autocast)
         graphed, expected = (x.item() / max(1, first.num_supervised) for x in (self._total, eager))
         if not abs(graphed - expected) <= MOST_DIFFERENCE:
             raise RuntimeError(f"the first loss is {graphed:.5f}, and eagerly {expected:.5f}")

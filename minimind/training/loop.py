@@ -64,9 +64,10 @@ def train(
 ) -> Iterator[StepResult]:
     """Train `model` in place, one optimizer step per item.
 
-    In bf16 and fp16 a step computes with half-precision copies of the layers: hooks on the model's
-    own modules don't fire. On CUDA the step is captured as graphs where it can be; `state.notes`
-    says how a run computes.
+    In bf16 and fp16 a step computes with half-precision copies of the layers; where the model has
+    modules or hooks of a caller's own, under autocast instead. On CUDA the step is captured as
+    graphs where it can be, of one size, for which the first thousand items of `steps` are looked
+    at; `state.notes` says how a run computes.
 
     Args:
         model: float32 weights, on the device to train on.
@@ -185,12 +186,18 @@ def _graphs(step: Step, config: TrainConfig, state: TrainState) -> StepGraphs | 
         return None  # a later step may have one that fits
     if reason is None:
         assert first is not None
+        on_cuda = state.device.type == "cuda"
         try:
-            state.graphs = StepGraphs(config, state, first)
+            with torch.cuda.device(state.device) if on_cuda else nullcontext():
+                state.graphs = StepGraphs(config, state, first)
             return state.graphs
         except RuntimeError as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             state.model.zero_grad()
+        if config.compile == "auto" and state.compiled:  # without what was compiled it could be
+            state.compile(False)
+            state.notes.append(f"compiled pieces dropped: {reason}")
+            return _graphs(step, config, state)
     state.may_capture = False
     state.notes.append(f"without CUDA graphs: {reason}")
     return None

@@ -7,7 +7,9 @@ import torch
 from minimind.model.transformer import Transformer
 
 CPU_TOKENS = 4096  # on a CPU, fine-tuning is no faster with more tokens at once
-USED = 0.8  # of a GPU's memory, at most
+USED = (
+    0.45  # of a GPU's memory, at most: a graph holds its activations, another batch needs as many
+)
 STATE_BYTES = 18  # of a parameter: float32 weight, gradient and two moments, half-precision copy
 
 

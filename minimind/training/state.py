@@ -14,7 +14,7 @@ from minimind.model.transformer import Transformer
 from minimind.training import distributed
 from minimind.training.optim import make_optimizer
 from minimind.training.precision import CPU_MULTIPLE, DTYPES, Precision, resolve_precision
-from minimind.training.working_copy import WorkingCopy
+from minimind.training.working_copy import WorkingCopy, is_plain
 
 if TYPE_CHECKING:
     from minimind.training.graphs import StepGraphs
@@ -146,10 +146,10 @@ class TrainState:
     def set_precision(self, precision: Precision) -> None:
         """Continue in a precision that may differ from the one before."""
         self.precision, self.graphs = precision, None
-        # Several processes: FSDP keeps copies of its own, and autocast casts activations.
-        alone = distributed.world_size() == 1
-        self.autocast: Precision = "fp32" if alone else precision
-        self.working = WorkingCopy(self.model, DTYPES[precision if alone else "fp32"])
+        # Several processes: FSDP keeps copies of its own. Autocast casts activations then.
+        copied = distributed.world_size() == 1 and is_plain(self.model)
+        self.autocast: Precision = "fp32" if copied else precision
+        self.working = WorkingCopy(self.model, DTYPES[precision if copied else "fp32"])
         if self.compiled:
             self.compile()
         # Small fp16 gradients vanish: the loss is scaled up, and overflowing steps are skipped.

@@ -20,7 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from minimind.model.linear import Linear
-from minimind.model.transformer import RMSNorm, Transformer
+from minimind.model.transformer import (
+    MLP,
+    Attention,
+    Decoder,
+    DecoderLayer,
+    RMSNorm,
+    Transformer,
+)
+
+_OURS = (
+    *(Transformer, Decoder, DecoderLayer, Attention, MLP, RMSNorm, Linear),
+    *(nn.Embedding, nn.ModuleList, nn.Identity),
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -81,6 +94,17 @@ class WorkingCopy(Generic[ModuleT]):
         for half, weight in self._layers:
             half.grad = None  # a step that was interrupted may have left one
             half.requires_grad_(weight.requires_grad)
+
+
+def is_plain(model: Transformer) -> bool:
+    """Whether a copy computes what the model does: no module and no hook is a caller's own."""
+    return not any(
+        type(module) not in _OURS or any(vars(module).get(name) for name in _HOOKS)
+        for module in model.modules()
+    ) and not any(
+        parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+        for parameter in model.parameters()
+    )
 
 
 def _share(module: ModuleT) -> ModuleT:
