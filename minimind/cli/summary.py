@@ -181,8 +181,9 @@ def is_measured_at_stop(result: RunResult) -> bool:
 
 def describe_folder(out: Path, finished: bool) -> str:
     """What a run's folder takes on the disk, and what of it may be deleted."""
-    checkpoints = bytes_of(out / CHECKPOINTS)
-    words = f"{out} takes {_size(bytes_of(out))}, {_size(checkpoints)} of it in {CHECKPOINTS}/"
+    total = bytes_of(out)
+    checkpoints = total - bytes_of(out, without=out / CHECKPOINTS)  # what deleting them frees
+    words = f"{out} takes {_size(total)}, {_size(checkpoints)} of it in {CHECKPOINTS}/"
     if finished:
         return f"{words}; delete {CHECKPOINTS}/ unless you add epochs, and {LAST}/ if unused"
     return f"{words}, which resuming needs"

@@ -6,7 +6,7 @@
     tokenizer_config.json       also its own, with our chat template put in
     chat_template.jinja         our chat template, where newer readers look
     generation_config.json      where to stop
-    minimind.json               the system message that the model was trained with, if any
+    minimind.json               the system message that the model was trained with, if any; its run
 
 Reading is strict: every weight that the config asks for, in its shape, and no other.
 """
@@ -43,12 +43,12 @@ BASE = Path(__file__).parents[1] / "base"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
-_OURS = "minimind.json"  # what other readers have no place for
+OURS = "minimind.json"  # what other readers have no place for
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 # All that `save` may write.
 MODEL_FILES = (
-    *("config.json", _WEIGHTS, "generation_config.json", "chat_template.jinja", _OURS),
+    *("config.json", _WEIGHTS, "generation_config.json", "chat_template.jinja", OURS),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt"),
 )
@@ -116,7 +116,7 @@ def read_config(path_or_name: str | Path | None = None) -> ModelConfig | None:
 
 def load_system_message(path_or_name: str | Path | None = None) -> str | None:
     """The system message that a model was trained with, if it was saved with one."""
-    path = _locate(path_or_name) / _OURS
+    path = _locate(path_or_name) / OURS
     system = parse_object(path.read_bytes(), path).get("system_message") if path.is_file() else None
     return system if isinstance(system, str) and system else None
 
@@ -127,6 +127,7 @@ def save(
     tokenizer: Tokenizer,
     dtype: torch.dtype | None = None,
     system: str | None = None,
+    run: Mapping[str, object] | None = None,
 ) -> None:
     """Write a directory in Hugging Face's layout: `load` and transformers can read it unchanged.
 
@@ -142,6 +143,7 @@ def save(
         dtype: of the weights on disk; None keeps the model's.
         system: the system message of its training rows, recorded in minimind.json, which other
             readers ignore; the chat template doesn't insert it.
+        run: what else minimind.json says, of the run that the weights are of.
 
     Raises:
         ValueError: the tokenizer has ids that the model has no rows for.
@@ -181,7 +183,7 @@ def save(
         staging = Path(name)
         save_tokenizer(staging, tokenizer)
         _write_json(staging / "config.json", config.to_hf() | token_ids | dtypes)
-        _write_json(staging / _OURS, {"system_message": system})
+        _write_json(staging / OURS, {"system_message": system, **(run or {})})
         weights = {
             _plain_name(key): value.detach().to("cpu", dtype).contiguous()
             for key, value in model.state_dict().items()
