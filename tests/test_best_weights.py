@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from minimind.atomic_io import link_or_copy
+from minimind.chat import __main__ as chat
 from minimind.cli.summary import describe_folder
 from minimind.data.plan import Batches, Steps, make_steps
+from minimind.evaluate import __main__ as evaluate
 from minimind.model.pretrained import load
 from minimind.model.transformer import Transformer
+from minimind.sft import __main__ as sft
 from minimind.tokenizer import Tokenizer
 from minimind.training import fit as module
 from minimind.training.fit import RunConfig, RunResult, fit, validation_loss
@@ -155,3 +158,27 @@ def test_a_link_or_where_there_is_none_a_copy(tmp_path, monkeypatch) -> None:
     link_or_copy(tmp_path / "a", tmp_path / "c")
     assert (tmp_path / "c").read_text() == "x"
     assert not (tmp_path / "c").samefile(tmp_path / "a")
+
+
+def test_commands_that_load_weights_of_an_unfinished_run_say_so_in_one_line(
+    tokenizer, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+    out, rows = tmp_path / "run", tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{n}?", "response": "{n}."}}\n' for n in range(9)))
+    commands = [
+        (chat, ["--prompt", "a", "--max-new-tokens", "1", "--model", str(out)]),
+        (evaluate, [str(rows), "--no-generate", "--out", f"{out}-E", "--model", str(out)]),
+        (sft, [str(rows), "--dry-run", "--model", str(out)]),
+    ]
+    with pytest.raises(Killed):
+        a_run(out, tokenizer, "fp32", 5)
+    for finished in (False, True):
+        for command, arguments in commands:
+            capsys.readouterr()
+            overwrite = ["--overwrite"] * (command is evaluate and finished)
+            assert command.main([*arguments, *overwrite]) == 0
+            errors = capsys.readouterr().err.splitlines()
+            said = f"note: {out}: its run hasn't ended; these are the weights of step 3"
+            assert errors.count(said) == (0 if finished else 1), errors
+        a_run(out, tokenizer, "fp32")

@@ -17,7 +17,7 @@ import tyro
 
 from minimind.chat.graphemes import whole_characters
 from minimind.chat.prompt_line import KEYS, PromptLine
-from minimind.cli.command import following_options, run_command
+from minimind.cli.command import following_options, run_command, tell_of_an_unfinished_run
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
 from minimind.data.conversation import Message
@@ -254,6 +254,7 @@ def run(options: ChatOptions) -> None:
     """Load the model, and answer `--prompt`, the terminal or the pipe."""
     with following_options():
         model, tokenizer = load(options.model, device=choose_device(options.device))
+        tell_of_an_unfinished_run(options.model)
         system = options.system
         recorded = load_system_message(options.model) if system is None else None
     terminal = options.prompt is None and sys.stdin.isatty()

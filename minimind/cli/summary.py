@@ -156,12 +156,15 @@ def describe_losses(result: RunResult) -> str:
     if result.best_loss is None or result.first_loss is None or result.last_loss is None:
         return "no validation data"
     before = f"{result.first_loss:.4f} before"
+    how = f" ({result.rounded})" if result.rounded else ""
     if is_measured_at_stop(result):
-        return f"{before}, {result.best_loss:.4f} at step {result.steps}, where it was stopped"
+        where = f"step {result.steps}, where it was stopped"
+        return f"{before}, {result.best_loss:.4f} at {where}{how}"
     at = f"step {result.last_loss_step}, its last validation"
     return (
         f"{before}, {result.best_loss:.4f} at its best (step {result.best_step}), "
         f"{result.last_loss:.4f} at {'the end' if result.last_loss_step == result.steps else at}"
+        f"{how}"
     )
 
 

@@ -33,6 +33,8 @@ from minimind.training.state import TrainConfig, TrainState
 from minimind.training.step import supervised_states
 from minimind.training.stop import stop_requests
 
+ROUNDED = "measured in float32; saved in bf16"
+
 Measure = Callable[[Transformer, Precision], Mapping[str, float]]
 
 
@@ -82,6 +84,7 @@ class RunResult:
     precision: Precision  # what "auto" chose
     eager_batches: int  # of this call: beyond the fixed shape that graphs or --compile need
     notes: tuple[str, ...]  # how it computed, and why
+    rounded: str | None = None  # how losses were measured, where the saved weights are rounded
 
 
 def fit(
@@ -219,6 +222,7 @@ def fit(
         precision=state.precision,
         eager_batches=state.eager_batches,
         notes=tuple(state.notes),
+        rounded=ROUNDED if run.save_dtype == "bf16" and measured else None,
     )
 
 
