@@ -57,6 +57,17 @@ def replace_file(path: Path, content: str | bytes) -> None:
             aside.unlink()
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it: some file systems have no hard links.
+
+    A link is safe only where both names' files are replaced by renaming, never written to.
+    """
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256_of(path: str | Path) -> str:
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:

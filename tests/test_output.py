@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -382,3 +384,30 @@ def test_a_file_of_a_run_that_is_no_file_is_named(tmp_path) -> None:
     assert check() is None
     assert written_by_a_run(tmp_path) == []
     assert CONFIG.hidden_size == 32
+
+
+# Before anything is tokenized
+
+
+@pytest.mark.parametrize("name", ["sft", "pretrain"])
+@pytest.mark.parametrize("fault", ["read-only", "full"])
+def test_a_folder_that_cannot_hold_the_run_is_one_line_before_tokenizing(
+    name, fault, tmp_path, monkeypatch, capsys
+) -> None:
+    if fault == "full":
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        said = r": the run takes at least 0\.\d+ GB and 0\.000 GB are free; make room, or name"
+    else:  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        said = r": .+ can't be written to; name another --out"
+    command, rows = (sft, "data") if name == "sft" else (pretrain, "text")
+    for out in ("new/run", None) if name == "sft" else ("new/run",):
+        place = ["--out", out] if out else []
+        assert command.main([f"{rows}.jsonl", "--model", "base", "--max-length", "64", *place]) == 2
+        printed = capsys.readouterr()
+        assert re.fullmatch(f"error: {out or 'runs'}{said}.*\n", printed.err)
+        assert printed.out == ""
+        assert not (tmp_path / "cache").exists()
+        assert not Path("new").exists()
+        assert not Path("runs").exists()

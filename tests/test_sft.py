@@ -390,9 +390,12 @@ def test_options_come_from_a_file_and_the_command_line_goes_first(tmp_path: Path
         ('{"keep": 1}', "options.json: --keep is called --keep-checkpoints since 0.2.0"),
         ('{"system": {"a": 1}}', "system is an object; give a plain value"),
         ('{"model": [["a"]]}', "model has a list or an object in it; give plain values"),
-        ('{"a":' * 100_000, "options.json: nested too deeply; name a JSON file"),
-        ("[" * 100_000, "options.json: nested too deeply; name a JSON file"),
-        (f'{{"seed": {"9" * 5000}}}', "options.json: Exceeds the limit"),
+        ('{"a":' * 100_000, "options.json: the JSON is nested too deeply to read; name a J"),
+        ("[" * 100_000, "options.json: the JSON is nested too deeply to read; name a JSON file"),
+        (f'{{"seed": {"9" * 5000}}}', "options.json: seed is a huge number; give a smaller"),
+        ('{"seed": 1, "seed": 2}', r'options.json: the key "seed" appears twice in one object; na'),
+        ('{"seed": NaN}', r"options.json: NaN is not JSON; name a JSON file"),
+        ('{"seed": 1} {}', r"options.json: more text follows the object at column 13; name a J"),
         (f'{{"seed": {"9" * 30}}}', "--seed is a huge number; use less than 281,474"),
     ],
 )
@@ -403,6 +406,44 @@ def test_an_options_file_that_cannot_be_read_is_named(
     config.write_text(text)
     with pytest.raises(ValueError, match=match):
         sft.parse(["a.jsonl", "--config", str(config)])
+
+
+def test_an_options_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    config = tmp_path / "options.json"
+    config.write_bytes(b'\xef\xbb\xbf{"epochs": 4}')
+    assert sft.parse(["a.jsonl", "--config", str(config)]).epochs == 4
+    config.write_bytes(b'{"model": "\xb0\xa1"}')
+    with pytest.raises(ValueError, match=r"options.json: not UTF-8 at byte 12; name a JSON file"):
+        sft.parse(["a.jsonl", "--config", str(config)])
+
+
+def test_interrupted_while_it_answers_a_finished_run_says_so_and_where_it_lies(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(sft, "_answer_some", interrupt)
+    assert run(data, "--model", base, "--out", out, "--max-steps", 1) == EXIT_INTERRUPTED
+    said = f"error: interrupted; the run is finished, and lies in {out}\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_the_refusal_of_a_moved_run_does_not_name_its_place(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (data, "--model", base, "--max-steps", 2)
+    assert run(*common, "--out", tmp_path / "run") == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert run(*common, "--out", tmp_path / "moved", "--resume", "--seed", 1) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert "of another run: --seed was 0 and is 1" in said
+    assert "--out was" not in said
 
 
 def test_the_guides_learning_rate_is_the_default_except_for_the_embedded_base() -> None:
@@ -480,12 +521,19 @@ def test_the_weights_kept_are_the_best_by_validation(
     assert any(not torch.equal(best[key], last[key]) for key in best)
 
 
-def test_bfloat16_weights_are_written_on_request(base: Path, data: Path, tmp_path: Path) -> None:
+def test_bfloat16_weights_are_written_on_request_and_measured_before_it_is_said(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    options = ("--model", base, "--out", out, "--max-steps", 1, "--save-dtype", "bf16")
+    options = ("--model", base, "--out", out, "--save-dtype", "bf16", "--val-fraction", 0.3)
+    options += ("--max-steps", 1)
     assert run(data, *options) == 0
     weights = load_file(out / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    said = "measured in float32; saved in bf16"
+    assert f" ({said})\n" in capsys.readouterr().out
+    assert f" ({said}), of " in (out / "README.md").read_text()
+    assert json.loads((out / "run.json").read_text())["outcome"]["rounded"] == said
 
 
 def test_a_limit_takes_the_first_rows(

@@ -159,7 +159,7 @@ def test_what_a_runs_folder_takes_is_said_with_what_may_be_deleted(tmp_path: Pat
     (tmp_path / "weights").write_bytes(bytes(1_000_000))
     (tmp_path / "checkpoints" / "link").hardlink_to(tmp_path / "weights")  # takes nothing more
     assert bytes_of(tmp_path) == 4_000_000
-    words = f"{tmp_path} takes 4.0 MB, 4.0 MB of it in checkpoints/"
+    words = f"{tmp_path} takes 4.0 MB, 3.0 MB of it in checkpoints/"
     assert describe_folder(tmp_path, finished=False) == f"{words}, which resuming needs"
     end = "; delete checkpoints/ unless you add epochs, and last/ if unused"
     assert describe_folder(tmp_path, finished=True) == words + end

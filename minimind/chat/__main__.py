@@ -17,7 +17,7 @@ import tyro
 
 from minimind.chat.graphemes import whole_characters
 from minimind.chat.prompt_line import KEYS, PromptLine
-from minimind.cli.command import following_options, run_command
+from minimind.cli.command import following_options, run_command, tell_of_an_unfinished_run
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
 from minimind.data.conversation import Message
@@ -258,6 +258,7 @@ def run(options: ChatOptions) -> None:
     with following_options():
         device = choose_device(options.device)
         model, tokenizer = load(options.model, device, tokenizer=options.tokenizer)
+        tell_of_an_unfinished_run(options.model)
         system = options.system
         recorded = load_system_message(options.model) if system is None else None
     terminal = options.prompt is None and sys.stdin.isatty()

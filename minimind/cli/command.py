@@ -22,7 +22,7 @@ from minimind.terminal import EscapingStream, as_it_is, end_quietly, unescaped
 from minimind.training import distributed
 from minimind.training.environment import versions
 from minimind.training.resume import TrainingError
-from minimind.training.run_folder import RECORD
+from minimind.training.run_folder import RECORD, describe_unfinished
 
 # How commands end; 130 is what shells say of a Ctrl-C.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -153,6 +153,13 @@ def following_options() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise OptionError(str(error)) from error
+
+
+def tell_of_an_unfinished_run(model: str | None) -> None:
+    """A note where the weights in a folder are those of a run that hasn't ended."""
+    said = describe_unfinished(Path(model)) if model is not None else None
+    if said and distributed.is_main_process():
+        print(f"note: {said}", file=sys.stderr)
 
 
 def fail(code: int, error: object) -> int:

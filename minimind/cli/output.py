@@ -7,6 +7,7 @@ run writes.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,14 @@ from typing import Any
 
 from minimind.terminal import EscapingStream
 from minimind.training.checkpoint import newest_checkpoint
-from minimind.training.run_folder import CHECKPOINTS, RECORD, WEIGHTS, is_run, written_by_a_run
+from minimind.training.run_folder import (
+    CHECKPOINTS,
+    RECORD,
+    WEIGHTS,
+    bytes_of,
+    is_run,
+    written_by_a_run,
+)
 
 
 def check_file(path: Path, overwrite: bool, read: Iterable[str | None] = ()) -> None:
@@ -47,6 +55,7 @@ def check_run_folder(
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder")
+    check_writable(out)
     if str(out) != readable_name(str(out)):
         raise ValueError(f"{out}: safetensors reads no path that isn't UTF-8; name another --out")
     if not out.exists() or not any(out.iterdir()):
@@ -72,6 +81,31 @@ def check_run_folder(
                 f"{out} holds a model, but no checkpoint to resume from; name another --out, or "
                 "delete the model with --overwrite"
             )
+
+
+def check_writable(out: Path) -> None:
+    """Raise a PermissionError where a folder can't be made, or written to."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{out}: {there} can't be written to; name another --out")
+
+
+def check_room(out: Path, parameters: int, weight_bytes: int, *, overwrite: bool) -> None:
+    """Raise an OSError where a run's weights and its first checkpoint don't fit on the disk.
+
+    Args:
+        out: its folder; a run that is there is resumed, or deleted if `overwrite`.
+        weight_bytes: of a weight that is saved for use.
+    """
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free + (bytes_of(out) if overwrite else 0)
+    resumed = (out / WEIGHTS).exists() and not overwrite  # the new checkpoint pushes one out
+    needed = parameters * (12 + (0 if resumed else 2 * weight_bytes))
+    if needed > free:
+        raise OSError(
+            f"{out}: the run takes at least {needed / 1e9:,.3f} GB and {free / 1e9:,.3f} GB are "
+            "free; make room, or name another --out"
+        )
 
 
 def readable_name(name: str) -> str:

@@ -158,12 +158,15 @@ def describe_losses(result: RunResult) -> str:
     if result.best_loss is None or result.first_loss is None or result.last_loss is None:
         return "no validation data"
     before = f"{result.first_loss:.4f} before"
+    how = f" ({result.rounded})" if result.rounded else ""
     if is_measured_at_stop(result):
-        return f"{before}, {result.best_loss:.4f} at step {result.steps}, where it was stopped"
+        where = f"step {result.steps}, where it was stopped"
+        return f"{before}, {result.best_loss:.4f} at {where}{how}"
     at = f"step {result.last_loss_step}, its last validation"
     return (
         f"{before}, {result.best_loss:.4f} at its best (step {result.best_step}), "
         f"{result.last_loss:.4f} at {'the end' if result.last_loss_step == result.steps else at}"
+        f"{how}"
     )
 
 
@@ -183,8 +186,9 @@ def is_measured_at_stop(result: RunResult) -> bool:
 
 def describe_folder(out: Path, finished: bool) -> str:
     """What a run's folder takes on the disk, and what of it may be deleted."""
-    checkpoints = bytes_of(out / CHECKPOINTS)
-    words = f"{out} takes {_size(bytes_of(out))}, {_size(checkpoints)} of it in {CHECKPOINTS}/"
+    total = bytes_of(out)
+    checkpoints = total - bytes_of(out, without=out / CHECKPOINTS)  # what deleting them frees
+    words = f"{out} takes {_size(total)}, {_size(checkpoints)} of it in {CHECKPOINTS}/"
     if finished:
         return f"{words}; delete {CHECKPOINTS}/ unless you add epochs, and {LAST}/ if unused"
     return f"{words}, which resuming needs"

@@ -93,6 +93,25 @@ class JsonText:
         return at - self.text.rfind("\n", 0, at)
 
 
+def parse_object(content: bytes, path: str) -> dict[str, object]:
+    """The one JSON object that a file holds; a byte order mark before it is passed over.
+
+    Raises:
+        DataError: it holds anything else.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fact = f"not UTF-8 at byte {error.start + 1}"
+        raise DataError("encoding", fact, "save it as UTF-8", path) from None
+    json_text = JsonText(text, path, 1)
+    value, end = json_text.value(json_text.skip_space(0))
+    json_text.expect_end(end, "object")
+    if not isinstance(value, dict):
+        raise DataError("no_object", "not a JSON object", "write one, in { and }", path)
+    return value
+
+
 # What JSON allows or Python reads, and we don't: errors without a place, which `value` adds.
 
 

@@ -16,7 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from minimind.atomic_io import replace_file
-from minimind.cli.command import following_options, run_command
+from minimind.cli.command import following_options, run_command, tell_of_an_unfinished_run
 from minimind.cli.decoding import compile_decoding
 from minimind.cli.options import parse_options
 from minimind.cli.output import check_file, claim_folder, print_first
@@ -142,6 +142,7 @@ def run(options: EvaluateOptions) -> None:
             label = "the embedded base" if name is None else name
             with following_options():
                 model, tokenizer = load(name, device, tokenizer=options.tokenizer_of(name))
+                tell_of_an_unfinished_run(name)
             if options.compile:
                 compile_decoding(model, options.rows_per_batch, print)
             if options.documents:

@@ -6,7 +6,7 @@
     tokenizer_config.json       also its own, with our chat template put in
     chat_template.jinja         our chat template, where newer readers look
     generation_config.json      where to stop
-    minimind.json               the system message that the model was trained with, if any
+    minimind.json               the system message that the model was trained with, if any; its run
 
 Reading is strict: every weight that the config asks for, in its shape, and no other.
 """
@@ -51,10 +51,10 @@ from minimind.tokenizer.files import parse_object, refuse_foreign_links
 BASE = Path(__file__).parents[1] / "base"
 
 _ADAPTER = "adapter_config.json"
-_OURS = "minimind.json"  # what other readers have no place for
+OURS = "minimind.json"  # what other readers have no place for
 # All that `save` may write.
 MODEL_FILES = (
-    *("config.json", WEIGHTS, "generation_config.json", "chat_template.jinja", _OURS),
+    *("config.json", WEIGHTS, "generation_config.json", "chat_template.jinja", OURS),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt"),
 )
@@ -163,7 +163,7 @@ def _read_config(directory: Path) -> ModelConfig:
 
 def load_system_message(path_or_name: str | Path | None = None) -> str | None:
     """The system message that a model was trained with, if it was saved with one."""
-    path = _locate(path_or_name) / _OURS  # no such path where it is a state dict's
+    path = _locate(path_or_name) / OURS  # no such path where it is a state dict's
     system = parse_object(path.read_bytes(), path).get("system_message") if path.is_file() else None
     return system if isinstance(system, str) and system else None
 
@@ -174,6 +174,7 @@ def save(
     tokenizer: Tokenizer,
     dtype: torch.dtype | None = None,
     system: str | None = None,
+    run: Mapping[str, object] | None = None,
 ) -> None:
     """Write a directory in Hugging Face's layout: `load` and transformers can read it unchanged.
 
@@ -189,6 +190,7 @@ def save(
         dtype: of the weights on disk; None keeps the model's.
         system: the system message of its training rows, recorded in minimind.json, which other
             readers ignore; the chat template doesn't insert it.
+        run: what else minimind.json says, of the run that the weights are of.
 
     Raises:
         ValueError: the tokenizer has ids that the model has no rows for.
@@ -228,7 +230,7 @@ def save(
         staging = Path(name)
         save_tokenizer(staging, tokenizer)
         _write_json(staging / "config.json", config.to_hf() | token_ids | dtypes)
-        _write_json(staging / _OURS, {"system_message": system})
+        _write_json(staging / OURS, {"system_message": system, **(run or {})})
         weights = {
             plain_name(key): value.detach().to("cpu", dtype).contiguous()
             for key, value in model.state_dict().items()

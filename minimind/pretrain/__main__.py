@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minimind.atomic_io import folder_lock
 from minimind.cli.command import following_options, less_to_train_on, run_command, write_record
 from minimind.cli.options import check_least, flatten, parse_options
-from minimind.cli.output import check_run_folder, output_may_break
+from minimind.cli.output import check_room, check_run_folder, output_may_break
 from minimind.cli.summary import (
     describe_folder,
     describe_losses,
@@ -44,7 +44,7 @@ from minimind.training.checkpoint import newest_checkpoint
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import Measure, RunConfig, RunResult, fit
 from minimind.training.memory import tokens_that_fit
-from minimind.training.precision import Precision, resolve_precision
+from minimind.training.precision import DTYPES, Precision, resolve_precision
 from minimind.training.run_folder import LAST, METRICS, remove_run
 from minimind.training.scoring import score
 from minimind.training.state import TrainConfig
@@ -144,6 +144,9 @@ def prepare(options: PretrainOptions, device: torch.device) -> tuple[Tokenizer, 
         raise ValueError(f"{options.out} is --model's own folder; name another --out")
     read = (*options.files, options.model, options.config, options.tokenizer)
     check_run_folder(options.out, read, resume=True, overwrite=options.overwrite)
+    size = DTYPES[options.run.save_dtype].itemsize
+    count = sum(p.numel() for p in model.parameters())
+    check_room(options.out, count, size, overwrite=options.overwrite)
     distributed.init_distributed(device)
     if options.minutes is not None and distributed.world_size() > 1:
         raise ValueError("--minutes is measured by one process; give several --tokens or --epochs")

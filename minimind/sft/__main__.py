@@ -19,10 +19,17 @@ from minimind.cli.command import (
     less_to_train_on,
     print_escaped,
     run_command,
+    tell_of_an_unfinished_run,
     write_record,
 )
 from minimind.cli.options import flatten
-from minimind.cli.output import check_run_folder, claim_folder, output_may_break
+from minimind.cli.output import (
+    check_room,
+    check_run_folder,
+    check_writable,
+    claim_folder,
+    output_may_break,
+)
 from minimind.cli.summary import (
     describe_folder,
     describe_losses,
@@ -46,6 +53,7 @@ from minimind.training import distributed
 from minimind.training.environment import choose_device, peak_memory
 from minimind.training.fit import RunResult, fit
 from minimind.training.memory import tokens_that_fit
+from minimind.training.precision import DTYPES
 from minimind.training.run_folder import CARD, LAST, METRICS, is_our_card, remove_run
 
 CONVERSATIONS_PER_STEP = 16  # the guide's batch size
@@ -64,9 +72,16 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
             files = (*options.files, options.split.val_data, options.config)
             read = (*files, options.model, options.tokenizer)
             check_run_folder(options.out, read, resume=options.resume, overwrite=options.overwrite)
+        elif not options.dry_run:
+            check_writable(Path("runs"))
         if distributed.world_size() > 1 and "-" in options.files:
             raise ValueError("standard input can't be read by several processes; name a file")
         model, tokenizer = load(options.model, tokenizer=options.tokenizer)
+        tell_of_an_unfinished_run(options.model)
+        if not options.dry_run:
+            size = DTYPES[options.run.save_dtype].itemsize
+            count = sum(p.numel() for p in model.parameters())
+            check_room(options.out or Path("runs"), count, size, overwrite=options.overwrite)
     context = model.config.max_position_embeddings
     options = replace(options, data=options.data.for_context(context))
     with distributed.main_process_first():
@@ -106,6 +121,7 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
         "--tokens-per-step": steps.tokens_per_step,
         "--seed": options.seed,
     }
+    answering = False
     try:
         with output_may_break():
             result = fit(
@@ -128,10 +144,14 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
                     shown = validation if len(validation) else training
                     kind = "validation" if len(validation) else "training"
                     print(f"\n{min(len(shown), 3)} {kind} rows, answered:")
+                    answering = True
                     _answer_some(out, shown, device)
                     chat = ["python", "-m", "minimind.chat", "--model", str(out)]
                     print(f"\nchat with it:\n    {shlex.join(chat)}")
     except KeyboardInterrupt:
+        if answering:
+            done = f"interrupted; the run is finished, and lies in {out}"
+            raise KeyboardInterrupt(done) from None
         raise KeyboardInterrupt(
             "interrupted; this resumes from the newest checkpoint, or starts again without one:\n"
             f"    {resume_command(options, arguments)}"

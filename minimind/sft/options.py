@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,9 @@ import tyro
 
 from minimind.cli.options import check_least, option_names, parse_options, refuse_old_name
 from minimind.data.build import DataOptions
+from minimind.data.errors import DataError
 from minimind.data.selection import SplitOptions
+from minimind.data.strict_json import parse_object
 from minimind.training.fit import RunConfig
 from minimind.training.state import TrainConfig
 
@@ -89,12 +91,11 @@ def config_arguments(path: str) -> list[str]:
     """The options of a --config file as arguments, to be checked like them."""
     place = f"--config {path}: "
     try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(options, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        fact = f"{place}{'nested too deeply' if isinstance(error, RecursionError) else error}"
-        raise ValueError(f'{fact}; name a JSON file of options, such as {{"epochs": 3}}') from error
+        options = parse_object(Path(path).read_bytes(), path)
+    except (OSError, DataError) as error:
+        fact = error.fact if isinstance(error, DataError) else error
+        fact = f"{place}{fact}"
+        raise ValueError(f'{fact}; name a JSON file of options, such as {{"epochs": 3}}') from None
     names = option_names(SFTOptions) - {"files", "config"}
     arguments: list[str] = []
     for name, value in options.items():
@@ -104,6 +105,8 @@ def config_arguments(path: str) -> list[str]:
             raise ValueError(f"{place}no option is called {name}; see --help")
         if isinstance(value, dict):
             raise ValueError(f"{place}{name} is an object; give a plain value")
+        if value in (math.inf, -math.inf):  # or as long as a huge integer is
+            raise ValueError(f"{place}{name} is a huge number; give a smaller one")
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, list):

@@ -3,6 +3,7 @@
     checkpoints/
         step-00000120/
             tensors.safetensors     float32 weights, AdamW's moments, random states
+            best.safetensors        the best weights so far, if there are any: a hard link
             state.json              step, precision, learning rates, what the caller adds
             manifest.json           size and SHA-256 of the others, written last
         step-00000240/
@@ -26,22 +27,29 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minimind.atomic_io import sha256_of, sync, write_tensors
+from minimind.atomic_io import link_or_copy, sha256_of, sync, write_tensors
 from minimind.model.transformer import Transformer
 from minimind.training.distributed import is_main_process, world_size
 from minimind.training.state import TrainState
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+BEST = "best.safetensors"
 SPARE_BYTES = 2**20  # for what isn't tensors
 
 
 def save_checkpoint(
-    folder: Path, model: Transformer, state: TrainState, extra: dict[str, Any], keep: int = 2
+    folder: Path,
+    model: Transformer,
+    state: TrainState,
+    extra: dict[str, Any],
+    keep: int = 2,
+    best: Path | None = None,
 ) -> Path:
     """Write the state after `state.step` steps and drop all but the newest `keep` checkpoints.
 
     Newer ones, which this run passed over as damaged, are dropped, too. Every process must call it.
-    `extra` is JSON values to find again on loading. Returns the new checkpoint's folder.
+    `extra` is JSON values to find again on loading, `best` a file with the best weights so far.
+    Returns the new checkpoint's folder.
 
     Raises:
         OSError: there is no room for it, or the disk fails; the earlier ones are complete.
@@ -63,8 +71,12 @@ def save_checkpoint(
     scratch.mkdir()
     write_tensors(scratch / TENSORS, tensors)
     _write_json(scratch / STATE, {**plain, "extra": extra})
-    _write_json(scratch / MANIFEST, {n: _fingerprint(scratch / n) for n in (TENSORS, STATE)})
-    for path in (scratch / TENSORS, scratch / STATE, scratch / MANIFEST, scratch):
+    names = [TENSORS, STATE]
+    if best is not None:
+        link_or_copy(best, scratch / BEST)
+        names.append(BEST)
+    _write_json(scratch / MANIFEST, {name: _fingerprint(scratch / name) for name in names})
+    for path in (*(scratch / name for name in (*names, MANIFEST)), scratch):
         sync(path)
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
@@ -84,12 +96,13 @@ def newest_checkpoint(
     for path in reversed(_checkpoints(folder)):
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            for name in (TENSORS, STATE) if hash_tensors else (STATE,):
+            optional = {BEST} & manifest.keys()
+            for name in (TENSORS, STATE, *optional) if hash_tensors else (STATE,):
                 if _fingerprint(path / name) != manifest[name]:
                     raise ValueError(f"{name} isn't what was written")
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             return path, state["extra"], passed_over
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             passed_over.append(f"{path}: is damaged ({error}); using the one before it")
     return None, {}, passed_over
 

@@ -21,7 +21,7 @@ from minimind.data.show import show_row
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
-from minimind.training.checkpoint import save_checkpoint
+from minimind.training.checkpoint import BEST, save_checkpoint
 from minimind.training.loop import train
 from minimind.training.loss import token_scores
 from minimind.training.metrics import STOPPED, NonFinite, StepLogger
@@ -32,6 +32,8 @@ from minimind.training.run_folder import CHECKPOINTS, METRICS, NON_FINITE, RunWe
 from minimind.training.state import TrainConfig, TrainState
 from minimind.training.step import supervised_states
 from minimind.training.stop import stop_requests
+
+ROUNDED = "measured in float32; saved in bf16"
 
 Measure = Callable[[Transformer, Precision], Mapping[str, float]]
 
@@ -82,6 +84,7 @@ class RunResult:
     precision: Precision  # what "auto" chose
     eager_batches: int  # of this call: beyond the fixed shape that graphs or --compile need
     notes: tuple[str, ...]  # how it computed, and why
+    rounded: str | None = None  # how losses were measured, where the saved weights are rounded
 
 
 def fit(
@@ -135,7 +138,7 @@ def fit(
 
     with (
         folder_lock(out) if rank == 0 else nullcontext(),
-        nullcontext(resume(out, model, state, steps, fingerprint)) as losses,  # by step; locked
+        nullcontext(resume(out, model, state, steps, fingerprint)) as (losses, found),  # locked
         stop_requests(run.max_minutes) as stop_requested,
         StepLogger(metrics, state.step, state.precision, lag) as log,
         Progress(len(steps), log, show=rank == 0) as progress,
@@ -152,13 +155,19 @@ def fit(
             progress.say(f"step {state.step}: {', '.join(words)}")
             return loss
 
-        def validate() -> None:
-            losses[state.step] = measure()
-            if state.step == min(losses, key=losses.__getitem__):  # the first of equals
-                weights.save_best()
-            else:
-                weights.restore_best()
+        def best_step() -> int:
+            return min(losses, key=losses.__getitem__)  # the first of equals
 
+        def validate() -> None:
+            loss = losses[state.step] = measure()
+            if state.step == best_step():
+                weights.save_best(state.step, loss)
+            else:
+                weights.restore_best(best_step(), losses[best_step()])
+
+        weights.best = found
+        if any(losses):  # else a stop's weights stay until the first scheduled validation
+            weights.restore_best(best_step(), losses[best_step()])
         if validation and state.step not in losses and is_due(run.eval_every, state.step):
             validate()
         log.start_clock()
@@ -181,7 +190,9 @@ def fit(
                     "rows": rows_hash(steps, result.step),
                     "validation_losses": [*losses.items()],
                 }
-                save_checkpoint(out / CHECKPOINTS, model, state, extra, run.keep_checkpoints)
+                place, keep = out / CHECKPOINTS, run.keep_checkpoints
+                saved = save_checkpoint(place, model, state, extra, keep, weights.best)
+                weights.best = saved / BEST if losses else None
             if validating or saving:
                 log.start_clock()
             if stopping:
@@ -189,20 +200,21 @@ def fit(
         measured = dict(losses)
         if stopping and validation and not any(losses):  # only step 0 has been validated
             measured[state.step] = measure(**{STOPPED: True})
-            weights.save_stopped()
-        weights.save_last()
+            weights.save_stopped(state.step, measured[state.step])
+        weights.save_last(state.step, measured.get(state.step))
         if not validation:
-            weights.save_best()
-    best_step = min(losses, key=losses.__getitem__, default=state.step)
+            weights.save_best(state.step, None)
+        weights.end(finished=not stopping)
     last_loss_step = max(measured, default=state.step)
+    best = best_step() if losses else state.step
     if len(measured) > len(losses):
-        best_step = last_loss_step
+        best = last_loss_step
     return RunResult(
         steps=state.step,
         first_loss=losses.get(min(losses, default=0)),
-        best_loss=measured.get(best_step),
+        best_loss=measured.get(best),
         last_loss=measured.get(last_loss_step),
-        best_step=best_step,
+        best_step=best,
         last_loss_step=last_loss_step,
         finished=not stopping,
         supervised_per_second=log.supervised_per_second,
@@ -210,6 +222,7 @@ def fit(
         precision=state.precision,
         eager_batches=state.eager_batches,
         notes=tuple(state.notes),
+        rounded=ROUNDED if run.save_dtype == "bf16" and measured else None,
     )
 
 

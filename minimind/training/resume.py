@@ -16,12 +16,13 @@ from minimind.data.plan import Steps
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
-from minimind.training.checkpoint import load_checkpoint, newest_checkpoint
+from minimind.training.checkpoint import BEST, load_checkpoint, newest_checkpoint
 from minimind.training.environment import processor, versions
 from minimind.training.run_folder import CHECKPOINTS, METRICS
 from minimind.training.state import TrainConfig, TrainState
 
 HARMLESS = ("python", "tokenizers", "safetensors", "numpy")  # the last bits don't depend on them
+OF_A_CALL = ("--resume", "--overwrite", "--out")  # a run may be moved
 FREE = ("activation_checkpointing", "compile")  # a run may be resumed with or without them
 
 
@@ -53,7 +54,7 @@ def run_fingerprint(
             **{f"config.json's {name}": value for name, value in model.config.to_hf().items()},
             **{f"--{n.replace('_', '-')}": x for n, x in asdict(config).items() if n not in FREE},
         },
-        "options": {n: x for n, x in options.items() if n not in ("--resume", "--overwrite")},
+        "options": {n: x for n, x in options.items() if n not in OF_A_CALL},
         "environment": {
             **versions(),
             "processor": processor(),
@@ -85,10 +86,11 @@ def rows_hash(steps: Steps, step: int) -> str:
 
 def resume(
     out: Path, model: Transformer, state: TrainState, steps: Steps, ours: Mapping[str, Any]
-) -> dict[int, float]:
+) -> tuple[dict[int, float], Path | None]:
     """Load the newest complete checkpoint of the run in `out`, if it has one, and say so.
 
-    `ours` is this run's `run_fingerprint`. Returns the validation losses so far, by step.
+    `ours` is this run's `run_fingerprint`. Returns the validation losses so far, by step, and the
+    file with the best weights so far, if there are any.
 
     Raises:
         TrainingError: the checkpoint belongs to another run or version, or is damaged.
@@ -104,7 +106,7 @@ def resume(
             )
         if distributed.is_main_process() and (out / METRICS).exists():
             print("no checkpoint yet: starting from the beginning")
-        return {}
+        return {}, None
     precision = state.precision
     try:
         saved = extra["fingerprint"]
@@ -120,6 +122,9 @@ def resume(
         load_checkpoint(path, model, state)
         same_rows = extra["rows"] == rows_hash(steps, state.step)
         losses = dict(extra["validation_losses"])
+        best = path / BEST if losses else None
+        if best and not best.exists():
+            raise KeyError(BEST)
         deciding = [name for name in ours["environment"] if name not in HARMLESS]
         inexact = _changes(saved["environment"], ours["environment"], deciding)
     except (KeyError, TypeError, IndexError) as error:
@@ -144,4 +149,4 @@ def resume(
             f"{ours['steps']} steps are planned and were {saved['steps']}: from here on the "
             "learning rate follows the longer run's cosine"
         )
-    return losses
+    return losses, best
