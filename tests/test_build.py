@@ -561,6 +561,7 @@ KEYS: list[Row] = [
     {"messages": [{"role": "Developer", "content": "S"}, *exchange("q", "a")["messages"]], "id": 2},
     {"messages": [{**message, "mood": "sad"} for message in exchange("q", "a")["messages"]]},
     {"messages": [{"role": "user", "content": "q", "mood": 7}], "id": 3},
+    {"messages": [{"role": "user", "content": "q", "why": "x", "who": "y", "score": 1}]},
 ]
 
 
@@ -585,15 +586,19 @@ def test_keys_that_are_not_read_are_counted_whatever_way_rows_come(
     reports += [build(path, tokenizer, on_bad_row="skip")[1] for _ in range(2)]
     for report in reports:
         assert report.unread_of_rows == {"id": 3, "source": 1}
-        assert report.unread_of_messages == {"mood": 3}
-        assert report.unread_texts == {"mood": 2}
+        assert report.unread_of_messages == {"mood": 3, "why": 1, "who": 1, "score": 1}
+        assert report.unread_texts == {"mood": 2, "why": 1, "who": 1}
+        assert report.messages_with_unread_texts == 3
         assert report.read_as == {"Developer as system": 1}
-        assert report.messages == 8
+        assert report.messages == 9
         assert report.describe() == [
-            "not read: id (3 rows), source (1), mood (3 messages)",
+            "not read: id (3 rows), source (1), mood (3 messages), why (1), who (1), score (1)",
             "read: Developer as system (1 row)",
         ]
-    ignoring = build(path, tokenizer, on_bad_row="skip", ignore_keys=("id", "mood"))[1]
+    ignoring = build(
+        path, tokenizer, on_bad_row="skip", ignore_keys=("id", "mood", "why", "who", "score")
+    )[1]
+    assert ignoring.messages_with_unread_texts == 0
     assert ignoring.describe()[0] == "not read: source (1 row)"
 
 

@@ -119,6 +119,46 @@ def test_keys_by_name_come_before_every_other_shape_and_leave_other_rows_their_o
             parse_conversation(row, **keys)
 
 
+@pytest.mark.parametrize("answer", ["completion", "response", "answer", "a"])
+@pytest.mark.parametrize("question", ["prompt", "question", "q"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_of_a_prompt_and_its_completion_the_completion_alone_is_trained(
+    question: str, answer: str, listed: bool
+) -> None:
+    """As in TRL's prompt-completion format, whatever the context says of its own weight."""
+    context = [USER, ANSWER, USER, {**ANSWER, "weight": 2, "train": True}, USER]
+    row = {question: context, answer: [ANSWER, USER, ANSWER] if listed else "안녕하세요."}
+    found = parse_conversation(row, prompt_key=question, answer_key=answer)
+    trained = [m.weight for m in found.messages if m.role == "assistant"]
+    assert trained == [0, 0, 1, 1] if listed else [0, 0, 1]
+    assert found.read_as == (f"answers in {question} as context",)
+    assert parse_conversation({"messages": context}).read_as == ()
+    masked = [USER, {**ANSWER, "weight": 0}, USER]  # says so already
+    found = parse_conversation({**row, question: masked}, prompt_key=question, answer_key=answer)
+    assert (found.messages[1].weight, found.read_as) == (0, ())
+
+
+def test_the_answers_of_a_history_are_trained() -> None:
+    row = {"instruction": "E", "output": "F", "history": [["A", "B"], ["C", "D"]]}
+    found = parse_conversation(row)
+    assert [m.weight for m in found.messages if m.role == "assistant"] == [1, 1, 1]
+    assert found.read_as == ()
+
+
+def test_of_rows_by_named_keys_the_system_message_and_the_weight_are_read_too() -> None:
+    row = {"q": "1 + 1?", "a": "2", "system": "짧게.", "weight": 0.5, "train": True, "input": "3"}
+    found = parse_conversation(row, prompt_key="q", answer_key="a")
+    assert [(m.role, m.content) for m in found.messages] == [
+        ("system", "짧게."),
+        ("user", "1 + 1?"),
+        ("assistant", "2"),
+    ]
+    assert found.messages[-1].weight == 0.5
+    assert [unread.key for unread in found.unread] == ["input"]
+    unlearned = parse_conversation({**row, "train": False}, prompt_key="q", answer_key="a")
+    assert unlearned.messages[-1].weight == 0
+
+
 OPTIONAL = ("input", "context", "system", "system_prompt", "history", "id", *REFUSED)
 
 

@@ -176,7 +176,7 @@ def test_a_flag_that_asks_to_train_a_question_is_told() -> None:
 def test_the_weight_of_a_row_multiplies_those_of_its_messages() -> None:
     turns = [USER, {**ANSWER, "weight": 0.5}, USER, ANSWER, USER, {**ANSWER, "train": False}]
     for weight in (0, 0.25, 1, 4):
-        for row in ({"messages": turns}, {"prompt": turns[:3], "completion": turns[3:]}):
+        for row in ({"messages": turns}, {"prompt": turns[:1], "completion": turns[1:]}):
             found = parse({**row, "weight": weight}).messages
             assert [m.weight for m in found[1::2]] == [0.5 * weight, weight, 0]
     row = {"prompt": "a", "completion": "b"}

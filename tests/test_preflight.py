@@ -246,9 +246,30 @@ def test_a_key_of_messages_that_says_something_and_is_not_read_is_found(
     checks = check(tokenizer, [row])
     assert failed(checks) == ({KEYS} if fails else set())
     if fails:
-        told = f"not read, with text or booleans in them: mood ({messages}) of 200 messages"
-        assert checks[KEYS].fact == told
+        told = f"mood ({messages}); in {messages} of 200 messages"
+        assert checks[KEYS].fact == f"not read, with text or booleans in them: {told}"
         assert "--ignore-keys says that this is meant" in checks[KEYS].consequence
+
+
+@pytest.mark.parametrize(("messages", "fails"), [(2, False), (3, True), (30, True)])
+@pytest.mark.parametrize("keys", [1, 2])
+def test_keys_of_any_names_count_together_and_each_message_once(
+    tokenizer, messages, fails, keys
+) -> None:
+    """Each key is in one message alone, far below 1%."""
+    rows = []
+    for number in range(100):
+        extra = {f"thought_{number}_{key}": "Hm." for key in range(keys)}
+        answer = {"role": "assistant", "content": "b", "tokens": 7}
+        answer |= extra if number < messages else {}
+        row = {"messages": [{"role": "user", "content": "a"}, answer]}
+        rows.append(parse_conversation(row, path="data.jsonl", line=number + 1))
+    checks = check(tokenizer, rows)
+    assert failed(checks) == ({KEYS} if fails else set())
+    if fails:
+        assert checks[KEYS].fact.endswith(f"; in {messages} of 200 messages")
+        unnamed = messages * keys - 8
+        assert (f", {unnamed} more; " in checks[KEYS].fact) == (unnamed > 0)
 
 
 def test_a_wrong_stop_token_is_found(tokenizer, monkeypatch) -> None:

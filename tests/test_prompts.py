@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unicodedata import normalize
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minimind.data.conversation import Conversation, Message
@@ -99,9 +100,14 @@ ALIKE = [
         "HI  THERE?",
         "\uff28\uff49 there",
         "Hi, there…",
-        "Hi there 👋",
-        "Hi there ^^",
+        "Hi there~",
     ],
+    ["What does 😀 mean?", "what does 😀mean", "WHAT DOES 😀 MEAN…"],
+    ["I ❤ you", "i ❤\ufe0f you!"],
+    ["Is this positive: :)", "is this positive :)", "Is this positive? :)"],
+    ["C♯ major", "c♯  Major."],
+    ["See the list:(a) and (b)", "See the list (a) and (b)", "see the list: a and b"],
+    ["Pick:do or don't", "Pick: do or don't", "pick do or don't"],
     ["학교 어때?", "학교어때", "학교 어때?!", "학교 어때~", "\u1112\u1161\u11a8\u1100\u116d 어때"],
     ["What is 1 + 23?", "what is 1+23", "What  is １＋２３ ？"],
     ["1 + 23 = ?", "1+23=", "1 + 23 =?"],
@@ -120,6 +126,9 @@ def test_variants_of_a_prompt_are_one_prompt(variants: list[str]) -> None:
     assert len({asking(text) for text in variants}) == 1
 
 
+ENGLAND, SCOTLAND = (
+    "".join(chr(0xE0000 + ord(letter)) for letter in f"{name}\x7f") for name in ("gbeng", "gbsct")
+)
 APART = [
     ["hi", "hello", "안녕", "안녕히", "?", "!", "👍", "1", "2", "ㅎㅎ"],
     [
@@ -142,6 +151,17 @@ APART = [
     ["ls -l", "ls l", "ls --l"],
     ["Learn C", "Learn C++", "Learn C#"],
     ["a && b", "a || b", "a & b", "a ? b", "a, b", "a; b", "a: b", "a ~ b"],
+    ["What does 😀 mean?", "What does 😢 mean?", "What does 😀😀 mean?", "What does mean?"],
+    [
+        *(f"Is this positive: {face}" for face in (":)", ":(", ";)", ":-(", ":'(", ":D", ":P")),
+        *("Is this positive: D", "Is this positive", "Is this positive: ^^"),
+    ],
+    ["C major", "C♯ major", "C♭ major", "C# major"],
+    ["↑ arrow", "↓ arrow", "arrow", "→ arrow"],
+    ["Which card is ♠?", "Which card is ♥?", "Which card is?"],
+    ["How many € is it?", "How many £ is it?", "How many ₩ is it?"],
+    ["Hi there", "Hi there 👋", "Hi there 👋🏽", "Hi there ^^"],
+    [f"Where is \U0001f3f4{tags}?" for tags in (ENGLAND, SCOTLAND, "")],
     ["दिन", "दान", "दन"],  # vowel signs are marks, not letters
     ["ไก่", "ไก้", "ไก"],
 ]
@@ -150,6 +170,21 @@ APART = [
 @pytest.mark.parametrize("prompts", APART)
 def test_other_prompts_are_other_prompts(prompts: list[str]) -> None:
     assert len({asking(text) for text in prompts}) == len(prompts)
+
+
+@settings(max_examples=400)
+@given(
+    first=st.characters(categories=["Sm", "Sc", "So"]),
+    second=st.characters(categories=["Sm", "Sc", "So"]),
+    frame=st.sampled_from(["What does {} mean?", "{} arrow", "말해 줘: {}", "Hi there{}"]),
+)
+def test_prose_that_differs_in_one_symbol_is_two_prompts(
+    first: str, second: str, frame: str
+) -> None:
+    """But for `~`, which ends a sentence as a full stop does."""
+    alike = {normalize("NFKC", symbol) for symbol in (first, second)}
+    assume(len(alike) == 2 and "~" not in alike)
+    assert len({asking(frame.format(symbol)) for symbol in (first, second, "")}) == 3
 
 
 SYMBOLS = "+-*/%^=<>|&@#$~!:;,\\×÷±≤≠∈√→"

@@ -12,7 +12,8 @@ missing:
     {"instruction": ..., "output": ...}            Alpaca; the user's turn is instruction + "\\n" +
                                                    input; "history": [[user, assistant], ...] goes
                                                    before it
-    {"prompt": ..., "completion": ...}             each a string or a list of messages; so are
+    {"prompt": ..., "completion": ...}             each a string or a list of messages; a prompt's
+                                                   answers are context, weight 0; so are
                                                    prompt/response, question/answer and
                                                    question/response
     {"instruction": ..., "response": ...}          Dolly; as Alpaca, and "context" as its input

@@ -39,6 +39,7 @@ class Unread(NamedTuple):
     key: str
     in_message: bool  # in a message, or in a part of its content
     texts: bool  # its value has text, true or false in it
+    again: bool = False  # so has an earlier one of the same message
 
 
 @dataclass(slots=True)
@@ -109,6 +110,7 @@ class KeyCounts:
     """What wasn't read, and what was read as what, of many rows."""
 
     messages: int = 0
+    messages_with_unread_texts: int = 0  # each once, whatever its keys are called
     unread_of_rows: Counter[str] = field(default_factory=Counter)  # rows by key
     unread_of_messages: Counter[str] = field(default_factory=Counter)  # messages by key
     unread_texts: Counter[str] = field(default_factory=Counter)  # those with text or booleans
@@ -117,13 +119,14 @@ class KeyCounts:
     def count_keys(self, messages: int, unread: Iterable[Unread], read_as: Iterable[str]) -> None:
         """Count those of one row."""
         self.messages += messages
-        for key, in_message, texts in unread:
+        for key, in_message, texts, again in unread:
             counts = self.unread_of_messages if in_message else self.unread_of_rows
             if key not in counts and len(counts) >= _MOST_NAMES:
                 key = "other keys"
             counts[key] += 1
             if in_message and texts:
                 self.unread_texts[key] += 1
+                self.messages_with_unread_texts += not again
         self.read_as.update(read_as)
 
     def describe(self) -> list[str]:

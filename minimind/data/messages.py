@@ -137,7 +137,10 @@ def _read_message(item: object, notes: Notes) -> Message:
         weight = weight_of(item)
         if weight not in (0, 1) and role != "assistant":
             unread["weight"] = False
-    notes.unread += [Unread(name, True, texts) for name, texts in unread.items()]
+    again = False
+    for name, texts in unread.items():
+        notes.unread.append(Unread(name, True, texts, again and texts))
+        again |= texts
     return Message(role, text, weight)
 
 

@@ -5,7 +5,8 @@
                                        ^ key of system, user 1, user 2
 
 Two texts ask alike if only their writing differs: Unicode form (NFKC), case, white space and
-punctuation. Where there are digits or code, symbols count, too: "1 + 23" isn't "123".
+punctuation. Symbols, emoji and short emoticons count: "What does 😀 mean?". Where there are digits
+or code, punctuation inside counts, too: "1.23" isn't "123".
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _DIGIT = re.compile(r"\d")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)\s+(?=\d)")
 # After a word, before a space. A lone letter may be a variable, n! its factorial.
 _AFTER_A_WORD = re.compile(r"(?:(?<=[^\W\d_]{2})|(?<=[^\W\d_a-z]))[.,:;?!]+(?=\s)")
+# :) ;-( :'( and, before a space, :D :P
+_EMOTICON = re.compile(r"([:;]['’]?-?[()](?!\w)|(?<!\S)[:;]-?[dpox](?!\w))")
 
 _SPELLED = {ord(mark): f"{unicodedata.normalize('NFKC', mark)} " for mark in "，：；？！"}
 _SPELLED |= {ord("。"): ". ", ord("、"): ", "}
@@ -48,10 +51,12 @@ class _Keep(dict[int, int | None]):
     def __missing__(self, code: int) -> int | None:
         variant = 0xFE00 <= code <= 0xFE0F  # of how the character before it looks
         kept = self._keeps(unicodedata.category(chr(code))) and not variant
+        kept |= 0xE0020 <= code <= 0xE007E  # tags: England's flag isn't Scotland's
         return self.setdefault(code, code if kept else None)
 
 
-_WORDS = _Keep(lambda category: category in ("Mn", "Mc") or category[0] in "LN")
+_WORDS = _Keep(lambda category: category in ("Mn", "Mc") or category[0] in "LNS")
+_WORDS[ord("~")] = None  # at the end of what is said, as in Korean; between letters it is code
 _SYMBOLS = _Keep(lambda category: category[0] not in "ZC" and category != "Me")
 
 
@@ -87,7 +92,9 @@ def normalized(text: str) -> str:
     plain = normalize("NFKC", text).casefold()
     is_code = _CODE.search(plain)
     if not is_code and not _DIGIT.search(plain):
-        return plain.translate(_WORDS) or "".join(plain.split()) or plain
+        parts = enumerate(_EMOTICON.split(plain))  # each second one is an emoticon
+        words = "".join(part if at % 2 else part.translate(_WORDS) for at, part in parts)
+        return words or "".join(plain.split()) or plain
     text = normalize("NFKC", text.translate(_SPELLED)).casefold()
     if not is_code:
         text = _AFTER_A_WORD.sub("", text)

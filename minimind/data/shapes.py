@@ -39,9 +39,13 @@ def _turns(row: JsonObject, key: str, notes: Notes) -> list[Message]:
 
 
 def _question(row: JsonObject, key: str, notes: Notes, role: str = "user") -> list[Message]:
-    if isinstance(row[key], list):
-        return read_messages(row[key], key, notes, label=f"{printable(key)} message")
-    return [read_field(row, key, role)]
+    if not isinstance(row[key], list):
+        return [read_field(row, key, role)]
+    messages = read_messages(row[key], key, notes, label=f"{printable(key)} message")
+    if role == "assistant" or all(m.role != "assistant" or not m.weight for m in messages):
+        return messages
+    notes.read_as[f"answers in {key} as context"] = None
+    return [replace(m, weight=0.0) if m.role == "assistant" else m for m in messages]
 
 
 _answer = partial(_question, role="assistant")

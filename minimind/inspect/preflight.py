@@ -23,7 +23,7 @@ from minimind.tokenizer import Tokenizer
 from minimind.tokenizer.vocabulary import END
 
 MAX_SPELLING = 0.01  # share of answers that spell control tokens: some prose is about them
-MOST_UNREAD = 0.01  # share of the messages in which a key with text or booleans may be left
+MOST_UNREAD = 0.01  # share of the messages in which keys with text or booleans may be left
 ANSWERS_CHECKED = 8  # of a row, the first ones; of a longer row some more
 
 
@@ -91,12 +91,13 @@ def _usable(report: DataReport) -> Check:
 def _keys(report: DataReport) -> Check:
     """Keys of rows are only told: many are numbers, sources and dates."""
     name = "what messages say is read"
-    most = MOST_UNREAD * report.messages
-    unread = {key: count for key, count in report.unread_texts.items() if count > most}
-    if unread:
-        largest = sorted(unread.items(), key=lambda item: -item[1])[:8]
-        keys = ", ".join(f"{printable(key[:40])} ({count:,})" for key, count in largest)
-        fact = f"not read, with text or booleans in them: {keys} of {report.messages:,} messages"
+    found, unread = report.messages_with_unread_texts, report.unread_texts
+    if found > MOST_UNREAD * report.messages:
+        keys = [f"{printable(key[:40])} ({count:,})" for key, count in unread.most_common(8)]
+        if len(unread) > len(keys):
+            keys.append(f"{len(unread) - len(keys):,} more")
+        fact = f"not read, with text or booleans in them: {', '.join(keys)}; "
+        fact += f"in {found:,} of {report.messages:,} messages"
         consequence = "what they say is not trained; --ignore-keys says that this is meant"
         return Check(name, "failed", fact, consequence)
     return Check(name, "passed", f"{report.messages:,} messages")

@@ -98,11 +98,10 @@ def trained_answers(row: Any, shape: str) -> list[str]:
     if "/" not in shape:
         return _answers_of(row[shape])
     asking, answering = shape.split("/")
-    question, answer = row[asking], row[answering]
+    answer = row[answering]
     if asking == "instruction":
         return [pair[1] for pair in row.get("history") or []] + [answer]
-    answers = [answer] if isinstance(answer, str) else _answers_of(answer)
-    return (_answers_of(question) if isinstance(question, list) else []) + answers
+    return [answer] if isinstance(answer, str) else _answers_of(answer)  # a prompt is context
 
 
 def _answers_of(messages: list[Any]) -> list[str]:
