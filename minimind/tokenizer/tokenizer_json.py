@@ -24,6 +24,11 @@ def read_json(files: TokenizerFiles) -> Vocabulary:
         words = {entry[0]: id for id, entry in enumerate(words)}
     if not isinstance(model, dict) or not isinstance(words, dict):
         raise ValueError(f"{files.place}: has no model with a vocabulary; give a tokenizer.json")
+    if any(step["type"] == "Strip" for step in flatten(data.get("normalizer"))):
+        raise ValueError(
+            f"{files.place}: its normalizer strips white space, and with it the newline after each "
+            "role; use a base whose tokenizer keeps text as it is, as Llama, Qwen and SmolLM2 do"
+        )
     added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
     control = collect_control_tokens(files, words, added)
     plain = {
