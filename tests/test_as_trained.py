@@ -372,6 +372,56 @@ def test_stops_that_are_no_ids_of_control_tokens_are_left_out(ends: object, tmp_
     assert Tokenizer.load(tmp_path).stop_ids == (440, 437)
 
 
+@pytest.mark.parametrize("kind", ["llama3", "llama2.json", "ours"])
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_added_white_space_is_a_word_and_is_served_as_trained(
+    kind: str, is_listed: bool, tmp_path: Path
+) -> None:
+    """Runs of spaces, as GPT-NeoX, Phi and OLMo add them: no control tokens."""
+    write_base(tmp_path, kind, None, None, None)
+    data = read(tmp_path / "tokenizer.json")
+    added = data["added_tokens"]
+    last = max([*data["model"]["vocab"].values(), *(token["id"] for token in added)])
+    blank = {}
+    for at, name in enumerate(["  ", "    ", "\n\n", "\t"], 1):
+        token = {"id": last + at, "content": name, "special": False, "normalized": at > 2}
+        added.append(token | {"single_word": False, "lstrip": False, "rstrip": False})
+        blank[name] = last + at
+    edit_json(tmp_path / "tokenizer.json", added_tokens=added)
+    if is_listed:
+        listed = {str(token["id"]): token for token in added}
+        edit_json(tmp_path / "tokenizer_config.json", added_tokens_decoder=listed)
+        (tmp_path / "added_tokens.json").write_text(json.dumps(blank))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.control_ids.isdisjoint(blank.values())
+    for text in ("the  fox", "\n\n", "    the\tfox\n\n", "\n\n\n   fox  "):
+        assert not tokenizer.control_tokens_in(text)
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids, skip_control=True) == text
+        assert set(blank.values()) & set(ids)
+    theirs = served(tokenizer, tmp_path / "saved", "llama")
+    assert_served_as_trained(tokenizer, theirs)
+    chat = [{"role": role, "content": "a  b\n\n    c\t\n\n"} for role in ("user", "assistant")]
+    ids = theirs.apply_chat_template(chat, return_dict=False)
+    assert ids == list(encode_conversation(chat, tokenizer).input_ids)
+    again = Tokenizer.load(tmp_path / "saved")
+    assert (again.fingerprint, again.stop_ids) == (tokenizer.fingerprint, tokenizer.stop_ids)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_white_space_that_a_sentencepiece_model_defines_is_a_word(
+    kind: str, tmp_path: Path
+) -> None:
+    """As Gemma's runs of newlines."""
+    write_sentencepiece(tmp_path, kind, user_defined=["<tool>", "\n\n"])
+    tokenizer = Tokenizer.load(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    id = theirs.piece_to_id("\n\n")
+    assert id in tokenizer.encode("a\n\nb")
+    assert id not in tokenizer.control_ids
+    assert_served_as_trained(tokenizer, served(tokenizer, tmp_path / "saved", "llama"))
+
+
 # sentencepiece's files, converted
 
 
