@@ -163,6 +163,52 @@ def test_a_saved_folder_serves_the_ids_of_training_wherever_a_bos_comes_from(
         assert (again.bos_id, again.fingerprint) == (tokenizer.bos_id, tokenizer.fingerprint)
 
 
+TURN = "{{ m['role'] + ': ' + m['content'] }}"
+BEGINS = {  # a template's text -> whether it begins with <s>
+    "{{- bos_token }}{% for m in messages %}" + TURN + "{% endfor %}": True,
+    "<s>{% for m in messages %}" + TURN + "</s>{% endfor %}": True,
+    "{# a note #}\n{%- set x = '}}' -%}\n{{ '<s>' }}{% for m in messages %}...": True,
+    "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}" + TURN: True,
+    # Llama 2's, Llama 3's, Mistral's, DeepSeek's and Gemma's ways
+    "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('No') }}{% endif %}"
+    "{% set c = s + m['content'] %}{{ bos_token + '[INST] ' + c.strip() }}{% endfor %}": True,
+    "{% set all = messages %}{% for m in all %}{% set c = '<h>' + m['role'] + m['content'] %}"
+    "{% if loop.index0 == 0 %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}": True,
+    '{%- set s = messages[0]["content"] %}{{- bos_token }}{{ s }}': True,
+    "{% set ns = namespace(text='') %}{% for m in messages %}{% set ns.text = m['content'] %}"
+    "{% endfor %}{{bos_token}}{{ns.text}}": True,
+    "{%- macro one(m) -%}{{ 'x' + m.content }}{%- endmacro -%}{{ bos_token }}...": True,
+    # At the end of turns, in a comment, in a macro, in a text
+    "{% for m in messages %}" + TURN + "<s>{% endfor %}": False,
+    "{% for m in messages %}" + TURN + "{{ bos_token }}{% endfor %}": False,
+    "{% for m in messages %}{{ m.content + '<s>' }}{% endfor %}": False,
+    "{% for m in messages %}{% set c = m.content + bos_token %}{{ c }}{% endfor %}": False,
+    "{% set end = bos_token %}{% for m in messages %}{{ m.content }}{{ end }}{% endfor %}": False,
+    "{# no bos_token, no <s> #}{% for m in messages %}" + TURN + "{% endfor %}": False,
+    "{% macro end() %}{{ bos_token }}{% endmacro %}{% for m in messages %}" + TURN + "...": False,
+    "You are kind.<s>{% for m in messages %}" + TURN + "{% endfor %}": False,
+    "{{ 'You are kind.' + bos_token }}{% for m in messages %}" + TURN + "{% endfor %}": False,
+    "{% for m in messages %}{% for part in m.content %}{{ part.text }}<s>{% endfor %}...": False,
+    "{% if bos_token is defined %}{% endif %}{% for m in messages %}" + TURN + "...": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("template", BEGINS)
+def test_only_a_bos_before_every_message_counts_as_the_template_s(
+    template: str, tmp_path: Path
+) -> None:
+    """With one token for beginnings and ends, a template spells it at the end of each turn."""
+    base = write_base(tmp_path, "llama2.json", template, None, None)
+    edit_json(base / "tokenizer_config.json", eos_token="<s>")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tokenizer = Tokenizer.load(base)
+    assert (tokenizer.bos_id is not None) == BEGINS[template]
+    assert [str(one.message).count("its chat template") for one in told] == [1] * BEGINS[template]
+
+
 def test_contradicting_files_are_named_with_what_is_done(tmp_path: Path) -> None:
     """As DeepSeek-R1-Distill's, and as the reverse."""
     base = write_base(tmp_path, "llama3", TEMPLATES["named"], True, "bytes")
@@ -324,6 +370,56 @@ def test_stops_that_are_no_ids_of_control_tokens_are_left_out(ends: object, tmp_
     write_llama3(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     assert Tokenizer.load(tmp_path).stop_ids == (440, 437)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "llama2.json", "ours"])
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_added_white_space_is_a_word_and_is_served_as_trained(
+    kind: str, is_listed: bool, tmp_path: Path
+) -> None:
+    """Runs of spaces, as GPT-NeoX, Phi and OLMo add them: no control tokens."""
+    write_base(tmp_path, kind, None, None, None)
+    data = read(tmp_path / "tokenizer.json")
+    added = data["added_tokens"]
+    last = max([*data["model"]["vocab"].values(), *(token["id"] for token in added)])
+    blank = {}
+    for at, name in enumerate(["  ", "    ", "\n\n", "\t"], 1):
+        token = {"id": last + at, "content": name, "special": False, "normalized": at > 2}
+        added.append(token | {"single_word": False, "lstrip": False, "rstrip": False})
+        blank[name] = last + at
+    edit_json(tmp_path / "tokenizer.json", added_tokens=added)
+    if is_listed:
+        listed = {str(token["id"]): token for token in added}
+        edit_json(tmp_path / "tokenizer_config.json", added_tokens_decoder=listed)
+        (tmp_path / "added_tokens.json").write_text(json.dumps(blank))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.control_ids.isdisjoint(blank.values())
+    for text in ("the  fox", "\n\n", "    the\tfox\n\n", "\n\n\n   fox  "):
+        assert not tokenizer.control_tokens_in(text)
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids, skip_control=True) == text
+        assert set(blank.values()) & set(ids)
+    theirs = served(tokenizer, tmp_path / "saved", "llama")
+    assert_served_as_trained(tokenizer, theirs)
+    chat = [{"role": role, "content": "a  b\n\n    c\t\n\n"} for role in ("user", "assistant")]
+    ids = theirs.apply_chat_template(chat, return_dict=False)
+    assert ids == list(encode_conversation(chat, tokenizer).input_ids)
+    again = Tokenizer.load(tmp_path / "saved")
+    assert (again.fingerprint, again.stop_ids) == (tokenizer.fingerprint, tokenizer.stop_ids)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_white_space_that_a_sentencepiece_model_defines_is_a_word(
+    kind: str, tmp_path: Path
+) -> None:
+    """As Gemma's runs of newlines."""
+    write_sentencepiece(tmp_path, kind, user_defined=["<tool>", "\n\n"])
+    tokenizer = Tokenizer.load(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    id = theirs.piece_to_id("\n\n")
+    assert id in tokenizer.encode("a\n\nb")
+    assert id not in tokenizer.control_ids
+    assert_served_as_trained(tokenizer, served(tokenizer, tmp_path / "saved", "llama"))
 
 
 # sentencepiece's files, converted

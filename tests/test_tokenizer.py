@@ -625,6 +625,22 @@ def test_a_tokenizer_of_another_kind_is_refused_by_name(
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("write", [write_llama3, write_llama2_json])
+@pytest.mark.parametrize("is_inside", [False, True], ids=["alone", "in a sequence"])
+def test_a_normalizer_that_strips_is_refused_as_no_newline_would_follow_a_role(
+    is_inside: bool, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    step: dict[str, object] = {"type": "Strip", "strip_left": False, "strip_right": True}
+    if is_inside:
+        inner = {"type": "Sequence", "normalizers": [step]}
+        step = {"type": "Sequence", "normalizers": [{"type": "NFC"}, inner]}
+    write(tmp_path)
+    edit_json(tmp_path / "tokenizer.json", normalizer=step)
+    error = r"tokenizer\.json: its normalizer strips white space, .* newline after each role; use a"
+    with pytest.raises(ValueError, match=error):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_model_that_sentencepiece_refuses_is_named(tmp_path: Path) -> None:
     # A lone piece, well-formed as a message, but a model without an unknown piece is none.
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x03\x0a\x01a")

@@ -97,13 +97,15 @@ _EXAONE_WEIGHTS = {
 
 # Keys that say nothing about the logits, or nothing that the weights' names and shapes don't say.
 _HARMLESS = re.compile(
-    r".*_token_id|.*drop(out|path)?(_prob|_rate)?|(.*_)?bias|.*flash.*|.*fp32.*|.*dtype|"
+    r".*_token_id|.*drop(out|path)?(_prob|_rate)?|.*flash.*|.*fp32.*|.*dtype|"
     r"_?attn_implementation.*|initializer_(range|factor)|use_cache|output_(attentions|"
     r"hidden_states)|return_dict.*|transformers.*|_?name_or_path|pretraining_tp|id2label|label2id|"
     r"tokenizer_class|(model_)?max_(seq.*_)?len(gth)?|temperature|top_[kp]|typical_p|num_beam.*|"
     r"num_return_sequences|.*_penalty|max_window_layers|dual_chunk_attention_config|"
     r"is_llama_config|.*unsloth.*"
 )
+# Switches of weights, which show them; but not of what is added to the scores of attention.
+_BIAS_SWITCH = re.compile(r"(?!.*(alibi|logit|rotary|rope|relative|position))(.*_)?bias")
 # Words in keys by which other families compute something else: Granite, Cohere, Gemma, MiniCPM,
 # OLMo, StableLM, GLM, Phi, Llama 4, HyperCLOVA X and those that come after them.
 _COMPUTES = re.compile(
@@ -115,7 +117,18 @@ _COMPUTES = re.compile(
     re.IGNORECASE,
 )
 # What is always done here: these are no switches that may be off.
-_ALWAYS = re.compile(r"(is_|use_)?(causal.*|rope|rotary.*|rms_?norm|pre_?norm|swiglu|gated_mlp)")
+_ALWAYS = re.compile(
+    r"(is_|use_)?(causal.*|rope|rotary.*|rms_?norm|pre_?norm|swiglu|gated_mlp)|"
+    r"scale_(qk|attn|attn_weights|attention)|apply_rotary(_pos_emb|_emb)?"
+)
+# A factor of 0 is no switch that is off, either.
+_FACTOR = re.compile(r"multiplier|scal(e|ing|ar)")
+# What false, 0 or nothing does switch off, among the keys that speak of a computation.
+_OFF = re.compile(
+    r"window|expert|moe|mrope|interleave|(qk|post)_?(layer_?)?norm|norm_topk|parallel|"
+    r"cross_attention|alibi|bidirectional|by_inverse_layer_idx|lora_rank|sink|mup|loop|recurr|"
+    r"spars|mamba|ssm|conv|kv_shared|vision|audio|logits_to_keep"
+)
 _BY_ANOTHER_NAME = "its weights compute something else, whatever config.json calls them"
 
 
@@ -164,7 +177,8 @@ def refuse_unsupported(data: Mapping[str, Any], family: Family, read: set[str]) 
     """Name what a checkpoint asks for that `Transformer` doesn't compute.
 
     `read` are the keys that the caller reads. A key that is unknown, and not known to be harmless,
-    is an error where its name speaks of a computation, and is returned otherwise.
+    is an error where its name speaks of a computation, and is returned otherwise. One that is
+    false or empty is passed over, but returned where that may be another computation.
     """
     architectures = data.get("architectures") or [family.architecture]
     names = architectures if isinstance(architectures, list) else [architectures]
@@ -192,8 +206,14 @@ def refuse_unsupported(data: Mapping[str, Any], family: Family, read: set[str]) 
     for key, value in data.items():
         if key in read or _HARMLESS.fullmatch(key) or value is None:
             continue
+        if isinstance(value, bool) and _BIAS_SWITCH.fullmatch(key):
+            continue
         is_always_on = _ALWAYS.fullmatch(key)
-        if (value is True) if is_always_on else not value and not isinstance(value, float):
+        is_number = isinstance(value, float) or (type(value) is int and _FACTOR.search(key))
+        is_off = not value and not is_number
+        if value is True if is_always_on else is_off:
+            if not is_always_on and _COMPUTES.search(key) and not _OFF.search(key):
+                told.append(key)
             continue
         if is_always_on or _COMPUTES.search(key):
             raise ValueError(

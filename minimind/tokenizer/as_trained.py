@@ -24,6 +24,13 @@ from minimind.tokenizer.vocabulary import END, START, Vocabulary
 
 _AS_IT_STANDS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
+_STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+_TAG = re.compile(  # of Jinja; what a comment or a macro says is written nowhere, or elsewhere
+    r"\{#.*?#\}|\{%[-+]?\s*macro\b.*?\bendmacro\s*[-+]?%\}|"
+    r"\{(?P<kind>[{%])[-+]?(?P<code>(?:" + _STRING + r"|[^'\"])*?)[-+]?[}%]\}",
+    re.DOTALL,
+)
+
 
 def choose_bos(
     files: TokenizerFiles, vocabulary: Vocabulary, template: str | None, converted: bool
@@ -32,7 +39,7 @@ def choose_bos(
 
     The first of these that says something decides:
 
-        1. the base's chat template, if it names bos_token or spells it
+        1. the base's chat template, if what it writes begins with a BOS, named or spelled
         2. add_bos_token in tokenizer_config.json
         3. the post-processor in tokenizer.json
         4. sentencepiece's default (`converted`: there is no tokenizer.json): a BOS if the model
@@ -43,7 +50,7 @@ def choose_bos(
     if bos is None or bos == START:  # SmolLM2 calls <|im_start|> its BOS; each turn has that
         return None, None
     says: dict[str, bool] = {}
-    if template and (re.search(r"\bbos_token\b", template) or bos in template):
+    if template and _begins_with(bos, template):
         says["its chat template"] = True
     flag = files.read(CONFIG).get("add_bos_token")
     if isinstance(flag, bool):
@@ -60,6 +67,50 @@ def choose_bos(
         f"{'with' if first else 'without'} it"
     )
     return bos if first else None, notice
+
+
+def _begins_with(bos: str, template: str) -> bool:
+    """Whether a template writes the BOS before any other text and before anything of a message.
+
+    A BOS later on may be the end of a turn: many bases have one token for both.
+    """
+    starts = {"bos_token"}  # names whose text begins with the BOS
+    messages = {"messages"}  # names whose text is of messages
+    at = 0
+    for tag in _TAG.finditer(template):
+        if text := template[at : tag.start()].strip():
+            return text.startswith(bos)
+        at = tag.end()
+        code = (tag["code"] or "").strip()
+        if tag["kind"] == "{" and not code.startswith("raise_exception"):
+            first = _first_written(code, bos, starts, messages)
+            if first is not None:
+                return first
+        elif given := re.match(r"(?:set\s+([\w.]+)\s*=|for\s+([\w\s,]+?)\s+in\b)(.*)", code, re.S):
+            names = re.findall(r"[\w.]+", given[1] or given[2])
+            if given[1] and _first_written(given[3], bos, starts, messages):
+                starts.update(names)
+            elif any(_is_of(name, messages) for name in re.findall(r"[\w.]+", given[3])):
+                messages.update(names)
+    return template[at:].strip().startswith(bos)
+
+
+def _first_written(code: str, bos: str, starts: set[str], messages: set[str]) -> bool | None:
+    """Whether an expression begins with the BOS; None if it may write nothing of either."""
+    for match in re.finditer(_STRING + r"|[\w.]+", code):
+        part = match[0]
+        if part[0] in "'\"":
+            if text := part[1:-1].replace("\\n", "").strip():
+                return text.startswith(bos)
+        elif _is_of(part, starts):
+            return True
+        elif _is_of(part, messages):
+            return False
+    return None
+
+
+def _is_of(name: str, names: set[str]) -> bool:
+    return name in names or name.split(".")[0] in names
 
 
 def write_as_trained(

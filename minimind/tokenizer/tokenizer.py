@@ -40,8 +40,9 @@ class Tokenizer:
         end_of_text_id: what separates documents: `<|endoftext|>`, else the base's own.
         pad_id: the base's own; if it has none, or an answer could stop at it, an unused token; None
             if there is none of those either.
-        control_ids: every added token, marked special or not. `encode` never yields one of them,
-            except the base's "unknown" for a character that its vocabulary can't write.
+        control_ids: every added token, marked special or not, but for unmarked white space, which
+            is a word. `encode` never yields one of them, except the base's "unknown" for a
+            character that its vocabulary can't write.
         added_chatml: the ChatML tokens that the base lacked, so that loading added them.
         notice: a sentence on how they were added; None if none was.
         base_chat_template: the base's own chat template, which `save` doesn't write.

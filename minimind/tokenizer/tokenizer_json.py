@@ -1,13 +1,14 @@
 """Read Hugging Face's `tokenizer.json`: byte-level BPE, and sentencepiece's BPE and Unigram.
 
 Two things are taken out of it before text is encoded: the added tokens, so that no text can become
-one, and the space that sentencepiece puts before a document, since our texts are parts of one.
+one (but those of white space are words), and the space that sentencepiece puts before a document,
+since our texts are parts of one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tokenizers
 
@@ -16,7 +17,7 @@ from minimind.tokenizer.vocabulary import Vocabulary, collect_control_tokens, pi
 
 
 def read_json(files: TokenizerFiles) -> Vocabulary:
-    """Build a tokenizer of the same vocabulary without added tokens, truncation or padding."""
+    """Build a tokenizer of the same vocabulary without control tokens, truncation or padding."""
     data = files.read(JSON)
     model = data.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
@@ -24,17 +25,27 @@ def read_json(files: TokenizerFiles) -> Vocabulary:
         words = {entry[0]: id for id, entry in enumerate(words)}
     if not isinstance(model, dict) or not isinstance(words, dict):
         raise ValueError(f"{files.place}: has no model with a vocabulary; give a tokenizer.json")
-    added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
-    control = collect_control_tokens(files, words, added)
+    if any(step["type"] == "Strip" for step in flatten(data.get("normalizer"))):
+        raise ValueError(
+            f"{files.place}: its normalizer strips white space, and with it the newline after each "
+            "role; use a base whose tokenizer keeps text as it is, as Llama, Qwen and SmolLM2 do"
+        )
+    tokens = data.get("added_tokens") or []
+    added = {token["content"]: token["id"] for token in tokens}
+    blank = _blank_words(tokens, words, model.get("type"), files)
+    words = {**words, **{token["content"]: token["id"] for token in blank}}
+    control = collect_control_tokens(files, words, added, {token["content"] for token in blank})
     plain = {
         **data,
-        "added_tokens": [],
+        "added_tokens": blank,
         "normalizer": without_prefix_space(data.get("normalizer")),
         "pre_tokenizer": without_prefix_space(data.get("pre_tokenizer")),
         "truncation": None,
         "padding": None,
         "model": {**model, "dropout": None},
     }
+    if blank:  # at its id, which tokenizers would count anew for those that are left
+        plain["model"]["vocab"] = model["vocab"] if model["type"] == "Unigram" else words
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # tokenizers raises the bare class
@@ -66,6 +77,23 @@ def read_json(files: TokenizerFiles) -> Vocabulary:
         unknown=unknown if isinstance(unknown, str) and unknown in control else None,
         eos=next((t for t in ("</s>", "<|end_of_text|>", "<eos>") if t in control), None),
     )
+
+
+def _blank_words(
+    tokens: Sequence[Object], words: Mapping[str, int], kind: object, files: TokenizerFiles
+) -> list[Object]:
+    """Added tokens of white space only: words for a text's runs of spaces, which readers find."""
+    roles = files.named_tokens().values()
+    ids = set(words.values())
+    return [
+        token
+        for token in tokens
+        if isinstance(name := token["content"], str)
+        and name.isspace()
+        and not (token.get("special") or name in roles)
+        and not (token.get("lstrip") or token.get("rstrip"))  # would take text from beside it
+        and (words.get(name) == token["id"] or (kind == "BPE" and token["id"] not in ids))
+    ]
 
 
 def without_prefix_space(step: Object | None) -> Object | None:

@@ -1,13 +1,14 @@
 """A tokenizer's words and control tokens, as its files list them, in either format.
 
-Control tokens are all added tokens, marked special or not. If `<|im_end|>` shared its id with a
+Control tokens are all added tokens, marked special or not, but for those of white space only that
+aren't marked: these are words. If `<|im_end|>` shared its id with a
 word, the model would learn to stop at that word, without any error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from minimind.tokenizer.files import ADDED_TOKENS, CONFIG, TokenizerFiles
@@ -44,12 +45,12 @@ class Vocabulary:
 
 
 def collect_control_tokens(
-    files: TokenizerFiles, words: Mapping[str, int], added: Mapping[str, int]
+    files: TokenizerFiles, words: Mapping[str, int], added: Mapping[str, int], blank: Set[str]
 ) -> dict[str, int]:
     """Merge the main file's added tokens, and what the files beside it list or give a role.
 
     A control token may be one of the model's words too, under the same id, or have the id of a
-    spare slot. Any other conflict is an error.
+    spare slot. Any other conflict is an error. `blank` are added tokens that are words only.
     """
     decoder = files.read(CONFIG).get("added_tokens_decoder") or {}
     in_config = {
@@ -60,6 +61,7 @@ def collect_control_tokens(
     control: dict[str, int] = {}
     for listing in listings:
         control = {**listing, **control}  # the first to list a token gives its id
+    control = {name: id for name, id in control.items() if name not in blank}
     owners = {id: name for name, id in control.items()}
     for name, id in (item for tokens in (*listings, words) for item in tokens.items()):
         other = owners.get(control.get(name, id), name)
