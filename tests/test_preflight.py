@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from tokenizers import normalizers
 
-from minimind.data import chatml, masking
+from minimind.data import masking
 from minimind.data.build import DataOptions, DataReport, count_spelled
 from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Dataset
 from minimind.data.masking import encode_rows, truncate
+from minimind.data.template import CHAT_TEMPLATE
 from minimind.inspect import preflight
 from minimind.inspect import survey as survey_module
 from minimind.inspect.preflight import Check, _some_answers, check_data
@@ -290,8 +291,8 @@ def test_plain_text_that_gets_other_ids_is_found(tokenizer, monkeypatch) -> None
 
 
 def test_a_template_that_marks_something_else_is_found(tokenizer, monkeypatch) -> None:
-    other = chatml.CHAT_TEMPLATE.replace("message['role'] == 'assistant' and ", "")
-    monkeypatch.setattr("minimind.model.pretrained.CHAT_TEMPLATE", other)
+    other = CHAT_TEMPLATE.replace("message['weight'] != 0", "message['weight'] == 0")
+    monkeypatch.setattr("minimind.model.pretrained.chat_template", lambda *frame: other)
     checks = check(tokenizer)
     assert failed(checks) == {TEMPLATE}
     assert checks[TEMPLATE].fact == "data.jsonl:2: transformers gives another mask"
@@ -329,16 +330,16 @@ def test_answers_that_spell_the_base_s_tokens_are_told_and_many_of_them_fail(tok
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("'\\n' }}{% endfor %}", "'' }}{% endfor %}"),
-        ("assistant\\n' }}{% endif %}", "assistant' }}{% endif %}"),
+        ("{{ '<|im_end|>\\n' }}", "{{ '<|im_end|>' }}"),
+        ("assistant\\n' }}\n{%- endif", "assistant' }}\n{%- endif"),
     ],
     ids=["row", "prompt"],
 )
 def test_a_template_that_gives_other_ids_is_found(tokenizer, monkeypatch, old, new) -> None:
     pytest.importorskip("transformers")
-    other = chatml.CHAT_TEMPLATE.replace(old, new)
-    assert other != chatml.CHAT_TEMPLATE
-    monkeypatch.setattr("minimind.model.pretrained.CHAT_TEMPLATE", other)
+    other = CHAT_TEMPLATE.replace(old, new)
+    assert other != CHAT_TEMPLATE
+    monkeypatch.setattr("minimind.model.pretrained.chat_template", lambda *frame: other)
     checks = check(tokenizer)
     assert failed(checks) == {TEMPLATE}
     assert "transformers gives other ids" in checks[TEMPLATE].fact
