@@ -13,13 +13,15 @@ from minimind.cli.summary import describe_rows
 from minimind.data.build import DataOptions, build_dataset
 from minimind.data.conversation import parse_conversation
 from minimind.data.errors import DataError
-from minimind.data.masking import encode_rows
+from minimind.data.masking import encode_prompt, encode_rows
 from minimind.data.rounds import split_rounds
 from minimind.data.selection import SplitOptions, select_rows
 from minimind.data.storage import read_prompts
+from minimind.inspect.__main__ import main as inspect
 from minimind.model.grow import grow
-from minimind.model.pretrained import load, save, save_tokenizer
+from minimind.model.pretrained import load, load_tokenizer, save, save_tokenizer
 from minimind.model.transformer import Transformer
+from minimind.sft.__main__ import main as sft
 from minimind.tokenizer import Tokenizer
 from tests.support.tiny import CONFIG, write_base
 from tests.support.tokenizers_of_bases import write_llama2_json, write_llama3
@@ -180,3 +182,21 @@ def test_a_model_grows_with_the_tags_and_is_saved_with_them(tmp_path: Path) -> N
     loaded, tokenizer = load(tmp_path / "saved")
     assert tokenizer.fingerprint == grown.fingerprint
     assert loaded.config.vocab_size == tokenizer.vocab_size
+
+
+def test_a_run_is_saved_in_its_frame_and_served_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_base(tmp_path / "base")
+    rows = write(tmp_path / "a.jsonl", *[THOUGHT] * 3, PLAIN, TWICE)
+    options = ["--model", str(base), "--max-steps", "1", "--val-fraction", "0"]
+    out = tmp_path / "run"
+    assert sft([rows, *options, "--out", str(out), "--device", "cpu"]) == 0
+    assert "framed: each answer has a <think> block; 4 of 5 last answers" in capsys.readouterr().out
+    served = load_tokenizer(out)
+    assert (served.framed, served.thinking) == (True, True)
+    prompt = encode_prompt([{"role": "user", "content": "2+2?"}], served)
+    (row,) = encode_rows([parse_conversation(THOUGHT)], served)
+    assert prompt == row.input_ids[: row.loss_mask.index(True)]
+    assert inspect([rows, "--model", str(base), "--check"]) == 0
+    assert sft([rows, *options, "--dry-run", "--thinking", "off"]) == 3
