@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from minimind.clean.rules import check_conversation
 from minimind.data.conversation import Call, Message, parse_conversation, parse_messages
 from minimind.data.errors import DataError
+from minimind.evaluate.questions import Question
 from tests.support.strategies import calls
 
 Row = dict[str, Any]
@@ -112,7 +114,7 @@ def test_hermes_wrappers_are_taken_off_and_told() -> None:
     assert found.messages[3:5] == (Message("tool", "1"), Message("tool", "2"))
     assert found.messages[0].content == system
     assert found.read_as == (
-        "a result's own <tool_response> as the template's",
+        "<tool_response> around a result as none",
         "a system text that lists tools as it is",
     )
 
@@ -269,3 +271,9 @@ def test_only_an_assistants_message_reasons_and_calls() -> None:
     for message in (Message("user", "x", reasoning="y"), Message("tool", "x", calls=(BUSAN,))):
         with pytest.raises(DataError, match="reasoning or calls; only an assistant's message"):
             parse_messages([message])
+
+
+def test_a_turn_of_calls_alone_is_no_empty_answer() -> None:
+    row = {"messages": [USER, says(tool_calls=[FLAT])], "tools": [TOOL]}
+    assert check_conversation(parse_conversation(row), ["empty_answer", "echo"]) == []
+    assert Question(parse_conversation(row)).expected is None

@@ -33,7 +33,7 @@ _CALL_REMEDY = 'write a call as {"name": ..., "arguments": {...}}'
 _TOOLS_REMEDY = 'give a list such as [{"type": "function", "function": {"name": ..., ...}}]'
 NOT_OFFERED = "calls of tools that aren't offered"
 LISTED = "a system text that lists tools as it is"
-WRAPPED = "a result's own <tool_response> as the template's"
+WRAPPED = "<tool_response> around a result as none"
 
 
 @dataclass(frozen=True, slots=True)
