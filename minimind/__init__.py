@@ -17,7 +17,7 @@ from minimind.terminal import end_quietly
 if sys.argv[:1] == ["-m"] and any(word.startswith("minimind.") for word in sys.orig_argv):
     signal.signal(signal.SIGINT, end_quietly)  # until the command's own imports are done
 
-from minimind.data.conversation import Conversation, Message, parse_conversation
+from minimind.data.conversation import Call, Conversation, Message, parse_conversation
 from minimind.data.dataset import Example
 from minimind.data.errors import DataError
 from minimind.data.masking import encode_conversation
@@ -35,6 +35,7 @@ from minimind.version import __version__
 
 __all__ = [
     "Batch",
+    "Call",
     "Conversation",
     "DataError",
     "Ending",

@@ -235,7 +235,13 @@ def test_a_large_vocabulary_keeps_all_of_its_ids(tmp_path: Path) -> None:
         """Ids as of a vocabulary of 200,000."""
 
         vocab_size, bos_id, start_id, end_id = 200_000, None, 199_998, 199_999
-        fingerprint = "shifted"
+        fingerprint, framed = "shifted", False
+
+        def has_control(self, token: str) -> bool:
+            return False
+
+        def with_tags(self, tags: list[str]) -> Shifted:
+            return self
 
         def encode(self, text: str) -> list[int]:
             return [100_000 + byte for byte in text.encode()]

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from minimind.data.chatml import CHAT_TEMPLATE, Segment, render, render_prompt
+from minimind.data.chatml import Segment, render, render_prompt
 from minimind.data.conversation import Conversation, Message, parse_messages
+from minimind.data.template import CHAT_TEMPLATE
 from tests.support.strategies import conversations, messages
 
 OPEN, CLOSE, NEWLINE = (
@@ -70,7 +71,8 @@ def test_every_role_has_the_same_form_and_only_the_assistant_is_trained() -> Non
         *(OPEN, Segment("user\n"), Segment("서울 날씨?"), CLOSE, NEWLINE),
         *(OPEN, Segment("assistant\n"), Segment("찾아볼게요.", weight=0.5)),
         *(Segment("<|im_end|>", control=True, weight=0.5), NEWLINE),
-        *(OPEN, Segment("tool\n"), Segment(""), CLOSE, NEWLINE),
+        *(OPEN, Segment("user\n"), Segment("<tool_response>", control=True), Segment("\n\n")),
+        *(Segment("</tool_response>", control=True), CLOSE, NEWLINE),
         *(OPEN, Segment("assistant\n"), Segment("맑아요.", weight=1.0)),
         *(Segment("<|im_end|>", control=True, weight=1.0), NEWLINE),
     ]

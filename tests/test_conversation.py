@@ -19,7 +19,7 @@ from minimind.data.conversation import (
 from minimind.data.errors import DataError, excerpt, printable
 from minimind.data.keys import REFUSED
 from tests.support.oracle import is_safe_line
-from tests.support.strategies import conversations, messages, texts
+from tests.support.strategies import conversations, messages, spells_no_tag, texts
 
 USER = {"role": "user", "content": "안녕?"}
 ANSWER = {"role": "assistant", "content": "안녕하세요."}
@@ -190,7 +190,7 @@ def test_null_missing_and_empty_optional_fields_are_the_same(
         ({"instruction": "x", "output": None}, r'its keys are "instruction", "output" \(null\);'),
         (
             {"prompt": "x"},
-            r'its keys are "prompt"; a row needs .* or instruction\+response, or two',
+            r'its keys are "prompt"; a row needs .* or query\+answers, or two',
         ),
         ({"messages": "x"}, r'"messages" is "x"; it takes a list of messages'),
         ({"messages": []}, r'"messages" is an empty list; give at least one message'),
@@ -298,7 +298,7 @@ def test_messages_from_python_must_be_a_list() -> None:
         parse_messages([])
 
 
-@given(conversations())
+@given(conversations().filter(spells_no_tag))
 def test_every_legal_conversation_survives_its_json(conversation: Conversation) -> None:
     rows = [
         {"role": message.role, "content": message.content, "weight": message.weight}

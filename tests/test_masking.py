@@ -22,6 +22,7 @@ from minimind.data.masking import (
     truncate,
 )
 from minimind.tokenizer import Tokenizer
+from minimind.tokenizer.vocabulary import TAGS
 from tests.support.strategies import (
     CONTROL_LOOKALIKES,
     CONTROLS,
@@ -30,6 +31,7 @@ from tests.support.strategies import (
     conversations,
     texts,
 )
+from tests.support.templates import rendered_text
 from tests.support.tokenizers_of_bases import write_llama2_json, write_llama3, write_sentencepiece
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -38,16 +40,26 @@ ROLES = ("system", "user", "assistant", "tool")
 @pytest.fixture(scope="session")
 def with_bos(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Llama 3's kind: it puts a BOS first and its spare slots became ChatML's tokens."""
-    return Tokenizer.load(write_llama3(tmp_path_factory.mktemp("llama3")))
+    return Tokenizer.load(write_llama3(tmp_path_factory.mktemp("llama3"))).with_tags(TAGS)
 
 
 def twin(conversation: Conversation, tokenizer: Tokenizer) -> list[tuple[list[int], list[float]]]:
     """Ids and weights turn by turn, written out once more and plainly. The BOS is left out."""
     turns = []
-    for message in conversation.messages:
-        before = [tokenizer.start_id, *tokenizer.encode(message.role + "\n")]
-        answer = [*tokenizer.encode(message.content), tokenizer.end_id]
-        after = tokenizer.encode("\n")
+    after = tokenizer.encode("\n")
+    for message, previous in zip(
+        conversation.messages, (None, *conversation.messages), strict=False
+    ):
+        role, text = message.role, tokenizer.encode(message.content)
+        if role == "tool":  # a user's turn, which the results after it share
+            role, text = "user", tokenizer.encode(f"\n{message.content}\n")
+            tags = map(tokenizer.encode_control, ("<tool_response>", "</tool_response>"))
+            text = [next(tags), *text, *tags]
+        before = [tokenizer.start_id, *tokenizer.encode(role + "\n")]
+        if message.role == "tool" and previous and previous.role == "tool":
+            ids, _ = turns.pop()
+            before = [*ids[: -len([tokenizer.end_id, *after])], *after]
+        answer = [*text, tokenizer.end_id]
         weight = message.weight if message.role == "assistant" else 0.0
         weights = [0.0] * len(before) + [weight] * len(answer) + [0.0] * len(after)
         turns.append((before + answer + after, weights))
@@ -63,10 +75,7 @@ def trained_text(conversation: Conversation) -> str:
 
 
 def rendered(conversation: Conversation) -> str:
-    return "".join(
-        f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n"
-        for message in conversation.messages
-    )
+    return rendered_text(conversation.messages)
 
 
 def random_conversations(seed: int, count: int) -> Iterator[Conversation]:
@@ -123,7 +132,7 @@ def test_ten_thousand_conversations_train_the_answers_and_their_ends_and_nothing
 def test_other_tokenizers_train_the_same_texts(
     write: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    tokenizer = Tokenizer.load(write(tmp_path))
+    tokenizer = Tokenizer.load(write(tmp_path)).with_tags(TAGS)
     for conversation in random_conversations(seed=2, count=300):
         example = encode_conversation(conversation, tokenizer)
         assert_trains_exactly_the_answers(conversation, example, tokenizer)
@@ -256,7 +265,9 @@ def test_every_added_token_spelled_in_any_role_stays_text_and_trains_nothing_mor
                     messages = [*others, Message(role, content)]
                 example = encode_conversation(messages, tok)
                 controls = [id for id in example.input_ids if id in tok.control_ids]
-                assert controls == [*bos, *[tok.start_id, tok.end_id] * 3]
+                result = [tok.encode_control(tag) for tag in TAGS[4:]] * (role == "tool")
+                last = [tok.start_id, *result, tok.end_id]
+                assert controls == [*bos, *[tok.start_id, tok.end_id] * 2, *last]
                 expected = len(tok.encode("y")) + 1
                 if role == "assistant":
                     expected += len(tok.encode(content)) + 1

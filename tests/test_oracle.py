@@ -76,7 +76,7 @@ def test_the_fuzzer_begins_with_files_that_pass_and_can_spell_a_good_row(
 def test_the_oracle_notices_an_end_that_is_not_trained(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def untrained(messages: object, train_on: object) -> list[Segment]:
+    def untrained(messages: object, train_on: object, **options: object) -> list[Segment]:
         rendered = chatml.render(messages)  # type: ignore[arg-type]
         return [s._replace(weight=0.0) if s.text == "<|im_end|>" else s for s in rendered]
 
@@ -88,7 +88,7 @@ def test_the_oracle_notices_an_end_that_is_not_trained(
 def test_the_oracle_notices_a_question_that_is_trained(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def all_trained(messages: object, train_on: object) -> list[Segment]:
+    def all_trained(messages: object, train_on: object, **options: object) -> list[Segment]:
         return [segment._replace(weight=1.0) for segment in chatml.render(messages)]  # type: ignore[arg-type]
 
     monkeypatch.setattr(masking, "render", all_trained)

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from tokenizers import normalizers
 
-from minimind.data import chatml, masking
+from minimind.data import masking
 from minimind.data.build import DataOptions, DataReport, count_spelled
 from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Dataset
 from minimind.data.masking import encode_rows, truncate
+from minimind.data.rounds import split_rounds
+from minimind.data.template import CHAT_TEMPLATE, chat_template
 from minimind.inspect import preflight
 from minimind.inspect import survey as survey_module
 from minimind.inspect.preflight import Check, _some_answers, check_data
@@ -311,11 +313,52 @@ def test_plain_text_that_gets_other_ids_is_found(tokenizer, monkeypatch) -> None
 
 
 def test_a_template_that_marks_something_else_is_found(tokenizer, monkeypatch) -> None:
-    other = chatml.CHAT_TEMPLATE.replace("message['role'] == 'assistant' and ", "")
-    monkeypatch.setattr("minimind.model.pretrained.CHAT_TEMPLATE", other)
+    other = CHAT_TEMPLATE.replace("message['weight'] != 0", "message['weight'] == 0")
+    monkeypatch.setattr("minimind.model.pretrained.chat_template", lambda *frame: other)
     checks = check(tokenizer)
     assert failed(checks) == {TEMPLATE}
     assert checks[TEMPLATE].fact == "data.jsonl:2: transformers gives another mask"
+
+
+TOOL_ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": "A?"},
+            {
+                "role": "assistant",
+                "thinking": "Ask.",
+                "tool_calls": [{"name": "f", "arguments": {}}],
+            },
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": "1.", "thinking": "So."},
+            {"role": "user", "content": "And?"},
+            {"role": "assistant", "content": "2."},
+        ],
+        "tools": [{"name": "f"}],
+    }
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("(tool | tojson)", "(tool | tojson | upper)"),
+        ('"arguments": ', '"parameters": '),
+        ("\\n<tool_response>", "<tool_response>"),
+        ("<think>\\n\\n", "<think>\\n"),
+    ],
+)
+def test_rows_with_tools_and_reasoning_are_compared_too(tokenizer, monkeypatch, old, new) -> None:
+    rows = [part for row in TOOL_ROWS for part in split_rounds(parse_conversation(row))]
+    assert len(rows) == 2
+    template = chat_template(True, False)
+    other = template.replace(old, new) if old else template
+    assert (other == template) is not bool(old)
+    monkeypatch.setattr("minimind.model.pretrained.chat_template", lambda *frame: other)
+    checks = check(tokenizer.with_framing(True, False), rows)
+    assert failed(checks) == ({TEMPLATE} if old else set())
+    assert checks[TEMPLATE].outcome == ("failed" if old else "passed")
 
 
 def test_a_model_type_whose_tokenizers_transformers_makes_itself_is_found(tmp_path) -> None:
@@ -350,16 +393,16 @@ def test_answers_that_spell_the_base_s_tokens_are_told_and_many_of_them_fail(tok
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("'\\n' }}{% endfor %}", "'' }}{% endfor %}"),
-        ("assistant\\n' }}{% endif %}", "assistant' }}{% endif %}"),
+        ("{{ '<|im_end|>\\n' }}", "{{ '<|im_end|>' }}"),
+        ("assistant\\n' }}\n{%- endif", "assistant' }}\n{%- endif"),
     ],
     ids=["row", "prompt"],
 )
 def test_a_template_that_gives_other_ids_is_found(tokenizer, monkeypatch, old, new) -> None:
     pytest.importorskip("transformers")
-    other = chatml.CHAT_TEMPLATE.replace(old, new)
-    assert other != chatml.CHAT_TEMPLATE
-    monkeypatch.setattr("minimind.model.pretrained.CHAT_TEMPLATE", other)
+    other = CHAT_TEMPLATE.replace(old, new)
+    assert other != CHAT_TEMPLATE
+    monkeypatch.setattr("minimind.model.pretrained.chat_template", lambda *frame: other)
     checks = check(tokenizer)
     assert failed(checks) == {TEMPLATE}
     assert "transformers gives other ids" in checks[TEMPLATE].fact

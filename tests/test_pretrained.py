@@ -16,9 +16,9 @@ from tokenizers import Tokenizer as Tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from minimind.data.chatml import CHAT_TEMPLATE
 from minimind.data.conversation import Conversation, Message
 from minimind.data.masking import encode_conversation, encode_prompt
+from minimind.data.template import CHAT_TEMPLATE
 from minimind.model import pretrained
 from minimind.model.families import FAMILIES
 from minimind.model.pretrained import load, save

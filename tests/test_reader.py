@@ -244,29 +244,35 @@ MIXED = [
     '{"instruction": "Hi", "input": null, "output": "A", "history": [], "system": ""}',
     '{"instruction": "Hi", "input": {}, "output": "A", "history": null, "system": null}',
 ]
-REFUSED = [
+CALLING = [
     '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": null, '
     '"tool_calls": [{"function": {"name": "f", "arguments": ' + arguments + "}}]}]}"
     for arguments in ('{"a": 1}', '"{}"', "null", "[1]", "7")
 ]
+CALLS, REFUSED = CALLING[:2], CALLING[2:]
 
 
-@given(rows=st.permutations([*MIXED, *REFUSED]))
+@given(rows=st.permutations([*MIXED, *CALLING]))
 def test_no_row_is_read_otherwise_for_the_types_that_others_have(
     tmp_path_factory: pytest.TempPathFactory, rows: list[str]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mixed_types.jsonl"
     path.write_text("\n".join(rows), encoding="utf-8")
     found, errors = read(path)
-    assert [rows[conversation.line - 1] in MIXED for conversation in found] == [True] * len(MIXED)
+    assert sorted(rows[c.line - 1] for c in found) == sorted([*MIXED, *CALLS])
     for conversation in found:
+        if (text := rows[conversation.line - 1]) in CALLS:
+            (call,) = conversation.messages[1].calls
+            assert call.arguments == ({"a": 1} if '{"a": 1}' in text else {})
+            continue
         assert [(m.role, m.content) for m in conversation.messages] == [
             ("user", "Hi"),
             ("assistant", "A"),
         ]
-    assert [error.kind for error in errors] == ["untrained_key"] * len(REFUSED)
+    assert [error.kind for error in errors] == ["bad_arguments"] * len(REFUSED)
     assert {error.fact for error in errors} == {
-        'message 2 has "tool_calls", which is not trained yet'
+        f'message 2 has {what} as the arguments of call 1 of "tool_calls"'
+        for what in ("null", "a list of 1", "7")
     }
 
 

@@ -333,7 +333,7 @@ def test_another_tokenizer_or_template_is_refused_by_name(what, fitting, monkeyp
     if what == "tokenizer":
         monkeypatch.setattr(fitting.tokenizer, "fingerprint", "another")
     else:
-        monkeypatch.setattr(module, "CHAT_TEMPLATE", "another")
+        monkeypatch.setattr(module, "chat_template", lambda *frame: "another")
     with pytest.raises(TrainingError, match=f"its checkpoint is of another run: {what} was"):
         fitting()
 

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind.data.chatml import CHAT_TEMPLATE, render
+from minimind.data.chatml import render
 from minimind.data.conversation import Message
+from minimind.data.template import CHAT_TEMPLATE
 from minimind.tokenizer import Tokenizer
 from tests.support.strategies import texts
 from tests.support.tokenizers_of_bases import (

@@ -346,7 +346,12 @@ _REFUSAL = re.compile(
 
 
 def _answers(conversation: Conversation) -> list[str]:
-    return [message.content for message in conversation.messages if message.role == "assistant"]
+    """What the assistant says; beside calls it needs to say nothing."""
+    return [m.content for m in conversation.messages if m.role == "assistant" and _says(m)]
+
+
+def _says(message: Message) -> bool:
+    return bool(message.content or not message.calls)
 
 
 def _pairs(conversation: Conversation) -> list[tuple[str, str]]:
@@ -355,7 +360,7 @@ def _pairs(conversation: Conversation) -> list[tuple[str, str]]:
     for message in conversation.messages:
         if message.role == "user":
             question = message.content
-        elif message.role == "assistant" and question:
+        elif message.role == "assistant" and question and _says(message):
             pairs.append((question, message.content))
     return pairs
 

@@ -30,10 +30,29 @@ def describe_rows(report: DataReport, rejected: Path, context: int | None = None
     if report.spelling:
         lines.append(f"{describe_spelled(report)}: {SPELLED}")
     lines += report.describe()
+    lines += _describe_thinking(report)
     if report.unsupervised:
         lines.append(f"dropped: {report.unsupervised:,} rows with nothing to train on")
     if report.truncated:
         lines.append(_describe_truncation(report, context))
+    return lines
+
+
+def _describe_thinking(report: DataReport) -> list[str]:
+    lines = []
+    if report.framed:
+        lines.append(
+            f"framed: each answer has a <think> block; {report.reasoned:,} of {report.finals:,} "
+            f"last answers have reasoning, so prompts ask for {'it' if report.thinking else 'none'}"
+            " unless they say otherwise"
+        )
+    if report.split:
+        lines.append(
+            f"split: {report.split:,} conversations with reasoning in several turns became "
+            f"{report.parts:,} rows"
+        )
+    if report.tags:
+        lines.append(f"added to the base, since rows need them: {' '.join(report.tags)}")
     return lines
 
 
@@ -46,7 +65,7 @@ def _describe_truncation(report: DataReport, context: int | None) -> str:
     if not report.loses_much:
         up_to = f", up to the model's context of {context:,}" if context else ""
         return f"{words}; raise --max-length to keep them{up_to}"
-    rows = report.truncated / (report.rows - report.unsupervised)
+    rows = report.truncated / (report.examples - report.unsupervised)
     tokens = report.tokens_lost / (report.supervised + report.tokens_lost)
     words = f"warning: {words}, {rows:.0%} of the rows and {tokens:.0%} of the tokens"
     ample = report.suggested_max_length

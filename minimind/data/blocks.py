@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from minimind.data.calls import dumps
 from minimind.data.conversation import Conversation
 
 Item = TypeVar("Item")
@@ -34,4 +35,9 @@ def blocks(
 
 def characters(conversation: Conversation) -> int:
     """The size of a conversation as it counts for a block."""
-    return sum(len(message.content) + _A_MESSAGE for message in conversation.messages)
+    size = sum(
+        len(message.content) + len(message.reasoning) + _A_MESSAGE
+        for message in conversation.messages
+    )
+    calls = sum(len(call.text) for message in conversation.messages for call in message.calls)
+    return size + calls + sum(len(dumps(tool)) for tool in conversation.tools)

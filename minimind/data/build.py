@@ -6,25 +6,26 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from minimind.data.blocks import BLOCK_ROWS, blocks, characters
-from minimind.data.chatml import CHAT_TEMPLATE, TrainOn
+from minimind.data.chatml import TrainOn
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import PROMPTS, Array, Dataset
 from minimind.data.errors import SHOWN_ROWS, BadRowsError, DataError
-from minimind.data.keys import KeyCounts
-from minimind.data.masking import Truncation, encode_rows, truncate
+from minimind.data.masking import MissingTagsError, Truncation, encode_rows, truncate
 from minimind.data.prompts import prompt_keys_of, trained_prompts
 from minimind.data.reader import read_conversations
+from minimind.data.report import DataReport as DataReport
+from minimind.data.rounds import has_reasoning, split_rounds
 from minimind.data.row_options import RowOptions
 from minimind.data.storage import (
     DatasetWriter,
@@ -33,10 +34,12 @@ from minimind.data.storage import (
     read_dataset,
     readable_again,
 )
+from minimind.data.template import CHAT_TEMPLATE
 from minimind.tokenizer import Tokenizer
 
+Thinking = Literal["auto", "on", "off"]
 LONGEST = 4096  # tokens of a row by default, where the model's context is longer
-MUCH, KEPT_SHARE = 0.02, 0.99  # lost to truncation, and kept by the length that is proposed
+KEPT_SHARE = 0.99  # of rows and tokens: kept by the length that is proposed
 REJECTED = "rejected.jsonl"
 
 
@@ -52,11 +55,14 @@ class DataOptions(RowOptions):
         truncation: of longer rows: turns drops whole trailing turns, tokens cuts at the limit, drop
             leaves out rows whose trained tokens don't all fit.
         train_on: every assistant message, or the last one.
+        thinking: whether each answer has a <think> block, an empty one if it has no reasoning;
+            auto: if a row has reasoning, or the base's own template has a block.
     """
 
     max_length: int | None = None
     truncation: Truncation = "turns"
     train_on: TrainOn = "all"
+    thinking: Thinking = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,36 +82,6 @@ class DataOptions(RowOptions):
         if self.max_length is not None:
             return self
         return replace(self, max_length=min(context or LONGEST, LONGEST))
-
-
-@dataclass(kw_only=True)
-class DataReport(KeyCounts):
-    """What became of the rows of the files, by count."""
-
-    rows: int = 0  # legal rows read
-    kept: int = 0
-    shapes: Counter[str] = field(default_factory=Counter)
-    turns: Counter[str] = field(default_factory=Counter)  # legal but unusual orders
-    bad: Counter[str] = field(default_factory=Counter)  # rejected rows by kind
-    answers: int = 0  # messages to train
-    spelling: int = 0  # of these, messages that spell a control token, which is trained as letters
-    spelled: Counter[str] = field(default_factory=Counter)  # such messages by token
-    unsupervised: int = 0  # dropped: nothing in them is trained
-    truncated: int = 0  # rows that lost trained tokens, dropped ones included
-    dropped_long: int = 0  # of these, rows of which nothing was left
-    tokens_lost: int = 0  # trained tokens lost to truncation
-    suggested_max_length: int = (
-        0  # keeps KEPT_SHARE of rows and trained tokens; 0 if these are kept
-    )
-    tokens: int = 0
-    supervised: int = 0
-    system: str | None = None  # the message that --system or every row has, where rows have it
-
-    @property
-    def loses_much(self) -> bool:
-        """Truncation takes more than MUCH of the rows or of the trained tokens."""
-        rows, tokens = self.rows - self.unsupervised, self.supervised + self.tokens_lost
-        return self.truncated > MUCH * rows or self.tokens_lost > MUCH * tokens
 
 
 def build_dataset(
@@ -128,6 +104,8 @@ def build_dataset(
         DataError: a file can't be used or changes meanwhile; or, unless `options.on_bad_row` is
             "skip", a row can't be used.
     """
+    if options.thinking == "auto" and tokenizer.framed:
+        options = replace(options, thinking="on")
     files = [os.fspath(path) for path in paths]
     names = list(names or files)
     root = cache or cache_directory()
@@ -145,11 +123,37 @@ def build_dataset(
     return dataset, DataReport(**counts), folder
 
 
+class _NeedsFrameError(Exception):
+    """The first row with reasoning, where nothing says whether the run is framed."""
+
+
 def _write(
     named: Sequence[tuple[str, str]], tokenizer: Tokenizer, options: DataOptions, folder: Path
 ) -> None:
+    """Stream files through the data chain; begin again if a row needs a frame, or tags."""
+    framed, tags = options.thinking == "on", list[str]()
+    while True:
+        try:
+            report = DataReport(framed=framed, tags=tags)
+            _write_as(named, tokenizer.with_tags(tags), options, folder, report)
+        except _NeedsFrameError:
+            framed = True
+        except MissingTagsError as missing:
+            tags += missing.tags
+        else:
+            return
+        for file in folder.iterdir():
+            file.unlink()
+
+
+def _write_as(
+    named: Sequence[tuple[str, str]],
+    tokenizer: Tokenizer,
+    options: DataOptions,
+    folder: Path,
+    report: DataReport,
+) -> None:
     """Stream files, each with its name in errors, through the data chain into a folder."""
-    report = DataReport()
     files, names = [file for file, _ in named], dict(named)
     index_of = {file: index for index, file in reversed(list(enumerate(files)))}
     writer = DatasetWriter(folder, tokenizer.vocab_size)
@@ -180,7 +184,7 @@ def _write(
             ignore_keys=options.ignore_keys,
             on_error=on_error,
         )
-        conversations = _good_rows(conversations, first_bad, report)
+        conversations = _good_rows(conversations, first_bad, options, report, on_error)
         for sources, rows in _blocks(conversations, tokenizer, options, report):
             keys = [prompt_keys_of(source) for source in sources]
             rows.columns["key"][:] = [row[-1] for row in keys]
@@ -196,13 +200,37 @@ def _write(
 
 
 def _good_rows(
-    conversations: Iterator[Conversation], first_bad: Sequence[DataError], report: DataReport
+    conversations: Iterator[Conversation],
+    first_bad: Sequence[DataError],
+    options: DataOptions,
+    report: DataReport,
+    on_error: Callable[[DataError], None],
 ) -> Iterator[Conversation]:
-    """All rows; after a bad one that stops the building they are only counted."""
+    """All rows, as parts where they are split; after a bad one that stops they are only counted."""
     for conversation in conversations:
+        reasons = has_reasoning(conversation.messages)
+        if reasons and options.thinking == "off":
+            fact, remedy = "the row has reasoning, and --thinking is off", "use --thinking auto"
+            path, line = conversation.path, conversation.line
+            on_error(DataError("not_framed", fact, remedy, path, line))
+            continue
         report.rows += 1
-        if not first_bad:
-            yield conversation
+        if first_bad:
+            continue
+        if reasons and not report.framed:
+            raise _NeedsFrameError
+        report.shapes[conversation.shape] += 1
+        report.turns.update(irregularities(conversation))
+        report.count_keys(len(conversation.messages), conversation.unread, conversation.read_as)
+        answers = [message for message in conversation.messages if message.role == "assistant"]
+        if answers and answers[-1].weight:
+            report.finals += 1
+            report.reasoned += has_reasoning(answers[-1:])
+        parts = split_rounds(conversation, options.train_on) if reasons else [conversation]
+        if len(parts) > 1:
+            report.split += 1
+            report.parts += len(parts)
+        yield from parts
 
 
 def _bad_rows(first_bad: Sequence[DataError], report: DataReport) -> DataError:
@@ -228,7 +256,7 @@ def _listed_prompts(
     listed: list[tuple[int, int]] = []
     for row, (source, answers) in enumerate(zip(sources, keys, strict=True), first):
         prompts = answers
-        if len(answers) > 1:
+        if len(answers) > 1:  # those of a part's rest are its key's
             prompts = trained_prompts(source, answers, train_on)[: counts[row - first]]
         if prompts != answers[-1:]:
             listed += [(row, prompt) for prompt in prompts]
@@ -245,15 +273,12 @@ def _blocks(
     long_rows: Counter[int] = Counter()  # above the limit, by the length that keeps them whole
     long_tokens: Counter[int] = Counter()  # their trained tokens
     systems: set[str | None] = set()
-    for sources, rows in _encoded(conversations, tokenizer, options.train_on):
+    for sources, rows in _encoded(conversations, tokenizer, options.train_on, report.framed):
         found = {_system_of(source) for source in sources}
         # Of a file whose rows have many, two and the option's are enough to know it.
         systems |= found if len(systems) < 2 else found & {options.system}
-        report.shapes.update([source.shape for source in sources])
-        report.turns.update([name for source in sources for name in irregularities(source)])
         for source in sources:
             count_spelled(source, tokenizer, options.train_on, report)
-            report.count_keys(len(source.messages), source.unread, source.read_as)
         starts, lengths, before = (
             rows.column(name).astype(np.int64) for name in ("start", "length", "supervised")
         )
@@ -286,7 +311,7 @@ def _ample_length(
 
     Rows above the limit and their trained tokens are given by the length that each row needs.
     """
-    rows = (1 - KEPT_SHARE) * (report.rows - report.unsupervised)
+    rows = (1 - KEPT_SHARE) * (report.examples - report.unsupervised)
     tokens = (1 - KEPT_SHARE) * (report.supervised + report.tokens_lost)
     for length in sorted(long_rows, reverse=True):
         rows -= long_rows[length]
@@ -303,7 +328,8 @@ def count_spelled(
     for answer in answers[-1:] if train_on == "last" else answers:
         if answer.weight:
             report.answers += 1
-            if spelled := dict.fromkeys(tokenizer.control_tokens_in(answer.content)):
+            said = " ".join((answer.reasoning, answer.content, *(c.text for c in answer.calls)))
+            if spelled := dict.fromkeys(tokenizer.control_tokens_in(said)):
                 report.spelling += 1
                 report.spelled.update(spelled.keys())
 
@@ -326,13 +352,13 @@ def _cut(rows: Dataset, lengths: Array) -> Dataset:
 
 
 def _encoded(
-    conversations: Iterator[Conversation], tokenizer: Tokenizer, train_on: TrainOn
+    conversations: Iterator[Conversation], tokenizer: Tokenizer, train_on: TrainOn, framed: bool
 ) -> Iterator[tuple[list[Conversation], Dataset]]:
     """Yield some hundred rows at a time, and their tokens; meanwhile the next rows are read.
 
     The tokenizer releases Python's lock while it works, so both happen at once.
     """
-    encode = partial(encode_rows, tokenizer=tokenizer, train_on=train_on)
+    encode = partial(encode_rows, tokenizer=tokenizer, train_on=train_on, framed=framed)
     with ThreadPoolExecutor(1) as worker:
         cut = blocks(conversations, characters, count=BLOCK_ROWS)
         started = ((block, worker.submit(encode, block)) for block in cut)

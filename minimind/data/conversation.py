@@ -17,11 +17,15 @@ missing:
                                                    prompt/response, question/answer and
                                                    question/response
     {"instruction": ..., "response": ...}          Dolly; as Alpaca, and "context" as its input
+    {"query": ..., "answers": [...]}               xLAM's calls, each {"name", "arguments"}
     [{"role": ..., "content": ...}]                a list of messages
 
 In each object "system" (or "system_prompt") beside these keys is the first message, and "weight"
 multiplies its messages' weights. Keys that mean something which isn't trained are an error
 (keys.REFUSED); all others are in the Conversation's `unread`.
+
+Tools stand in the row ("tools" or "functions") or on its system message. An assistant's reasoning
+and calls are read from keys of their own or out of its text: docs/data.md says how.
 
 Turns are kept in their order. docs/data.md says which orders are legal and what is done with each.
 """
@@ -35,9 +39,11 @@ from itertools import pairwise
 from math import isnan
 from typing import Any
 
+from minimind.data.calls import Call as Call
+from minimind.data.calls import read_tools
 from minimind.data.errors import DataError, excerpt, show
 from minimind.data.formats import frame_error
-from minimind.data.keys import KeyCounts, Notes, Unread, without_keys
+from minimind.data.keys import JsonObject, KeyCounts, Notes, Unread, without_keys
 from minimind.data.messages import ROLES as ROLES
 from minimind.data.messages import Message as Message
 from minimind.data.messages import check_turns, read_field, read_messages
@@ -56,6 +62,8 @@ class Conversation:
         unread: keys of the row and of its messages that weren't read, those that say nothing left
             out; a message's once for each message.
         read_as: what was read as what, such as "developer as system".
+        tools: what its system turn offers, each as it stands in the row.
+        rest: messages that follow in the conversation which this row is a part of.
     """
 
     messages: tuple[Message, ...]
@@ -64,6 +72,8 @@ class Conversation:
     line: int = 0
     unread: tuple[Unread, ...] = ()
     read_as: tuple[str, ...] = ()
+    tools: tuple[JsonObject, ...] = ()
+    rest: tuple[Message, ...] = ()
 
 
 def parse_conversation(
@@ -111,18 +121,16 @@ def parse_conversation(
     try:
         shapes = shapes_for(prompt_key, answer_key, questions)
         name, messages = read_row(row, shapes, notes)
-        if system and messages[0].role != "system":
-            messages.insert(
-                0, read_field({"system": system}, "system", of="the added system message")
-            )
+        if system and not (messages[0].role == "system" and messages[0].content):
+            added = read_field({"system": system}, "system", of="the added system message")
+            messages[: messages[0].role == "system"] = [added]
     except DataError as error:
         error = frame_error(row, path) or error
         error.path, error.line = path or ("" if line else "row"), line
         error.excerpt = excerpt(text)
         raise error from None
-    return Conversation(
-        tuple(messages), name, path, line, tuple(notes.unread), tuple(notes.read_as)
-    )
+    unread, read_as = tuple(notes.unread), tuple(notes.read_as)
+    return Conversation(tuple(messages), name, path, line, unread, read_as, tuple(notes.tools))
 
 
 def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[Message, ...]:
@@ -130,6 +138,14 @@ def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[
 
     Warns of keys that aren't read.
     """
+    return parse_chat(messages).messages
+
+
+def parse_chat(
+    messages: Iterable[Message | Mapping[str, object]],
+    tools: Iterable[Mapping[str, object]] | str = (),
+) -> Conversation:
+    """Check messages and tools from Python; see `parse_messages`."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise TypeError(
             f"messages: {show(messages)} is not a list; "
@@ -137,13 +153,15 @@ def parse_messages(messages: Iterable[Message | Mapping[str, object]]) -> tuple[
         )
     notes = Notes()
     try:
+        if tools:
+            notes.tools = read_tools(tools if isinstance(tools, str) else _plain(tools), "tools")
         parsed = read_messages(_plain(list(messages)), "messages", notes)
         parsed = check_turns(parsed, notes)
     except DataError as error:
         error.path = "messages"
         raise
     warn_of_unread(notes.unread)
-    return tuple(parsed)
+    return Conversation(tuple(parsed), tools=tuple(notes.tools))
 
 
 def warn_of_unread(unread: Collection[Unread]) -> None:

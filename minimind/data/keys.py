@@ -18,16 +18,24 @@ JsonObject: TypeAlias = dict[str, Any]
 
 FLAGS = ("train", "training", "loss")  # true is weight 1, false is weight 0
 _JUDGEMENTS = ("label", "kto_tag")  # refused where they are true or false
-_REASONING = ("reasoning_content", "thinking", "reasoning", "reasoning_details")
-_TOOLS = ("tool_calls", "tools", "functions", "function_call")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 _PREFERENCES = ("chosen", "rejected", "rejected_response")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 REFUSED = {
-    **dict.fromkeys((*_TOOLS, *_REASONING, *_PREFERENCES), "which is not trained yet"),
+    **dict.fromkeys(("reasoning_details", *_PREFERENCES), "which is not trained yet"),
     **dict.fromkeys(_JUDGEMENTS, "which judges an answer that would be trained either way"),
     **dict.fromkeys(_MEDIA, "which the model can neither see nor hear"),
     "chat_template_kwargs": "which the chat template doesn't take",
 }
+# Read in their place, and refused in any other.
+MISPLACED = {
+    **dict.fromkeys(_REASONING, "which is read in an assistant's message"),
+    **dict.fromkeys(("tool_calls", "function_call"), "which is read in an assistant's message"),
+    **dict.fromkeys(("tools", "functions"), "which is read in a row or its system message"),
+    "tool_call_id": "which is read in a tool's message",
+}
+_EVERY_REASON = REFUSED | MISPLACED
+_HOLD_CALLS = ("tools", "functions", "tool_calls", "function_call")
 _NOTHING = re.compile(r"\s*(\[\s*\]|\{\s*\}|null)?\s*")  # as text, also as JSON in a text
 _MOST_NAMES = 1000  # counted by name, so that memory is bounded
 _MOST_SHOWN = 20
@@ -48,10 +56,17 @@ class Notes:
 
     unread: list[Unread] = field(default_factory=list)
     read_as: dict[str, None] = field(default_factory=dict)  # in order, each once
+    tools: list[JsonObject] = field(default_factory=list)
+    wrapped: list[object] = field(default_factory=list)  # messages whose text wraps results
 
 
 def says_something(value: object) -> bool:
     return any(leaf is not None and leaf != "" for leaf in _leaves(value))
+
+
+def is_nothing(value: object) -> bool:
+    """Whether it is text that spells an empty list, an empty object or null."""
+    return isinstance(value, str) and _NOTHING.fullmatch(value) is not None
 
 
 def check_keys(
@@ -69,11 +84,11 @@ def check_keys(
         if key in read or not says_something(value):
             continue
         judges = key not in _JUDGEMENTS or isinstance(value, bool)
-        why = REFUSED.get(key) if judges else None
+        why = _EVERY_REASON.get(key) if judges else None
         if why is None:
             texts = any(isinstance(x, (str, bool)) and x != "" for x in _leaves(value))
             found.append((str(key), texts))
-        elif isinstance(value, str) and _NOTHING.fullmatch(value):
+        elif is_nothing(value):
             notes.read_as[f"empty {key} as none"] = None
         else:
             remedy = f"remove it (--ignore-keys {key}) where the conversation makes sense without "
@@ -83,10 +98,16 @@ def check_keys(
 
 
 def without_keys(value: Any, keys: Collection[str], depth: int = 5) -> Any:
-    """A row without some keys of its own, of its messages, and of the parts of their contents."""
+    """A row without some keys of its own, of its messages, and of the parts of their contents.
+
+    What calls and tools hold isn't the row's.
+    """
     if depth and isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if key not in keys}
-        return {key: without_keys(item, keys, depth - 1) for key, item in kept.items()}
+        return {
+            key: item if key in _HOLD_CALLS else without_keys(item, keys, depth - 1)
+            for key, item in value.items()
+            if key not in keys
+        }
     if depth and isinstance(value, list):
         return [without_keys(item, keys, depth - 1) for item in value]
     return value

@@ -17,6 +17,7 @@ begins with white space; that is on purpose.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,17 +27,30 @@ from minimind.data.conversation import (
     ROLES,
     Conversation,
     Message,
+    parse_chat,
     parse_conversation,
-    parse_messages,
     warn_of_unread,
 )
 from minimind.data.dataset import Dataset, Example, flat
+from minimind.data.errors import DataError
+from minimind.data.rounds import has_reasoning, split_rounds
 from minimind.tokenizer import Tokenizer
-from minimind.tokenizer.vocabulary import END, START
+from minimind.tokenizer.vocabulary import END, START, TAGS
 
 Truncation = Literal["turns", "tokens", "drop"]
 _POLICIES = get_args(Truncation)
-_TEMPLATE = ("\n", *(f"{role}\n" for role in ROLES))
+_TEMPLATE = ("\n", "\n\n", *(f"{role}\n" for role in ROLES))
+
+
+class MissingTagsError(ValueError):
+    """A tokenizer lacks tags that rows need: those in `tags`."""
+
+    def __init__(self, tags: Iterable[str]) -> None:
+        self.tags = [tag for tag in TAGS if tag in tags]
+        super().__init__(
+            f"tokenizer: lacks {' and '.join(self.tags)}, which the row needs; "
+            f"use tokenizer.with_tags({self.tags})"
+        )
 
 
 def encode_conversation(
@@ -46,6 +60,7 @@ def encode_conversation(
     *,
     truncation: Truncation = "turns",
     train_on: TrainOn = "all",
+    framed: bool | None = None,
 ) -> Example:
     """Turn one conversation into ids and mask.
 
@@ -57,39 +72,90 @@ def encode_conversation(
         truncation: of longer rows, "turns" drops whole trailing turns, "tokens" cuts at the
             limit, "drop" leaves out rows whose trained tokens don't all fit.
         train_on: "all" assistant messages, or the "last" one only.
+        framed: whether each answer has a `<think>` block, an empty one if it has no reasoning;
+            None: if the tokenizer's chats have one, or the conversation has reasoning.
 
     Returns:
         The Example; empty if `truncation` leaves nothing.
 
     Raises:
-        DataError: it isn't a legal conversation.
+        DataError: it isn't a legal conversation, has reasoning and `framed` is False, or has
+            reasoning in several of the user's turns, so that it becomes several rows.
         TypeError: it is none of the above.
-        ValueError: `max_length` isn't positive, or `truncation` or `train_on` is unknown.
+        ValueError: `max_length` isn't positive, `truncation` or `train_on` is unknown, or the
+            tokenizer lacks the tags of tools or thinking, which `Tokenizer.with_tags` adds.
     """
+    tools: Sequence[Mapping[str, object]] = ()
     if isinstance(conversation, Mapping):
         conversation = parse_conversation(conversation)
         warn_of_unread(conversation.unread)
     if isinstance(conversation, Conversation):
-        conversation = conversation.messages
-    messages = parse_messages(conversation)
-    (example,) = encode_rows([Conversation(messages)], tokenizer, train_on=train_on)
+        tools, conversation = conversation.tools, conversation.messages
+    row = parse_chat(conversation, tools)
+    if has_reasoning(row.messages) and framed is False:
+        fact, remedy = "there is reasoning, and framed is False", "leave framed out, or remove it"
+        raise DataError("not_framed", fact, remedy, "messages")
+    if len(split_rounds(row)) > 1 and train_on == "all":
+        fact = "there is reasoning in several of the user's turns, so that it becomes several rows"
+        remedy = "encode each of minimind.data.rounds.split_rounds(conversation)"
+        raise DataError("several_rows", fact, remedy, "messages")
+    if framed is None:
+        framed = tokenizer.framed or has_reasoning(row.messages)
+    (example,) = encode_rows([row], tokenizer, train_on=train_on, framed=framed)
     limit = len(example) if max_length is None else max_length
     return truncate(example, limit, tokenizer, truncation)
 
 
 def encode_prompt(
-    messages: Iterable[Message | Mapping[str, object]], tokenizer: Tokenizer
+    messages: Iterable[Message | Mapping[str, object]],
+    tokenizer: Tokenizer,
+    *,
+    tools: Iterable[Mapping[str, object]] | str = (),
+    thinking: bool | None = None,
 ) -> list[int]:
-    """Turn messages into the ids that the assistant's answer follows; see `parse_messages`."""
-    segments = render_prompt(parse_messages(messages))
+    """Turn messages into the ids that the assistant's answer follows; see `parse_messages`.
+
+    Args:
+        messages: reasoning before the last user's message isn't shown.
+        tokenizer: decides the ids, and whether the prompt has a `<think>` block.
+        tools: what the system turn offers, beside the tools that a system message carries.
+        thinking: whether the answer begins with reasoning; None: as most that were trained.
+
+    Raises:
+        ValueError: `thinking` is True, and the tokenizer's chats have no reasoning.
+    """
+    if thinking and not tokenizer.framed:
+        raise ValueError("thinking is True, and this model wasn't trained to reason; use None")
+    thinking = tokenizer.thinking if thinking is None else thinking
+    chat = as_framed(parse_chat(messages, tools), tokenizer.framed)
+    segments = render_prompt(
+        chat.messages, tools=chat.tools, framed=tokenizer.framed, thinking=thinking
+    )
     return list(_lay_out([segments], tokenizer)[0].input_ids)
 
 
+def as_framed(conversation: Conversation, framed: bool) -> Conversation:
+    """As it is shown to a model: without reasoning where that isn't framed."""
+    if framed or not has_reasoning(conversation.messages):
+        return conversation
+    messages = tuple(replace(message, reasoning="") for message in conversation.messages)
+    return replace(conversation, messages=messages)
+
+
 def encode_rows(
-    conversations: Iterable[Conversation], tokenizer: Tokenizer, *, train_on: TrainOn = "all"
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    *,
+    train_on: TrainOn = "all",
+    framed: bool | None = None,
 ) -> Dataset:
-    """Encode conversations, untruncated, with one call of the tokenizer."""
-    return _lay_out([render(row.messages, train_on) for row in conversations], tokenizer)
+    """Encode conversations, untruncated, with one call of the tokenizer.
+
+    `framed` None is what the tokenizer says.
+    """
+    framed = tokenizer.framed if framed is None else framed
+    rows = [render(row.messages, train_on, tools=row.tools, framed=framed) for row in conversations]
+    return _lay_out(rows, tokenizer)
 
 
 def truncate(
@@ -130,7 +196,11 @@ def _lay_out(rows: Sequence[list[Segment]], tokenizer: Tokenizer) -> Dataset:
     # The template's own few texts are tokenized once.
     known = {(text, False): tokenizer.encode(text) for text in _TEMPLATE}
     known |= {(START, True): [tokenizer.start_id], (END, True): [tokenizer.end_id]}
-    contents = [segment.text for row in rows for segment in row if segment[:2] not in known]
+    known |= {(t, True): [tokenizer.encode_control(t)] for t in TAGS if tokenizer.has_control(t)}
+    left = [segment for row in rows for segment in row if segment[:2] not in known]
+    if missing := {segment.text for segment in left if segment.control}:
+        raise MissingTagsError(missing)
+    contents = [segment.text for segment in left]
     encoded = iter(tokenizer.encode_batch(contents))
     pieces: list[list[int]] = []  # the ids of each segment
     factors: list[float] = []  # the weight of each segment

@@ -63,11 +63,12 @@ _SYMBOLS = _Keep(lambda category: category[0] not in "ZC" and category != "Me")
 def prompt_keys_of(conversation: Conversation) -> list[int]:
     """For each answer, 64 bits of a hash over the system and user messages before it, normalized.
 
-    The last one is the row's key. If no user has asked before, all messages up to the answer count.
+    The last one is the row's key, also of a row that is a part of the conversation: its other
+    answers come last. If no user has asked before, all messages up to the answer count.
     """
     asked, keys = False, []
     asking, alone = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-    for message in conversation.messages:
+    for message in (*conversation.messages, *conversation.rest):
         asked |= message.role == "user"
         if not asked or message.role in ("system", "user"):
             spelled = f"{message.role}\0{normalized(message.content)}\0"
@@ -83,7 +84,7 @@ def prompt_keys_of(conversation: Conversation) -> list[int]:
 def trained_prompts(conversation: Conversation, keys: list[int], train_on: TrainOn) -> list[int]:
     """Of `prompt_keys_of` the conversation, those of the answers that are trained."""
     answers = [message for message in conversation.messages if message.role == "assistant"]
-    pairs = list(zip(answers, keys, strict=True))
+    pairs = list(zip(answers, keys, strict=False))  # those of the row's rest are left out
     return [key for answer, key in pairs[-1 if train_on == "last" else 0 :] if answer.weight > 0]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ class Selection:
     validation: Dataset
     reports: list[DataReport]  # of the training files, and of the validation file if there is one
     folders: list[Path]  # for each report, the folder of the rejected rows
+    tokenizer: Tokenizer  # with the tags that the rows need, and framed as they are
     removed: int = 0  # rows left out of training: they answer a prompt of the validation file
     left_out: int = 0  # rows left out of validation: a training row answers their prompt
 
@@ -75,16 +76,27 @@ def select_rows(
         DataError: a file or a row can't be used, or `split.val_data` has no row to validate on.
     """
     dataset, report, folder = build_dataset(files, tokenizer, options, names=names, verify=verify)
+    tokenizer = tokenizer.with_tags(report.tags)
+    if split.val_data is not None:
+        held = [split.val_data]
+        validation, val_report, val_folder = build_dataset(held, tokenizer, options, verify=verify)
+        tokenizer = tokenizer.with_tags(val_report.tags)
+        if report.framed != val_report.framed:  # one frame for both
+            options = replace(options, thinking="on")
+            dataset, report, folder = build_dataset(
+                files, tokenizer, options, names=names, verify=verify
+            )
+            validation, val_report, val_folder = build_dataset(
+                held, tokenizer, options, verify=verify
+            )
+    tokenizer = tokenizer.with_framing(report.framed, report.thinking)
     if split.limit:
         dataset = dataset.select(np.arange(min(split.limit, len(dataset))))
     if split.val_data is None:
         training, validation = split_by_prompt(dataset, split.val_fraction)
         asked = _are_trained(validation, training, folder)
         kept, left_out = validation.select(~asked), int(asked.sum())
-        return Selection(training, kept, [report], [folder], left_out=left_out)
-    validation, val_report, val_folder = build_dataset(
-        [split.val_data], tokenizer, options, verify=verify
-    )
+        return Selection(training, kept, [report], [folder], tokenizer, left_out=left_out)
     if not len(validation):
         fact = "no row has an answer that can be scored"
         raise DataError("no_rows", fact, "use other rows", split.val_data)
@@ -97,6 +109,7 @@ def select_rows(
         validation,
         [report, val_report],
         [folder, val_folder],
+        tokenizer,
         removed=int(removed.sum()),
     )
 

@@ -10,6 +10,15 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple, TypeAlias
 
+from minimind.data.calls import (
+    LISTED,
+    NOT_OFFERED,
+    TOOLS,
+    lists_tools,
+    name_of,
+    read_calls,
+    tools_of,
+)
 from minimind.data.errors import DataError, printable, show
 from minimind.data.keys import FLAGS, JsonObject, Notes, Unread, check_keys
 from minimind.data.messages import (
@@ -74,8 +83,20 @@ def _alpaca_answer(row: JsonObject, key: str, notes: Notes) -> list[Message]:
     return [read_field(row, key, "assistant")]
 
 
+def _xlam_answer(row: JsonObject, key: str, notes: Notes) -> list[Message]:
+    try:
+        calls = read_calls(row[key], key, notes)
+    except DataError as error:
+        error.fact = f"the row {error.fact}"
+        raise
+    if not calls:
+        fact = f'the row has no call in "{key}"'
+        raise DataError("empty_content", fact, "fill it in or remove the row")
+    return [Message("assistant", "", calls=tuple(call for call, _ in calls))]
+
+
 def _shape(**readers: _Reader) -> _Shape:
-    optional = {"system", "system_prompt", "weight"}
+    optional = {"system", "system_prompt", "weight", *TOOLS}
     if _alpaca_question in readers.values():
         optional |= {"input", "context", "history"}
     return _Shape(readers, frozenset(optional | readers.keys()))
@@ -90,6 +111,7 @@ _SHAPES = {
     "question/answer": _shape(question=_question, answer=_answer),
     "question/response": _shape(question=_question, response=_answer),
     "instruction/response": _shape(instruction=_alpaca_question, response=_alpaca_answer),
+    "query/answers": _shape(query=_question, answers=_xlam_answer),
 }
 _QUESTIONS = {
     "instruction": _shape(instruction=_alpaca_question),
@@ -115,7 +137,9 @@ def shapes_for(
 
 def read_row(row: object, shapes: dict[str, _Shape], notes: Notes) -> tuple[str, list[Message]]:
     if isinstance(row, list) and row and is_message(row[0]):
-        return LIST, check_turns(read_messages(row, "messages", notes), notes)
+        messages = check_turns(read_messages(row, "messages", notes), notes)
+        _tell_tools(messages, notes)
+        return LIST, messages
     if not isinstance(row, dict):
         raise DataError("not_object", f"the row is {show(row)}", "a row is a JSON object")
     for name, (readers, read) in shapes.items():
@@ -127,11 +151,13 @@ def read_row(row: object, shapes: dict[str, _Shape], notes: Notes) -> tuple[str,
                 for key, texts in check_keys(row, read, notes, "the row ")
                 if not (key in FLAGS and isinstance(row[key], bool))
             ]
+        tools_of({key: row.get(key) for key in TOOLS if key not in readers}, notes, "the row ")
         messages = [
             message for key, reader in readers.items() for message in reader(row, key, notes)
         ]
         messages = check_turns(messages, notes)
         _add_system(row, readers, messages, notes)
+        _tell_tools(messages, notes)
         return name, _weighted(row, readers, messages)
     check_keys(row, (), notes, "the row ")  # what is refused by name is told first
     raise _unknown_shape(row, shapes)
@@ -160,11 +186,23 @@ def _add_system(
         message = read_field(row, key)
         if messages[0].role != "system":
             messages.insert(0, message)
+        elif not messages[0].content:  # kept for its tools
+            messages[0] = message
         elif messages[0].content == message.content:
             notes.read_as[TWO_SYSTEMS] = None
         else:
             fact = f'the row has "{key}" beside a system message'
             raise DataError("two_systems", fact, "keep one of them")
+
+
+def _tell_tools(messages: list[Message], notes: Notes) -> None:
+    """Tell of calls to other tools than are offered, and of tools that the system text lists."""
+    if any(message.calls for message in messages):
+        offered = {name_of(tool) for tool in notes.tools}
+        if any(call.name not in offered for message in messages for call in message.calls):
+            notes.read_as[NOT_OFFERED] = None
+    if notes.tools and messages[0].role == "system" and lists_tools(messages[0].content):
+        notes.read_as[LISTED] = None
 
 
 def _weighted(

@@ -35,7 +35,7 @@ from minimind.atomic_io import folder_lock, sha256_of, sync
 from minimind.data.dataset import COLUMNS, PROMPTS, Array, Dataset
 from minimind.data.reader import changed_file, open_bytes
 
-FORMAT = 6  # raised whenever the same input would give other ids, masks or files
+FORMAT = 7  # raised whenever the same input would give other ids, masks or files
 HEAD = "report.json"
 ABANDONED_SECONDS = 7 * 24 * 3600  # age of a building-* folder that a killed process left
 _BUILDING = "building-"

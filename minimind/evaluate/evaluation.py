@@ -13,7 +13,7 @@ from itertools import islice
 
 from minimind.data.blocks import BLOCK_ROWS, blocks, characters
 from minimind.data.dataset import Dataset, Example
-from minimind.data.masking import encode_prompt, encode_rows, truncate
+from minimind.data.masking import as_framed, encode_prompt, encode_rows, truncate
 from minimind.evaluate.figures import Record
 from minimind.evaluate.metrics import DEFAULT_METRICS, OPTIONAL_METRICS, Case
 from minimind.evaluate.questions import Question
@@ -83,7 +83,8 @@ def _score(
     tokens_per_batch: int,
 ) -> None:
     context = model.config.max_position_embeddings
-    rows = encode_rows([question.conversation for question in block], tokenizer)
+    conversations = [as_framed(row.conversation, tokenizer.framed) for row in block]
+    rows = encode_rows(conversations, tokenizer)
     kept = [truncate(row, context, tokenizer) for row in rows]
     for row, part, record in zip(rows, kept, records, strict=True):
         record.cut = any(row.loss_mask[len(part) :])
@@ -133,7 +134,10 @@ def _answer(
 ) -> None:
     assert evaluation.sampling is not None
     metrics = DEFAULT_METRICS | {name: OPTIONAL_METRICS[name] for name in evaluation.metrics}
-    prompts = [encode_prompt(question.prompt, tokenizer) for question in block]
+    prompts = [
+        encode_prompt(question.prompt, tokenizer, tools=question.conversation.tools)
+        for question in block
+    ]
     context = model.config.max_position_embeddings
     fitting = [row for row, prompt in enumerate(prompts) if len(prompt) < context]
     fitting.sort(key=lambda row: len(prompts[row]))  # rows of similar length share a batch

@@ -36,9 +36,10 @@ class Question:
 
     @property
     def expected(self) -> str | None:
-        """The row's own answer."""
+        """The row's own answer; None also where it is calls alone."""
         last = self.conversation.messages[-1]
-        return last.content if last.role == "assistant" else None
+        says = last.role == "assistant" and (last.content or not last.calls)
+        return last.content if says else None
 
 
 def read_questions(

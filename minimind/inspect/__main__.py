@@ -97,6 +97,7 @@ def run(options: InspectOptions) -> bool:
         selection = select_rows(
             files, tokenizer, options.data, options.split, options.files, verify=options.check
         )
+        tokenizer = selection.tokenizer
         names = dict(zip(files, options.files, strict=True))
         places = [_place(row, options.files[0]) for row in options.rows]
         data = selection.training

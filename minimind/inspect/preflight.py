@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from minimind.cli.summary import SPELLED, describe_spelled
 from minimind.data.build import DataReport
+from minimind.data.calls import dumps
 from minimind.data.conversation import Conversation, Message
 from minimind.data.errors import printable
 from minimind.data.masking import encode_prompt, encode_rows
+from minimind.data.rounds import has_reasoning
 from minimind.inspect.survey import Survey
 from minimind.model.pretrained import save_tokenizer
 from minimind.tokenizer import Tokenizer
@@ -164,9 +166,11 @@ def _template(folder: str, sample: Sequence[Conversation], tokenizer: Tokenizer)
         row
         for row in sample
         if not any(
-            message.content[:1].isspace() or tokenizer.control_tokens_in(message.content)
+            text[:1].isspace() or tokenizer.control_tokens_in(text)
             for message in row.messages
+            for text in (message.reasoning, message.content, *(c.text for c in message.calls))
         )
+        and not tokenizer.control_tokens_in(" ".join(map(dumps, row.tools)))
     ]
     if not plain:
         fact = "each row begins with white space or spells a control token, or there is none"
@@ -177,31 +181,40 @@ def _template(folder: str, sample: Sequence[Conversation], tokenizer: Tokenizer)
         return Check(name, "not checked", "transformers isn't installed")
     try:
         theirs = AutoTokenizer.from_pretrained(folder)
-        _through_transformers(theirs, plain[0].messages)  # fails where a package is missing
+        _through_transformers(
+            theirs, plain[0], plain[0].messages
+        )  # fails where a package is missing
     except Exception as error:  # whatever transformers raises for a tokenizer
         fact = f"transformers can't use the tokenizer: {error}".splitlines()[0]
         return Check(name, "not checked", fact)
-    asked = "other tools would ask the model in other tokens than it was trained on"
+    consequence = "other tools would ask the model in other tokens than it was trained on"
     roles = (tokenizer.bos_id, tokenizer.end_id, tokenizer.pad_id)
     if (other := (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)) != roles:
         fact = f"transformers has the BOS, end and padding {other}, and training {roles}"
-        return Check(name, "failed", fact, asked)
+        return Check(name, "failed", fact, consequence)
     first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for row, example in zip(plain, encode_rows(plain, tokenizer), strict=True):
         ids = list(example.input_ids)
-        encoded = _through_transformers(theirs, row.messages, return_assistant_tokens_mask=True)
+        encoded = _through_transformers(
+            theirs, row, row.messages, return_assistant_tokens_mask=True
+        )
         same = encoded["input_ids"] == ids
         for message in row.messages:
             content = first + tokenizer.encode(message.content)
             same &= theirs(message.content)["input_ids"] == content
         for turn in _some_answers(row.messages):
-            before = row.messages[:turn]
-            prompt = _through_transformers(theirs, before, add_generation_prompt=True)
-            same &= prompt["input_ids"] == encode_prompt(before, tokenizer)
+            before, thinking = row.messages[:turn], has_reasoning(row.messages[turn : turn + 1])
+            options = {"enable_thinking": thinking} if tokenizer.framed else {}
+            prompt = _through_transformers(
+                theirs, row, before, add_generation_prompt=True, **options
+            )
+            asked = thinking if tokenizer.framed else None
+            ours = encode_prompt(before, tokenizer, tools=row.tools, thinking=asked)
+            same &= prompt["input_ids"] == ours
             same &= prompt["input_ids"] == ids[: len(prompt["input_ids"])]
         if not same:
             fact = f"{row.path}:{row.line}: transformers gives other ids"
-            return Check(name, "failed", fact, asked)
+            return Check(name, "failed", fact, consequence)
         if encoded["assistant_masks"] != list(map(int, example.loss_mask)):
             fact = f"{row.path}:{row.line}: transformers gives another mask"
             consequence = "other trainers would learn other tokens of the same rows"
@@ -214,7 +227,7 @@ def _some_answers(messages: Sequence[Message]) -> list[int]:
 
     Together what is before them is a few times the row; before all of them it is its square.
     """
-    turns = [turn for turn, m in enumerate(messages) if m.role == "assistant" and turn]
+    turns = [t for t, m in enumerate(messages) if m.role == "assistant" and t and m.weight]
     chosen = turns[:ANSWERS_CHECKED]
     for turn in turns[ANSWERS_CHECKED:]:
         if turn >= 2 * chosen[-1] or turn == turns[-1]:
@@ -223,8 +236,24 @@ def _some_answers(messages: Sequence[Message]) -> list[int]:
 
 
 def _through_transformers(
-    theirs: Any, messages: Sequence[Message], **options: bool
+    theirs: Any, row: Conversation, messages: Sequence[Message], **options: bool
 ) -> dict[str, list[int]]:
-    turns = [{"role": m.role, "content": m.content, "weight": m.weight} for m in messages]
-    encoded: dict[str, list[int]] = theirs.apply_chat_template(turns, return_dict=True, **options)
+    turns = [_as_client(message) for message in messages]
+    tools = list(row.tools) or None
+    encoded: dict[str, list[int]] = theirs.apply_chat_template(
+        turns, tools=tools, return_dict=True, **options
+    )
     return encoded
+
+
+def _as_client(message: Message) -> dict[str, Any]:
+    """A message as clients send it, with its weight."""
+    turn = {"role": message.role, "content": message.content, "weight": message.weight}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.calls:
+        turn["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.calls
+        ]
+    return turn

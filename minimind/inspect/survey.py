@@ -16,14 +16,14 @@ from typing import Any
 
 from minimind.data.blocks import blocks, characters
 from minimind.data.build import DataOptions, DataReport
-from minimind.data.chatml import TrainOn
+from minimind.data.chatml import TrainOn, render
 from minimind.data.conversation import Conversation, irregularities
 from minimind.data.dataset import Example
 from minimind.data.masking import encode_rows, truncate
+from minimind.data.rounds import split_rounds
 from minimind.text.look_alike import LOOK_ALIKE
 from minimind.text.scripts import main_script
 from minimind.tokenizer import Tokenizer
-from minimind.tokenizer.vocabulary import END
 
 ROWS_PER_REASON = 3  # shown
 SAMPLE_ROWS = 200  # of the random sample
@@ -107,7 +107,7 @@ def survey(
 
     Args:
         conversations: the files' rows.
-        tokenizer: decides the ids.
+        tokenizer: decides the ids, and whether rows are framed.
         options: how rows become Examples.
         chosen: places, FILE:LINE, of rows to show in any case.
         stored: the dataset that was made of these rows.
@@ -117,7 +117,8 @@ def survey(
     seen: set[int] = set()
     others = 0
     rest = None if stored is None else iter(stored)
-    for block in blocks(conversations, characters):
+    split = (part for row in conversations for part in split_rounds(row, options.train_on))
+    for block in blocks(split, characters):
         rows = encode_rows(block, tokenizer, train_on=options.train_on)
         for conversation, example in zip(block, rows, strict=True):
             part = truncate(example, options.limit, tokenizer, options.truncation)
@@ -165,10 +166,10 @@ def decoding_mismatch(
     They differ where a base's tokenizer changes text (its case, its Unicode form) or can't write
     it. None if they are equal.
     """
-    answers = [message for message in conversation.messages if message.role == "assistant"]
-    if train_on == "last":
-        answers = answers[-1:]
-    expected = "".join(message.content + END for message in answers if message.weight)
+    segments = render(
+        conversation.messages, train_on, tools=conversation.tools, framed=tokenizer.framed
+    )
+    expected = "".join(segment.text for segment in segments if segment.weight)
     ids = compress(example.input_ids, example.loss_mask)
     decoded = b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
     if decoded == expected:
@@ -212,7 +213,10 @@ def _question_and_answer_scripts(conversation: Conversation) -> tuple[str, str] 
 
 
 def _message_hash(conversation: Conversation) -> int:
-    spelled = "\0".join(f"{m.role}\0{m.content}" for m in conversation.messages)
+    messages = conversation.messages
+    spelled = "\0".join(f"{m.role}\0{m.content}" for m in messages)
+    if conversation.tools or any(m.reasoning or m.calls for m in messages):
+        spelled += repr([conversation.tools, [(m.reasoning, m.calls) for m in messages]])
     digest = hashlib.blake2b(spelled.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 

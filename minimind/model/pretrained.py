@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from minimind.atomic_io import sync, write_tensors
-from minimind.data.chatml import CHAT_TEMPLATE
+from minimind.data.template import chat_template
 from minimind.model.config import ModelConfig
 from minimind.model.families import FAMILIES
 from minimind.model.transformer import Transformer
@@ -209,7 +209,9 @@ def save(
             f"{directory}: holds a sharded model, and some readers would still read its shards; "
             "save to another directory"
         )
-    if tokenizer.base_chat_template not in (None, _chat_template(tokenizer)):
+    frames = [(False, False), (True, False), (True, True)]
+    ours = [_chat_template(tokenizer.with_framing(*frame)) for frame in frames]
+    if tokenizer.base_chat_template not in (None, *ours):
         warnings.warn(
             f"{directory}: the base's own chat template is replaced; the model is trained with "
             "plain ChatML, without a system prompt that no one asked for",
@@ -252,7 +254,8 @@ def save_tokenizer(directory: str | Path, tokenizer: Tokenizer) -> None:
 
 
 def _chat_template(tokenizer: Tokenizer) -> str:
-    return ("{{ bos_token }}" if tokenizer.bos_id is not None else "") + CHAT_TEMPLATE
+    template = chat_template(tokenizer.framed, tokenizer.thinking)
+    return ("{{ bos_token }}" if tokenizer.bos_id is not None else "") + template
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -45,6 +45,7 @@ from minimind.data.plan import Batches, Steps, make_steps
 from minimind.data.selection import select_rows
 from minimind.data.show import show_row
 from minimind.data.storage import hash_of
+from minimind.model.grow import grow
 from minimind.model.pretrained import load
 from minimind.sampler import generate
 from minimind.sft.options import SFTOptions, parse
@@ -87,6 +88,8 @@ def run(options: SFTOptions, arguments: list[str]) -> None:
     with distributed.main_process_first():
         selection = select_rows(options.files, tokenizer, options.data, options.split)
         data_hash = hash_of(selection.training, selection.folders[0])
+    tokenizer = selection.tokenizer
+    model = grow(model, tokenizer)
     print("\n".join(describe_selection(selection, options.split, options.files, context)))
     training, validation = selection.training, selection.validation
     budget = options.tokens_per_batch or tokens_that_fit(model, device)

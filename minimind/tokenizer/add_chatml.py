@@ -1,8 +1,8 @@
-"""Add ChatML's control tokens to the files of a base that lacks them."""
+"""Add control tokens, ChatML's and the tags of tools and thinking, to a base that lacks them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -17,14 +17,21 @@ from minimind.tokenizer.files import (
 from minimind.tokenizer.vocabulary import SPARE, Vocabulary
 
 
-def add_chatml(files: TokenizerFiles, vocabulary: Vocabulary, missing: Sequence[str]) -> str:
-    """Put the missing tokens in slots that the base left spare, else at the end.
+def add_chatml(
+    files: TokenizerFiles,
+    vocabulary: Vocabulary,
+    missing: Sequence[str],
+    used: Collection[str] = (),
+) -> str:
+    """Put the missing tokens in slots that the base left spare and aren't `used`, else at the end.
 
     This changes the files in memory, so that what is saved loads as what was used. It returns a
     sentence that says what was done.
     """
     words, control = vocabulary.words, vocabulary.control
-    spare = sorted((n for n in control if SPARE.fullmatch(n)), key=control.__getitem__)
+    spare = sorted(
+        (n for n in control if SPARE.fullmatch(n) and n not in used), key=control.__getitem__
+    )
     if MODEL not in files.contents and len(spare) >= len(missing):
         new_names = dict(zip(spare, missing, strict=False))
         for name in (JSON, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS):

@@ -12,6 +12,7 @@ ids can be decoded one by one.
 from __future__ import annotations
 
 import codecs
+import copy
 import hashlib
 import json
 import re
@@ -22,10 +23,11 @@ from pathlib import Path
 from minimind.tokenizer.as_trained import choose_bos, write_as_trained
 from minimind.tokenizer.files import GENERATION, JSON, TokenizerFiles
 from minimind.tokenizer.tokenizer_json import read_json
-from minimind.tokenizer.vocabulary import END, SPARE, START
+from minimind.tokenizer.vocabulary import END, SPARE, START, TAGS, THINK
 
 END_OF_TEXT = "<|endoftext|>"
 _NO_TOKEN = "\ufffd".encode()  # for an id that no token has
+_DEFAULT = re.compile(r"thinking_by_default = (true|false)")  # in a template of ours
 
 
 class Tokenizer:
@@ -43,9 +45,11 @@ class Tokenizer:
         control_ids: every added token, marked special or not, but for unmarked white space, which
             is a word. `encode` never yields one of them, except the base's "unknown" for a
             character that its vocabulary can't write.
-        added_chatml: the ChatML tokens that the base lacked, so that loading added them.
+        added_chatml: the tokens of ChatML, or of `with_tags`, that the base lacked and got.
         notice: a sentence on how they were added; None if none was.
         base_chat_template: the base's own chat template, which `save` doesn't write.
+        framed: whether each answer has a `<think>` block, as where the base's template holds one.
+        thinking: of a framed one, whether a prompt asks for reasoning unless it says otherwise.
         fingerprint: a hash over all that decides ids.
 
     Where a base's files contradict each other about the BOS, loading warns of it.
@@ -71,20 +75,27 @@ class Tokenizer:
                 f"({error!r}); fetch the tokenizer's files again"
             ) from error
 
-    def __init__(self, files: TokenizerFiles) -> None:
+    def __init__(self, files: TokenizerFiles, tags: Sequence[str] = ()) -> None:
         self._files = files
         self.base_chat_template = files.pop_chat_template()
+        template = self.base_chat_template or ""
+        ours = _DEFAULT.search(template)
+        self.framed = THINK in template
+        self.thinking = self.framed and (
+            ours[1] == "true" if ours else "open_thinking" not in template  # MiniMind's is off
+        )
         if converted := JSON not in files.contents:
             from minimind.tokenizer.sentencepiece_model import convert_model
 
             convert_model(files)
         vocabulary = read_json(files)
-        self.added_chatml = tuple(t for t in (START, END) if t not in vocabulary.control)
+        self.added_chatml = tuple(t for t in (START, END, *tags) if t not in vocabulary.control)
         self.notice: str | None = None
         if self.added_chatml:
             from minimind.tokenizer.add_chatml import add_chatml
 
-            self.notice = add_chatml(files, vocabulary, self.added_chatml)
+            used = files.named_tokens().values() if tags else ()
+            self.notice = add_chatml(files, vocabulary, self.added_chatml, used)
             vocabulary = read_json(files)
 
         self._encode = vocabulary.encode
@@ -165,6 +176,28 @@ class Tokenizer:
                 f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
             )
         return self._control[token]
+
+    def has_control(self, token: str) -> bool:
+        """Whether `encode_control` knows the name."""
+        return token in self._control
+
+    def with_tags(self, tags: Iterable[str]) -> Tokenizer:
+        """This tokenizer with those of the tags of tools and thinking that it lacks.
+
+        They take slots that the base left spare, else ids at the end, for which a model needs rows.
+        """
+        missing = [tag for tag in TAGS if tag in tags and tag not in self._control]
+        if not missing:
+            return self
+        grown = Tokenizer(copy.deepcopy(self._files), missing)
+        grown.base_chat_template = self.base_chat_template
+        return grown.with_framing(self.framed, self.thinking)
+
+    def with_framing(self, framed: bool, thinking: bool) -> Tokenizer:
+        """This tokenizer, served in another frame: see `framed` and `thinking`."""
+        served = copy.copy(self)
+        served.framed, served.thinking = framed, framed and thinking
+        return served
 
     def control_tokens_in(self, text: str) -> list[str]:
         """The control tokens that a text spells, in their order; `encode` makes letters of them."""

@@ -15,6 +15,10 @@ from minimind.tokenizer.files import ADDED_TOKENS, CONFIG, TokenizerFiles
 
 START = "<|im_start|>"
 END = "<|im_end|>"
+THINK, END_THINK = "<think>", "</think>"
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+RESULT, END_RESULT = "<tool_response>", "</tool_response>"
+TAGS = (THINK, END_THINK, CALL, END_CALL, RESULT, END_RESULT)  # what rows with them need beside
 
 _MAX_IDS = 2**22  # as many rows as a model may have
 

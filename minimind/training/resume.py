@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from minimind.data.chatml import CHAT_TEMPLATE
 from minimind.data.plan import Steps
+from minimind.data.template import chat_template
 from minimind.model.transformer import Transformer
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
@@ -45,11 +45,12 @@ def run_fingerprint(
     environment   what may change, though the last bits may change with it
     steps         of the complete run; there may be more when it is resumed
     """
+    template = chat_template(tokenizer.framed, tokenizer.thinking)
     on_cuda = model.device.type == "cuda"
     values = {
         "identity": {
             "tokenizer": tokenizer.fingerprint,
-            "chat template": hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
+            "chat template": hashlib.sha256(template.encode()).hexdigest(),
             **identity,
             **{f"config.json's {name}": value for name, value in model.config.to_hf().items()},
             **{f"--{n.replace('_', '-')}": x for n, x in asdict(config).items() if n not in FREE},

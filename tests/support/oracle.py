@@ -10,15 +10,18 @@ from __future__ import annotations
 import io
 import sys
 import unicodedata
+from itertools import compress
 from types import SimpleNamespace
 from typing import Any
 
-from minimind.data.conversation import Conversation, parse_conversation
+from minimind.data.conversation import Conversation, Message, parse_conversation
 from minimind.data.dataset import Example
 from minimind.data.errors import DataError
 from minimind.data.masking import encode_rows
 from minimind.data.reader import Row, read_rows
+from minimind.data.rounds import split_rounds
 from minimind.tokenizer import Tokenizer
+from tests.support.templates import rendered_text
 
 END = "<|im_end|>"
 FLAGS = ("train", "training", "loss")
@@ -44,9 +47,12 @@ def check_file(data: bytes, tokenizer: Tokenizer) -> int:
             good.append((row.value, _parse(row)))
         except DataError as error:
             check_message(error)
-    examples = encode_rows([conversation for _, conversation in good], tokenizer) if good else []
-    for (value, conversation), example in zip(good, examples, strict=True):
+    plain = [(value, c) for value, c in good if not (c.tools or any(map(_more, c.messages)))]
+    examples = encode_rows([c for _, c in plain], tokenizer) if plain else []
+    for (value, conversation), example in zip(plain, examples, strict=True):
         check_mask(value, conversation, example, tokenizer)
+    for _, conversation in good:
+        check_tags(conversation, tokenizer)
     return len(good)
 
 
@@ -84,9 +90,28 @@ def check_mask(
     assert [id for id in trained if id in tokenizer.control_ids] == [tokenizer.end_id] * len(
         answers
     )
-    assert tokenizer.decode(example.input_ids) == "".join(
-        f"<|im_start|>{message.role}\n{message.content}{END}\n" for message in conversation.messages
-    )
+    assert tokenizer.decode(example.input_ids) == rendered_text(conversation.messages)
+
+
+def _more(message: Message) -> bool:
+    return bool(message.reasoning or message.calls)
+
+
+def check_tags(conversation: Conversation, tokenizer: Tokenizer) -> None:
+    """What is trained of a row with tools and reasoning, framed: its answers, each in one part."""
+    expected, trained = [], ""
+    for part in split_rounds(conversation):
+        (example,) = encode_rows([part], tokenizer, framed=True)
+        trained += tokenizer.decode(compress(example.input_ids, example.loss_mask))
+    for message in conversation.messages:
+        if message.role == "assistant" and message.weight:
+            thought = message.reasoning.strip("\n")
+            block = f"{thought}\n</think>\n\n" if thought else ""
+            calls = [f"<tool_call>\n{call.text}\n</tool_call>" for call in message.calls]
+            content = message.content.lstrip("\n")
+            said = "\n".join([*([content] if content or not calls else []), *calls])
+            expected.append(f"{block}{said}{END}")
+    assert trained == "".join(expected)
 
 
 def trained_answers(row: Any, shape: str) -> list[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from minimind.data.conversation import Conversation, Message
+from minimind.data.conversation import Call, Conversation, Message
+from minimind.tokenizer.vocabulary import TAGS
 
 # Tests measure properties, not time: a busy machine must not fail them.
 settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -117,6 +118,11 @@ def conversations(
     return Conversation(tuple(draw(messages(role)) for role in roles))
 
 
+def spells_no_tag(conversation: Conversation) -> bool:
+    """Whether its dicts are read as they are: an assistant's tags would be read as data."""
+    return not any(tag in m.content for m in conversation.messages for tag in TAGS)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts() | st.just("\ud800"),
     lambda inner: (
@@ -136,3 +142,49 @@ json_values = st.recursive(
     ),
     max_leaves=10,
 )
+
+
+# Tools and reasoning
+
+TOOLS = tuple(
+    {"type": "function", "function": {"name": name, "description": text, "parameters": {}}}
+    for name, text in (("get_weather", "날씨를 알려 준다."), ("add", "Adds <b>two</b> & more."))
+)
+_PLAIN_PIECES = st.sampled_from((*WORDS, *EMOJI, ".", "\n\n", " ", "{", '"', "\\n", "<b>", "'"))
+
+
+def plain_texts(min_size: int = 0) -> st.SearchStrategy[str]:
+    """Text that spells no control token and begins with a letter, as templates need it."""
+    joined = st.lists(_PLAIN_PIECES | st.text("가나다xyz019 ,.\n", max_size=8), max_size=5)
+    text = joined.map(lambda parts: "".join(["가", *parts]))
+    return text if min_size else text | st.just("")
+
+
+_leaves = st.none() | st.booleans() | st.integers() | plain_texts()
+_leaves |= st.floats(allow_nan=False, allow_infinity=False)
+_values = st.recursive(
+    _leaves,
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(plain_texts(), some, max_size=2),
+    max_leaves=4,
+)
+_arguments = st.dictionaries(plain_texts(), _values, max_size=3)
+calls = st.builds(Call, st.sampled_from(("get_weather", "add", 'a "b"')), _arguments)
+
+
+@st.composite
+def tool_conversations(draw: st.DrawFn, *, reasoning: bool = True) -> Conversation:
+    """A legal Conversation with tools, calls and their results, and (if asked for) reasoning."""
+    messages = []
+    if draw(st.booleans()):
+        messages.append(Message("system", draw(plain_texts(min_size=1))))
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append(Message("user", draw(plain_texts(min_size=1))))
+        for last in [False] * draw(st.integers(0, 2)) + [True]:
+            asked = () if last else tuple(draw(st.lists(calls, min_size=1, max_size=2)))
+            thought = draw(plain_texts()) if reasoning else ""
+            weight = draw(st.sampled_from((1.0, 1.0, 0.0)))
+            content = draw(plain_texts(min_size=0 if asked else 1))
+            messages.append(Message("assistant", content, weight, thought, asked))
+            messages += [Message("tool", draw(plain_texts())) for _ in asked]
+    tools = draw(st.sampled_from(((), TOOLS[:1], TOOLS)))
+    return Conversation(tuple(messages), tools=tools)
