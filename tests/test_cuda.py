@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none. An H200 passed them at commit 135b4a4."""
+"""What only a GPU can show; skipped where there is none. An H200 passed them at commit e1d76b3."""
 
 from __future__ import annotations
 
