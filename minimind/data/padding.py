@@ -74,7 +74,7 @@ def empty_buffer(
 def pad(batch: Batch, shape: BatchShape, pin_memory: bool = False) -> tuple[Tensor, Batch]:
     """Fill a batch on the CPU up to a shape that holds it; returns its buffer, too.
 
-    input_ids    5 7 2 5 9 | 0 0 0     T: documents of their own, at most max_seqlen long
+    input_ids    5 7 2 5 9 | 5 5 5     T: documents of their own, at most max_seqlen long
     cu_seqlens   0 3 5 8 8 8           D + 1: the last value again
     supervised   1 2 4 1               S: the first again, with weight 0
     weights      1 1 1 0

@@ -1,7 +1,7 @@
 """A step's kernels captured once as two CUDA graphs, and launched again with two calls.
 
     one micro-batch   forward and backward, gradients added to fixed tensors     replayed for each
-    update            norm, clipping, AdamW, gradients to zero                   replayed once
+    update            norm, clipping, AdamW                                      replayed once
 
 A micro-batch, padded to the run's one shape, is copied into one fixed buffer. One that the shape
 doesn't hold is computed eagerly, into the same gradients.

@@ -88,6 +88,7 @@ class TrainState:
         precision: of the matrix products; what "auto" was resolved to.
         device: where the model is.
         working: what computes in this precision.
+        autocast: the precision of autocast; fp32, which is none, where `working` is a copy.
         shape: what batches are padded to; None: each keeps its sizes.
         graphs: the step as CUDA graphs; None: not captured, or not yet.
         may_capture: False once a run is found that can't be captured.
