@@ -12,6 +12,7 @@ from minimind.data.dataset import Dataset
 from minimind.data.errors import printable
 from minimind.data.plan import Steps
 from minimind.data.selection import Selection, SplitOptions
+from minimind.training.environment import peak_memory
 from minimind.training.fit import RunResult
 from minimind.training.run_folder import CHECKPOINTS, LAST, bytes_of
 
@@ -201,6 +202,19 @@ def describe_weights(result: RunResult) -> str:
 
 def is_measured_at_stop(result: RunResult) -> bool:
     return not result.finished and result.last_loss_step == result.steps
+
+
+def describe_speed(result: RunResult, unit: str) -> list[str]:
+    """What a run's steps did besides training, its speed in `unit` a second, and its memory."""
+    lines = []
+    if result.skipped:
+        lines.append(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
+    if result.eager_batches:
+        lines.append(f"{result.eager_batches} batches were larger than planned: they ran eagerly")
+    if result.finished and not result.supervised_per_second:
+        lines.append("nothing was left to train; more --epochs add steps")
+    speed = f"{result.supervised_per_second:,.0f} {unit}/s"
+    return [*lines, f"{speed}; peak memory {peak_memory()}"]
 
 
 def describe_folder(out: Path, finished: bool) -> str:

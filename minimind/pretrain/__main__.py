@@ -25,6 +25,7 @@ from minimind.cli.summary import (
     describe_losses,
     describe_plan,
     describe_share,
+    describe_speed,
     describe_weights,
 )
 from minimind.data.dataset import Dataset
@@ -41,7 +42,7 @@ from minimind.pretrain.trial import steps_within
 from minimind.tokenizer import Tokenizer
 from minimind.training import distributed
 from minimind.training.checkpoint import newest_checkpoint
-from minimind.training.environment import choose_device, peak_memory
+from minimind.training.environment import choose_device
 from minimind.training.fit import Measure, RunConfig, RunResult, fit
 from minimind.training.memory import tokens_that_fit
 from minimind.training.precision import DTYPES, Precision, resolve_precision
@@ -238,7 +239,7 @@ def _report(
     else:
         again = "the same command resumes it" + ", without --overwrite" * options.overwrite
         print(f"stopped after step {result.steps} of {planned}; {again}")
-    print(f"{result.supervised_per_second:,.0f} tokens/s; peak memory {peak_memory()}")
+    print("\n".join(describe_speed(result, "tokens")))
     print(describe_folder(out, result.finished))
     metrics = (out / METRICS).read_text(encoding="utf-8").splitlines()
     write_record(

@@ -35,6 +35,7 @@ from minimind.cli.summary import (
     describe_losses,
     describe_plan,
     describe_selection,
+    describe_speed,
     describe_tokens,
     describe_weights,
 )
@@ -51,7 +52,7 @@ from minimind.sampler import generate
 from minimind.sft.options import SFTOptions, parse
 from minimind.sft.record import loss_plot, model_card
 from minimind.training import distributed
-from minimind.training.environment import choose_device, peak_memory
+from minimind.training.environment import choose_device
 from minimind.training.fit import RunResult, fit
 from minimind.training.memory import tokens_that_fit
 from minimind.training.precision import DTYPES
@@ -176,13 +177,7 @@ def _report(
     print(f"validation loss per supervised token: {describe_losses(result)}")
     by = ", by one validation row" if rows["validation"] == 1 else ""
     print(f"{out} holds {describe_weights(result)}{by}; {out / LAST} those of step {result.steps}")
-    if result.skipped:
-        print(f"{result.skipped} steps skipped: their fp16 gradients overflowed")
-    if result.eager_batches:
-        print(f"{result.eager_batches} batches were larger than planned: they ran eagerly")
-    if result.finished and not result.supervised_per_second:
-        print("nothing was left to train; more --epochs add steps")
-    print(f"{result.supervised_per_second:,.0f} supervised tokens/s; peak memory {peak_memory()}")
+    print("\n".join(describe_speed(result, "supervised tokens")))
     print(describe_folder(out, result.finished))
     if not result.finished:
         print(f"stopped after step {result.steps} of {planned}; resume with:")
